@@ -1,0 +1,80 @@
+"""What holds for every test: nothing of the user's environment, nothing outside loopback."""
+
+import ipaddress
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis.database import DirectoryBasedExampleDatabase
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A deadline per example would be a timing assertion; the timeout per test bounds a hang. In CI the
+# examples are the same in every run, so that a failure is the change's.
+hypothesis.settings.register_profile(
+    "modelhost",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    database=DirectoryBasedExampleDatabase(ROOT / ".cache" / "hypothesis"),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("modelhost")
+
+# What would make a test depend on the machine: tokens, endpoints, proxies, the service manager.
+_FOREIGN = (
+    "HF_",
+    "HUGGING_FACE_",
+    "TRANSFORMERS_",
+    "MODELHOST_",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_",
+    "JOURNAL_STREAM",
+    "LISTEN_",
+    "STATE_DIRECTORY",
+    "CACHE_DIRECTORY",
+    "RUNTIME_DIRECTORY",
+)
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "grpc_proxy", "no_grpc_proxy")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give the tests, and every process that they start, an environment of their own."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(_FOREIGN) or name.lower() in _PROXIES:
+                patch.delenv(name)
+        patch.setenv("HOME", str(home))
+        patch.setenv("XDG_DATA_HOME", str(home / "data"))
+        patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        patch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        patch.setenv("HF_HOME", str(home / "hf"))
+        patch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+        # Threads of torch beyond the cores that two test processes share only slow both down.
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+def _loopback_only(event: str, args: tuple[Any, ...]) -> None:
+    if event != "socket.connect":
+        return
+    sock, address = args
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    host = address[0].partition("%")[0]
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback:
+        raise RuntimeError(f"a test tried to connect to {host}: tests talk to loopback only")
+
+
+sys.addaudithook(_loopback_only)
