@@ -1,0 +1,362 @@
+"""Workers without processes: deterministic, and driven by the test step by step."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.resources import Health, Isolation, Phase, Progress
+from modelhostd.ports import (
+    InferReply,
+    Loaded,
+    LoadSpec,
+    TensorSpec,
+    WorkerExit,
+    WorkerListener,
+)
+
+Handler = Callable[[LoadSpec, bytes], bytes]
+
+
+class Gate:
+    """Holds callers until it is opened, and tells how many stand before it."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._open.set()
+        self._changed = asyncio.Condition()
+        self.waiting = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether callers are held."""
+        return not self._open.is_set()
+
+    def close(self) -> None:
+        """Hold whoever comes from now on."""
+        self._open.clear()
+
+    def open(self) -> None:
+        """Let everybody through, now and from now on."""
+        self._open.set()
+
+    async def wait(self) -> None:
+        """Wait until the gate is open."""
+        self.waiting += 1
+        try:
+            async with self._changed:
+                self._changed.notify_all()
+            await self._open.wait()
+        finally:
+            self.waiting -= 1
+
+    async def reached(self, count: int = 1) -> None:
+        """Wait until ``count`` callers stand before the gate."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.waiting >= count)
+
+
+@dataclass
+class _Process:
+    """One pretended worker: the instances it holds and the requests in flight in it."""
+
+    device: str
+    pid: int
+    instances: dict[tuple[str, int], LoadSpec] = field(default_factory=dict)
+    loads: set["asyncio.Future[None]"] = field(default_factory=set)
+    requests: dict["asyncio.Future[InferReply]", str] = field(default_factory=dict)
+    """In flight -> model. A cancelled request leaves at once, as in the real port."""
+    known: dict[str, str] = field(default_factory=dict)
+
+
+class FakeWorkers:
+    """Implements :class:`modelhostd.ports.Workers`.
+
+    Controls, all by model id: ``measured_bytes`` (default: the prediction), ``load_errors`` (raised by
+    each load until removed), ``infer_errors``, ``healths``, and the gates ``load_gate(model)``,
+    ``unload_gate(model)``, ``infer_gate(model)``: ``close()`` holds, ``open()`` releases, ``await
+    reached(n)`` waits until n callers are held. ``crash(device)`` kills a worker as a signal would.
+    What happened is in ``log`` as ``(verb, device, model, generation)``; what is held in ``resident``;
+    ``peak_bytes`` is the most that a device ever held at once.
+    """
+
+    def __init__(self, handler: Handler | None = None) -> None:
+        self.handler: Handler = handler or (lambda spec, payload: payload)
+        self.measured_bytes: dict[str, int] = {}
+        self.load_errors: dict[str, ModelhostError] = {}
+        self.infer_errors: dict[str, ModelhostError] = {}
+        self.healths: dict[str, tuple[Health, str]] = {}
+        self.inputs: dict[str, tuple[TensorSpec, ...]] = {}
+        self.outputs: dict[str, tuple[TensorSpec, ...]] = {}
+        self.progress_steps: int = 4
+        self.log: list[tuple[str, str, str, int]] = []
+        self.peak_bytes: dict[str, int] = {}
+        self.stopped = False
+        self._gates: dict[tuple[str, str], Gate] = {}
+        self._processes: dict[tuple[str, str], _Process] = {}
+        self._bytes: dict[tuple[str, str, int], int] = {}
+        self._listener: WorkerListener | None = None
+        self._next_pid = 4_000_000
+
+    # --- controls -------------------------------------------------------------------------------
+
+    def load_gate(self, model: str) -> Gate:
+        """Return the gate that a load of ``model`` passes after its memory is taken."""
+        return self._gates.setdefault(("load", model), Gate())
+
+    def unload_gate(self, model: str) -> Gate:
+        """Return the gate that an unload of ``model`` passes before its memory is free."""
+        return self._gates.setdefault(("unload", model), Gate())
+
+    def infer_gate(self, model: str) -> Gate:
+        """Return the gate that each request to ``model`` passes before it is answered."""
+        return self._gates.setdefault(("infer", model), Gate())
+
+    @property
+    def resident(self) -> Mapping[str, tuple[str, int]]:
+        """Model -> (device, measured bytes) of everything that holds memory now."""
+        return {
+            spec.model: (process.device, self._bytes[process.device, spec.instance, generation])
+            for process in self._processes.values()
+            for (_, generation), spec in process.instances.items()
+        }
+
+    def device_bytes(self, device: str) -> int:
+        """Return the bytes that instances hold on ``device`` now, loads in progress included."""
+        return sum(size for key, size in self._bytes.items() if key[0] == device)
+
+    def in_flight(self, model: str = "") -> int:
+        """Return how many requests (to ``model``, or to all) are not answered yet."""
+        return sum(
+            1
+            for process in self._processes.values()
+            for name in process.requests.values()
+            if model in ("", name)
+        )
+
+    def crash(
+        self,
+        device: str,
+        *,
+        model: str = "",
+        exit: str = "signal SIGKILL",
+        blamed: str = "",
+        stderr_tail: str = "",
+        replace: bool = True,
+    ) -> None:
+        """End the worker of ``device`` (of ``model`` where it has its own) and tell the listener.
+
+        Everything in flight fails with WORKER_LOST before the listener hears of it; with ``replace``
+        the listener is told of a new, empty worker in a later turn of the loop.
+        """
+        process = self._processes.pop((device, model))
+        lost = _lost(device, exit)
+        for load in process.loads:
+            load.set_exception(lost)
+        for request in list(process.requests):
+            if not request.done():
+                request.set_exception(lost)
+        process.requests.clear()
+        for instance, generation in process.instances:
+            self._bytes.pop((device, instance, generation), None)
+        self.log.append(("crash", device, model, 0))
+        if self._listener is not None:
+            self._listener.worker_exited(WorkerExit(device, process.pid, exit, blamed, stderr_tail))
+        if replace:
+            asyncio.get_running_loop().call_soon(self._process, device, model)
+
+    # --- the port -------------------------------------------------------------------------------
+
+    def set_listener(self, listener: WorkerListener) -> None:
+        """See :class:`modelhostd.ports.Workers`."""
+        self._listener = listener
+
+    async def load(self, device: str, spec: LoadSpec, report: Callable[[Progress], None]) -> Loaded:
+        """See :class:`modelhostd.ports.Workers`; reports ``progress_steps`` equal steps."""
+        process = self._process(device, _own(spec))
+        self.log.append(("load", device, spec.model, spec.generation))
+        size = self.measured_bytes.get(spec.model, spec.predicted_bytes)
+        key = (device, spec.instance, spec.generation)
+        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        process.loads.add(lost)
+        try:
+            if (error := self.load_errors.get(spec.model)) is not None:
+                await asyncio.sleep(0)
+                raise error
+            self._bytes[key] = size
+            self.peak_bytes[device] = max(self.peak_bytes.get(device, 0), self.device_bytes(device))
+            for step in range(1, self.progress_steps + 1):
+                done = size * step // self.progress_steps
+                report(Progress(phase=Phase.LOADING, done_bytes=done, total_bytes=size))
+                await asyncio.sleep(0)
+            await _first(self.load_gate(spec.model).wait(), lost)
+            report(Progress(phase=Phase.CHECKING, done_bytes=size, total_bytes=size))
+        except BaseException:
+            self._bytes.pop(key, None)
+            raise
+        finally:
+            process.loads.discard(lost)
+            if not lost.cancel() and not lost.cancelled():
+                lost.exception()
+        process.instances[spec.instance, spec.generation] = spec
+        process.known[spec.instance] = spec.model
+        return Loaded(
+            backend=spec.config.backend or "identity",
+            platform="fake",
+            measured_bytes=size,
+            inputs=self.inputs.get(spec.model, ()),
+            outputs=self.outputs.get(spec.model, ()),
+            max_batch_size=spec.config.max_batch_size or 0,
+            load_s=0.0,
+        )
+
+    async def unload(self, device: str, instance: str, generation: int) -> None:
+        """See :class:`modelhostd.ports.Workers`."""
+        process, spec = self._find(device, instance, generation)
+        if process is None or spec is None:
+            await asyncio.sleep(0)
+            return
+        del process.instances[instance, generation]
+        await self.unload_gate(spec.model).wait()
+        self._bytes.pop((device, instance, generation), None)
+        self.log.append(("unload", device, spec.model, generation))
+
+    def infer(
+        self,
+        device: str,
+        instance: str,
+        generation: int,
+        payload: bytes,
+        *,
+        timeout_s: float | None,
+        priority: int = 0,
+        name: str = "",
+    ) -> Awaitable[InferReply]:
+        """See :class:`modelhostd.ports.Workers`; answers ``handler(spec, payload)``."""
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[InferReply] = loop.create_future()
+        process, spec = self._find(device, instance, generation)
+        if process is None:
+            reply.set_exception(_lost(device, "not running"))
+        elif spec is None:
+            model = process.known.get(instance, instance)
+            reply.set_exception(not_loaded(model))
+        elif timeout_s is not None and timeout_s <= 0:
+            reply.set_exception(deadline_exceeded(spec.model))
+        else:
+            process.requests[reply] = spec.model
+            reply.add_done_callback(lambda _: process.requests.pop(reply, None))
+            self.log.append(("infer", device, spec.model, generation))
+            gate = self.infer_gate(spec.model)
+            if gate.closed:
+                task = loop.create_task(self._answer_later(gate, spec, payload, reply))
+                reply.add_done_callback(lambda _: task.cancel())
+            else:
+                loop.call_soon(self._answer, spec, payload, reply)
+        return reply
+
+    async def check(self, device: str, instance: str, generation: int) -> tuple[Health, str]:
+        """See :class:`modelhostd.ports.Workers`; answers ``healths[model]``, HEALTHY by default."""
+        _, spec = self._find(device, instance, generation)
+        await asyncio.sleep(0)
+        if spec is None:
+            return Health.UNHEALTHY, "The worker does not hold this instance."
+        return self.healths.get(spec.model, (Health.HEALTHY, "The canary was answered."))
+
+    def pids(self) -> Mapping[int, str]:
+        """See :class:`modelhostd.ports.Workers`."""
+        return {process.pid: process.device for process in self._processes.values()}
+
+    async def stop(self, timeout_s: float) -> None:
+        """See :class:`modelhostd.ports.Workers`."""
+        self.stopped = True
+        self._listener = None
+        for device, model in list(self._processes):
+            self.crash(device, model=model, exit="stopped", replace=False)
+        await asyncio.sleep(0)
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _process(self, device: str, model: str) -> _Process:
+        process = self._processes.get((device, model))
+        if process is None:
+            if self.stopped:
+                raise ModelhostError(Reason.SHUTTING_DOWN, "The daemon is shutting down.")
+            self._next_pid += 1
+            process = self._processes[device, model] = _Process(device, self._next_pid)
+            if self._listener is not None:
+                self._listener.worker_ready(device, process.pid)
+        return process
+
+    def _find(
+        self, device: str, instance: str, generation: int
+    ) -> tuple[_Process | None, LoadSpec | None]:
+        shared = None
+        for (name, _), process in self._processes.items():
+            if name == device:
+                shared = process
+                spec = process.instances.get((instance, generation))
+                if spec is not None:
+                    return process, spec
+        return shared, None
+
+    async def _answer_later(
+        self, gate: Gate, spec: LoadSpec, payload: bytes, reply: "asyncio.Future[InferReply]"
+    ) -> None:
+        await gate.wait()
+        self._answer(spec, payload, reply)
+
+    def _answer(self, spec: LoadSpec, payload: bytes, reply: "asyncio.Future[InferReply]") -> None:
+        if reply.done():
+            return
+        if spec.model in self.infer_errors:
+            reply.set_exception(self.infer_errors[spec.model])
+            return
+        try:
+            answer = self.handler(spec, payload)
+        except ModelhostError as error:
+            reply.set_exception(error)
+            return
+        reply.set_result(InferReply(answer, 1, 1, 0, 0, 0, 0))
+
+
+def not_loaded(model: str) -> ModelhostError:
+    """Return what a worker answers to a request for an instance it does not hold."""
+    return ModelhostError(
+        Reason.MODEL_NOT_LOADED,
+        f"Model '{model}' is not loaded in this worker (any more); retry the request.",
+        {"model": model, "state": "GONE"},
+    )
+
+
+def deadline_exceeded(model: str) -> ModelhostError:
+    """Return what a worker answers to a request whose deadline passed before it started."""
+    return ModelhostError(
+        Reason.DEADLINE_EXCEEDED,
+        f"The deadline passed before model '{model}' could start on the request.",
+        {"method": "ModelInfer"},
+    )
+
+
+def _own(spec: LoadSpec) -> str:
+    return spec.model if spec.config.isolation is Isolation.PROCESS else ""
+
+
+def _lost(device: str, exit: str) -> ModelhostError:
+    return ModelhostError(
+        Reason.WORKER_LOST,
+        f"The worker of devices/{device} ended ({exit}); retry, it is being replaced.",
+        {"device": device, "exit": exit},
+        retry_delay_s=1.0,
+    )
+
+
+async def _first(work: Awaitable[None], lost: "asyncio.Future[None]") -> None:
+    """Wait for ``work``, or raise what ``lost`` got before it was done."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((task, lost), return_when=asyncio.FIRST_COMPLETED)
+        if lost.done():
+            lost.result()
+    finally:
+        task.cancel()
