@@ -1,0 +1,271 @@
+"""Source URIs: taken apart, checked and put into one canonical form.
+
+    hf://org/name@revision        a repository of the Hugging Face Hub
+    https://host/path             one file
+    github://owner/repo@tag/asset a release asset; without @tag the latest release
+    ollama://name:tag             a model of the Ollama registry; also ollama://namespace/name:tag
+    file:///path                  a file or folder of this machine
+    s3://bucket/key               object storage
+
+The canonical URI carries no revision, no user, no password, no secret query and no fragment: it is
+stored, logged and shown.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+from modelhostd.core.errors import ModelhostError, Reason, invalid
+from modelhostd.core.names import ID, ID_RULE
+from modelhostd.core.paths import path_fault
+from modelhostd.core.resources import Source
+
+URI_CHARS_MAX = 1024
+REVISION_CHARS_MAX = 200
+
+_HUB_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
+_OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]+\]")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
+_SECRET_KEYS = re.compile(
+    r"(access_?|auth_?|api_?)?(token|key)|sig|signature|password|passwd|secret|auth|x-amz-.*|x-goog-.*",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceName:
+    """A source URI taken apart: scheme, canonical URI, the revision it named, and its last segment."""
+
+    scheme: str
+    uri: str
+    revision: str
+    last: str
+
+
+def parse_source(
+    text: str,
+    *,
+    revision: str = "",
+    allow_patterns: Sequence[str] = (),
+    ignore_patterns: Sequence[str] = (),
+    field: str = "source.uri",
+) -> Source:
+    """Return the Source for a URI that a client gave; ``revision`` may stand in the URI or beside it.
+
+    Raises INVALID_ARGUMENT naming ``field`` and what a valid URI looks like, before any network.
+    """
+    name = split_uri(text, field=field)
+    if revision and name.revision and revision != name.revision:
+        raise invalid(f"{field} and revision", "one revision, not two", f"{text} and {revision}")
+    asked = revision or name.revision
+    if asked and name.scheme in {"https", "file", "s3"}:
+        raise invalid("source.revision", f"nothing: {name.scheme} sources have no revisions", asked)
+    return Source(
+        uri=name.uri,
+        revision=_revision(asked, "source.revision"),
+        allow_patterns=tuple(allow_patterns),
+        ignore_patterns=tuple(ignore_patterns),
+    )
+
+
+def split_uri(text: str, *, field: str = "source.uri") -> SourceName:
+    """Take a URI apart and return its canonical form. Raises INVALID_ARGUMENT naming ``field``."""
+    if not text:
+        raise invalid(field, f"a source URI: {_examples()}", text)
+    if len(text) > URI_CHARS_MAX:
+        raise invalid(field, f"at most {URI_CHARS_MAX} characters", f"{len(text)} characters")
+    if not text.isascii() or any(c <= " " or c in '"<>\\^`{|}\x7f' for c in text):
+        raise invalid(field, "printable ASCII without spaces; escape other characters as %XX", text)
+    scheme, found, rest = text.partition("://")
+    if not found:
+        raise invalid(field, _bare_hint(text), text)
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) is None:
+        raise invalid(field, f"a scheme before '://': {_examples()}", text)
+    scheme = scheme.lower()
+    parser = _PARSERS.get(scheme)
+    if parser is None:
+        near = "; plain http is not allowed, use https" if scheme == "http" else ""
+        raise invalid(field, f"one of the schemes {', '.join(SCHEMES)}{near}", text)
+    if "#" in rest or (("?" in rest) and scheme != "https"):
+        raise invalid(field, "no query and no fragment", text)
+    return parser(rest, text, field)
+
+
+def derive_model_id(source: Source) -> str:
+    """Return the model id of a source: its last segment, lower-cased (DESIGN section 4).
+
+    ``hf://org/MiniLM-L6`` -> ``minilm-l6``. Raises INVALID_ARGUMENT where that is no id.
+    """
+    last = split_uri(source.uri).last.lower()
+    if ID.fullmatch(last) is None:
+        raise invalid(
+            "model_id",
+            f"an id of your own (model_id, `--name`), because the source's last segment is not {ID_RULE}",
+            last,
+        )
+    return last
+
+
+def scheme_of(source: Source) -> str:
+    """Return the scheme of a canonical source."""
+    return source.uri.partition("://")[0]
+
+
+def hub_repo(source: Source) -> str:
+    """Return ``org/name`` (or a bare canonical ``name``) of an ``hf://`` source."""
+    assert source.uri.startswith("hf://"), source.uri
+    return source.uri.removeprefix("hf://")
+
+
+def not_implemented(source: Source) -> ModelhostError:
+    """Return UNIMPLEMENTED for a scheme that parses, and that nothing fetches yet."""
+    return ModelhostError(
+        Reason.UNIMPLEMENTED,
+        f"{source.uri}: fetching from {scheme_of(source)}:// is not implemented yet; use hf://org/name",
+        {"method": "DownloadModel"},
+    )
+
+
+def _revision(revision: str, field: str) -> str:
+    if not revision:
+        return ""
+    bad = (
+        len(revision) > REVISION_CHARS_MAX
+        or _REVISION.fullmatch(revision) is None
+        or ".." in revision
+        or "//" in revision
+        or revision.endswith(("/", ".lock"))
+    )
+    if bad:
+        raise invalid(
+            field,
+            f"a branch, tag or commit: up to {REVISION_CHARS_MAX} of letters, digits and . _ / + -",
+            revision,
+        )
+    return revision
+
+
+def _examples() -> str:
+    return "hf://org/name, https://host/file, github://owner/repo@tag/asset, ollama://name:tag, ..."
+
+
+def _bare_hint(text: str) -> str:
+    name, _, revision = text.partition("@")
+    segments = name.split("/")
+    if len(segments) <= 2 and all(_HUB_SEGMENT.fullmatch(s) for s in segments):
+        hint = f"hf://{name}" + (f"@{revision}" if revision else "")
+        return f"a URI with a scheme; for the Hugging Face Hub write {hint}"
+    return f"a URI with a scheme: {_examples()}"
+
+
+def _hub(rest: str, text: str, field: str) -> SourceName:
+    repo, at, revision = rest.partition("@")
+    segments = repo.split("/")
+    valid = len(segments) in {1, 2} and all(
+        _HUB_SEGMENT.fullmatch(s) and "--" not in s and ".." not in s and s[-1] not in ".-"
+        for s in segments
+    )
+    if not valid or repo.endswith(".git") or (at and not revision):
+        raise invalid(field, "hf://org/name or hf://org/name@revision", text)
+    return SourceName("hf", f"hf://{repo}", _revision(revision, field), segments[-1])
+
+
+def _https(rest: str, text: str, field: str) -> SourceName:
+    parts = urlsplit(f"https://{rest}")
+    if "@" in parts.netloc:
+        raise invalid(
+            field, "no user name or password in a URL", f"https://***@{parts.hostname}/..."
+        )
+    try:
+        port = parts.port
+    except ValueError:
+        raise invalid(field, "a port of 1 to 65535", text) from None
+    host = parts.netloc.lower()
+    host = host[: host.rfind(":")] if port is not None else host
+    if _HOST.fullmatch(host) is None or ".." in host or port == 0:
+        raise invalid(field, "https://host/path with a host name", text)
+    if host in {"huggingface.co", "hf.co", "www.huggingface.co"}:
+        repo = "/".join(parts.path.strip("/").split("/")[:2]) or "org/name"
+        raise invalid(field, f"hf://{repo} for a repository of the Hub", text)
+    for key, _ in parse_qsl(parts.query, keep_blank_values=True):
+        if _SECRET_KEYS.fullmatch(key):
+            raise invalid(
+                field, f"no secret in a URL (query parameter {key!r})", f"https://{host}/..."
+            )
+    path = _clean_path(parts.path, text, field)
+    netloc = host if port in {None, 443} else f"{host}:{port}"
+    query = f"?{parts.query}" if parts.query else ""
+    return SourceName("https", f"https://{netloc}{path}{query}", "", path.rsplit("/", 1)[-1])
+
+
+def _github(rest: str, text: str, field: str) -> SourceName:
+    expected = "github://owner/repo@tag/asset or github://owner/repo/asset"
+    owner, _, tail = rest.partition("/")
+    repo, at, tagged = tail.partition("@")
+    if at:
+        revision, _, asset = tagged.rpartition("/")
+    else:
+        revision = ""
+        repo, _, asset = tail.partition("/")
+    valid = (
+        _OWNER.fullmatch(owner)
+        and _OWNER.fullmatch(repo)
+        and asset
+        and not path_fault(unquote(asset))
+        and "/" not in unquote(asset)
+        and bool(at) == bool(revision)
+    )
+    if not valid:
+        raise invalid(field, expected, text)
+    return SourceName(
+        "github", f"github://{owner}/{repo}/{asset}", _revision(revision, field), unquote(asset)
+    )
+
+
+def _ollama(rest: str, text: str, field: str) -> SourceName:
+    name, colon, tag = rest.partition(":")
+    segments = name.split("/")
+    if len(segments) == 2 and segments[0] == "library":
+        segments = segments[1:]
+    valid = len(segments) in {1, 2} and all(_OWNER.fullmatch(s) for s in segments)
+    if not valid or (colon and not tag) or "/" in tag:
+        raise invalid(field, "ollama://name:tag or ollama://namespace/name:tag", text)
+    uri = f"ollama://{'/'.join(segments)}"
+    return SourceName("ollama", uri, _revision(tag, field), segments[-1])
+
+
+def _file(rest: str, text: str, field: str) -> SourceName:
+    if not rest.startswith("/") or len(rest) < 2:
+        raise invalid(field, "file:///absolute/path, without a host", text)
+    path = _clean_path(rest, text, field)
+    return SourceName("file", f"file://{path}", "", unquote(path.rsplit("/", 1)[-1]))
+
+
+def _s3(rest: str, text: str, field: str) -> SourceName:
+    bucket, _, key = rest.partition("/")
+    if re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket) is None or not key:
+        raise invalid(field, "s3://bucket/key", text)
+    path = _clean_path("/" + key, text, field)
+    return SourceName("s3", f"s3://{bucket}{path}", "", unquote(path.rsplit("/", 1)[-1]))
+
+
+def _clean_path(path: str, text: str, field: str) -> str:
+    """Return an absolute URL path with every segment checked once decoded, and encoded one way."""
+    decoded = unquote(path.rstrip("/"), errors="surrogateescape")
+    if not decoded.startswith("/") or (fault := path_fault(decoded[1:])):
+        why = fault if decoded.startswith("/") else "it names no file"
+        raise invalid(field, f"a path that names a file ({why})", text)
+    return quote(decoded, safe="/-._~+@!$&'()*,;=:")
+
+
+_PARSERS: dict[str, Callable[[str, str, str], SourceName]] = {
+    "hf": _hub,
+    "https": _https,
+    "github": _github,
+    "ollama": _ollama,
+    "file": _file,
+    "s3": _s3,
+}
+SCHEMES = tuple(f"{scheme}://" for scheme in _PARSERS)

@@ -1,0 +1,180 @@
+"""A files port in memory: the same promises as the blob store, without a disk.
+
+Trees are put in by a fake download or by ``put``; ``lose`` and ``flip`` do what disks do.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.findings import FindingKind
+from modelhostd.core.resources import ModelFile, Phase, Progress
+from modelhostd.ports import StorageFinding, StorageUse
+
+FREE_BYTES = 1 << 40
+
+
+@dataclass
+class FakeTree:
+    """One artifact: its files by path, and what the download stored beside them."""
+
+    files: dict[str, ModelFile]
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+
+class FakeFiles:
+    """Model trees and blobs in dictionaries; satisfies ``modelhostd.ports.Files``."""
+
+    def __init__(self, root: Path = Path("/nonexistent/modelhost")) -> None:
+        self.root = root
+        self.trees: dict[tuple[str, int], FakeTree] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.fail_next: ModelhostError | None = None
+        """Raised once by the next call that touches the disk."""
+        self.free_bytes = FREE_BYTES
+
+    # What a download does, and what tests do.
+
+    def put(
+        self,
+        model: str,
+        version: int,
+        files: Mapping[str, bytes],
+        manifest: Mapping[str, Any] | None = None,
+    ) -> tuple[ModelFile, ...]:
+        """Publish an artifact, as a download does with its last rename."""
+        listed = {}
+        for path, data in files.items():
+            digest = hashlib.sha256(data).hexdigest()
+            self.blobs[digest] = data
+            listed[path] = ModelFile(path, len(data), digest)
+        self.trees[model, version] = FakeTree(listed, manifest or {})
+        return tuple(listed[path] for path in sorted(listed))
+
+    def lose(self, model: str, version: int) -> None:
+        """Remove a tree behind the registry's back."""
+        del self.trees[model, version]
+
+    def flip(self, model: str, version: int, path: str) -> None:
+        """Flip one bit of one file."""
+        digest = self.trees[model, version].files[path].sha256
+        data = bytearray(self.blobs[digest])
+        data[0] ^= 1
+        self.blobs[digest] = bytes(data)
+
+    # The port.
+
+    def model_dir(self, model: str, version: int) -> Path:
+        """Return the directory the files would be in."""
+        return self.root / "models" / model / str(version) / "files"
+
+    async def list_files(self, model: str, version: int) -> Sequence[ModelFile]:
+        """Return the files in the order of their paths, or raise STORAGE_ERROR."""
+        self._fail()
+        tree = self.trees.get((model, version))
+        if tree is None:
+            raise ModelhostError(
+                Reason.STORAGE_ERROR,
+                f"model '{model}' version {version} has no manifest on disk; download it again",
+                {"path": str(self.model_dir(model, version)), "cause": "missing"},
+            )
+        return tuple(tree.files[path] for path in sorted(tree.files))
+
+    async def delete_artifact(self, model: str, version: int) -> int:
+        """Remove a tree and the blobs that no other tree names."""
+        self._fail()
+        tree = self.trees.pop((model, version), None)
+        if tree is None:
+            return 0
+        kept = {file.sha256 for other in self.trees.values() for file in other.files.values()}
+        gone = {file.sha256 for file in tree.files.values()} - kept
+        return sum(len(self.blobs.pop(digest, b"")) for digest in sorted(gone))
+
+    async def verify(
+        self, model: str, version: int, report: Callable[[Progress], None]
+    ) -> Sequence[StorageFinding]:
+        """Hash every file and compare."""
+        files = await self.list_files(model, version)
+        total = sum(file.size_bytes for file in files)
+        done = 0
+        findings: list[StorageFinding] = []
+        for count, file in enumerate(files, 1):
+            findings.extend(self._deep(model, version, file))
+            done += file.size_bytes
+            report(Progress(Phase.VERIFYING, done, total, count, len(files), file=file.path))
+        return tuple(findings)
+
+    async def check(
+        self, expected: Mapping[str, Sequence[int]], *, deep: bool, repair: bool
+    ) -> Sequence[StorageFinding]:
+        """Compare the trees with ``expected``; a repair drops what nobody expects."""
+        self._fail()
+        findings: list[StorageFinding] = []
+        wanted = {(model, version) for model, versions in expected.items() for version in versions}
+        for model, version in sorted(wanted - self.trees.keys()):
+            name = f"{model}/{version}"
+            findings.append(
+                StorageFinding(FindingKind.MISSING_TREE, name, f"{name} is not on disk")
+            )
+        for model, version in sorted(self.trees.keys() - wanted):
+            name = f"{model}/{version}"
+            findings.append(
+                StorageFinding(
+                    FindingKind.STRAY_TREE, name, f"{name} is not registered", True, repaired=repair
+                )
+            )
+            if repair:
+                del self.trees[model, version]
+        for key in sorted(wanted & self.trees.keys()) if deep else ():
+            for file in self.trees[key].files.values():
+                findings.extend(self._deep(*key, file))
+        findings.extend(self._stray_blobs(repair=repair))
+        return tuple(findings)
+
+    async def use(self) -> StorageUse:
+        """Count bytes."""
+        self._fail()
+        linked = {file.sha256 for tree in self.trees.values() for file in tree.files.values()}
+        blob_bytes = sum(map(len, self.blobs.values()))
+        models: dict[str, int] = {}
+        for (model, _), tree in self.trees.items():
+            models[model] = models.get(model, 0) + sum(f.size_bytes for f in tree.files.values())
+        return StorageUse(
+            blob_bytes=blob_bytes,
+            blob_count=len(self.blobs),
+            staging_bytes=0,
+            quarantine_bytes=0,
+            reclaimable_bytes=sum(len(d) for key, d in self.blobs.items() if key not in linked),
+            free_bytes=self.free_bytes,
+            total_bytes=self.free_bytes + blob_bytes,
+            model_bytes=models,
+        )
+
+    def _stray_blobs(self, *, repair: bool) -> list[StorageFinding]:
+        linked = {file.sha256 for tree in self.trees.values() for file in tree.files.values()}
+        stray = sorted(self.blobs.keys() - linked)
+        if repair:
+            for digest in stray:
+                del self.blobs[digest]
+        return [
+            StorageFinding(
+                FindingKind.STRAY_BLOB, digest, "no model links it", True, repaired=repair
+            )
+            for digest in stray
+        ]
+
+    def _deep(self, model: str, version: int, file: ModelFile) -> list[StorageFinding]:
+        actual = hashlib.sha256(self.blobs[file.sha256]).hexdigest()
+        if actual == file.sha256:
+            return []
+        name = f"{model}/{version}/{file.path}"
+        message = f"{name}: expected SHA-256 {file.sha256}, found {actual}"
+        return [StorageFinding(FindingKind.CORRUPT_FILE, name, message)]
+
+    def _fail(self) -> None:
+        error, self.fail_next = self.fail_next, None
+        if error is not None:
+            raise error
