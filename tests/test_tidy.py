@@ -21,7 +21,6 @@ TOP = {
     *("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md"),
     *("bench", "client", "examples", "protos", "server", "systemd", "tests"),
 }
-)
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,10 @@ def silent_handlers(source: Source) -> Iterator[str]:
             )
             if empty and any((dotted(c) if c else "") in wide for c in caught):
                 yield f"{node.lineno}: every error is dropped in silence; {remedy}"
-        elif isinstance(node, ast.Call) and dotted(node.func) in {"suppress", "contextlib.suppress"}:
+        elif isinstance(node, ast.Call) and dotted(node.func) in {
+            "suppress",
+            "contextlib.suppress",
+        }:
             yield from (
                 f"{node.lineno}: every error is suppressed; {remedy}"
                 for argument in node.args
