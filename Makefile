@@ -93,7 +93,7 @@ check-types: $(READY)
 
 .PHONY: check-imports
 check-imports: $(READY)
-	@$(VENV)/bin/lint-imports --cache-dir $(CACHE)/import_linter
+	@$(VENV)/bin/lint-imports --no-logo --cache-dir $(CACHE)/import_linter
 
 .PHONY: check-protos
 check-protos: $(READY)

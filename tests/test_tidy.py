@@ -141,6 +141,11 @@ BANS = (
     Ban("shutil.unpack_archive", "no archive is ever extracted"),
     Ban("tarfile.open", "no archive is ever extracted", where=("client", "server")),
     Ban("zipfile.ZipFile", "no archive is ever extracted", where=("client", "server")),
+    Ban(
+        "urllib.request.urlopen",
+        "httpx2 with the policy for connections",
+        where=("client", "server"),
+    ),
     Ban("asyncio.get_event_loop", "asyncio.get_running_loop", where=("client", "server", "tests")),
     Ban("datetime.datetime.utcnow", "datetime.now(UTC): utcnow has no time zone"),
 )
