@@ -175,6 +175,7 @@ class DatabaseFile:
             raise errors.opening(self.path, error) from error
 
     def _read_only(self) -> Stored | None:
+        log_was_there = self.wal_path.exists()
         uri = self.path.absolute().as_uri() + "?mode=ro"
         connection = sqlite3.connect(uri, uri=True, isolation_level=None)
         try:
@@ -186,9 +187,11 @@ class DatabaseFile:
             return rows.read_stored(connection) if found == schema.VERSION else None
         finally:
             connection.close()
-            # A read-only connection cannot take its shared-memory index away again.
+            # A read-only connection makes its index and an empty log, and cannot take them away.
             with contextlib.suppress(OSError):
                 self.path.with_name(self.path.name + "-shm").unlink()
+                if not log_was_there:
+                    self.wal_path.unlink()
 
     def _connect(self) -> sqlite3.Connection:
         self._connection = connection = sqlite3.connect(
