@@ -106,8 +106,9 @@ check-unit:
 	  mkdir -p $(CACHE)/unit && \
 	  sed 's|^ExecStart=[^ ]*|ExecStart=/bin/true|' systemd/modelhostd.service > $(CACHE)/unit/modelhostd.service && \
 	  systemd-analyze verify --man=no --recursive-errors=yes $(CACHE)/unit/modelhostd.service && \
-	  systemd-analyze security --offline=true --threshold=14 $(CACHE)/unit/modelhostd.service \
-	    | sed -n '/Overall exposure/s/^[^O]*/systemd unit: /p'; \
+	  { systemd-analyze security --no-pager --offline=true --threshold=14 $(CACHE)/unit/modelhostd.service > $(CACHE)/unit/security.txt \
+	    || { cat $(CACHE)/unit/security.txt; exit 1; }; } && \
+	  tail -n 1 $(CACHE)/unit/security.txt; \
 	else echo "systemd-analyze is not present: unit file skipped (Debian package: systemd)"; fi
 
 .PHONY: fix
@@ -139,6 +140,30 @@ dist: $(READY) ## wheel and sdist in dist/, without the network
 	@rm -rf dist
 	@$(PY) -m build --no-isolation --outdir dist .
 
+LIB := $(PREFIX)/lib
+APP := $(LIB)/modelhost
+PUT := install -D -m 0644
+
+# With DESTDIR (a package, a test): the files alone, since a virtual environment cannot be moved.
 .PHONY: install
-install: ## the service below PREFIX (files only with DESTDIR)
-	@echo later
+install: ## the service below PREFIX: unit, users, directories, configuration, program
+	@test "$(WITH_VENV)" = 0 || test -z "$(DESTDIR)" || { echo "WITH_VENV=1 needs an empty DESTDIR: a virtual environment cannot be moved" >&2; exit 1; }
+	@mkdir -p "$(DESTDIR)$(LIB)/systemd/system"
+	@sed 's|/usr/local/lib/modelhost/|$(APP)/|; s|/etc/modelhost/|$(SYSCONFDIR)/modelhost/|' systemd/modelhostd.service > "$(DESTDIR)$(LIB)/systemd/system/modelhostd.service"
+	@chmod 0644 "$(DESTDIR)$(LIB)/systemd/system/modelhostd.service"
+	@$(PUT) systemd/modelhostd.sysusers.conf "$(DESTDIR)$(LIB)/sysusers.d/modelhostd.conf"
+	@$(PUT) systemd/modelhostd.tmpfiles.conf "$(DESTDIR)$(LIB)/tmpfiles.d/modelhostd.conf"
+	@test -e "$(DESTDIR)$(SYSCONFDIR)/modelhost/modelhostd.toml" \
+	  || $(PUT) systemd/modelhostd.toml "$(DESTDIR)$(SYSCONFDIR)/modelhost/modelhostd.toml"
+	@if test "$(WITH_VENV)" = 1; then $(MAKE) install-program; fi
+	@test -n "$(DESTDIR)" || echo "next: systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload && systemctl enable --now modelhostd"
+
+.PHONY: install-program
+install-program:
+	@mkdir -p $(CACHE) && grep -v '^torch==' constraints.txt > $(CONSTRAINTS)
+	@python=$$($(find-python)) && "$$python" -m venv "$(APP)"
+	@"$(APP)/bin/python" -m pip --disable-pip-version-check -q $(PIP_ARGS) install -c $(CONSTRAINTS) '$(TORCH)'
+	@"$(APP)/bin/python" -m pip --disable-pip-version-check -q $(PIP_ARGS) install -c $(CONSTRAINTS) '.[server,torch]'
+	@mkdir -p "$(PREFIX)/bin"
+	@ln -sfn "$(APP)/bin/modelhost" "$(PREFIX)/bin/modelhost"
+	@ln -sfn "$(APP)/bin/modelhostd" "$(PREFIX)/bin/modelhostd"
