@@ -97,7 +97,7 @@ check-imports: $(READY)
 
 .PHONY: check-protos
 check-protos: $(READY)
-	@$(PY) protos/generate.py --check
+	@$(PY) protos/check.py
 
 # The installed unit names a program that is not here; what is checked is the rest.
 .PHONY: check-unit
@@ -115,6 +115,7 @@ check-unit:
 fix: $(READY) ## repair what `make check` can repair by itself
 	@$(VENV)/bin/ruff check --fix-only .
 	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/buf format -w protos
 
 .PHONY: proto
 proto: $(READY) ## protos to typed stubs

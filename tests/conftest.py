@@ -10,17 +10,17 @@ from typing import Any
 
 import hypothesis
 import pytest
-from hypothesis.database import DirectoryBasedExampleDatabase
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Read whenever hypothesis stores something: examples that failed belong to the other caches.
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(ROOT / ".cache" / "hypothesis")
 # A deadline per example would be a timing assertion; the timeout per test bounds a hang. In CI the
 # examples are the same in every run, so that a failure is the change's.
 hypothesis.settings.register_profile(
     "modelhost",
     deadline=None,
     derandomize=bool(os.environ.get("CI")),
-    database=DirectoryBasedExampleDatabase(ROOT / ".cache" / "hypothesis"),
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("modelhost")
