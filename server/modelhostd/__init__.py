@@ -1,0 +1,1 @@
+"""modelhostd: the daemon that owns the devices of one machine."""

@@ -1,0 +1,1 @@
+"""What modelhostd does in the world: hub, files, database, devices, workers, systemd."""

@@ -1,0 +1,1 @@
+"""What modelhostd decides: pure, synchronous, without clock, IO, gRPC or torch."""

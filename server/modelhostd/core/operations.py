@@ -1,0 +1,143 @@
+"""Operations: how they are made, joined, ended, queued and forgotten."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from modelhostd.core.errors import Code, ModelhostError, Reason, invalid
+from modelhostd.core.lifecycle import OPERATION, step
+from modelhostd.core.resources import (
+    FINAL_STATES,
+    Kind,
+    Operation,
+    OperationKind,
+    OperationState,
+    Progress,
+    StoredError,
+)
+from modelhostd.core.state import Edit
+
+PRIORITY_MIN, PRIORITY_MAX = -100, 100
+
+
+def new(
+    key: str,
+    kind: OperationKind,
+    now: float,
+    *,
+    model: str = "",
+    join_key: str = "",
+    priority: int = 0,
+    principal: str = "",
+) -> Operation:
+    """Return a queued operation; ``join_key`` equal work shares (empty = never joined)."""
+    if not PRIORITY_MIN <= priority <= PRIORITY_MAX:
+        raise invalid("priority", f"{PRIORITY_MIN} to {PRIORITY_MAX}", priority)
+    return Operation(
+        id=key,
+        kind=kind,
+        state=OperationState.QUEUED,
+        create_time=now,
+        model=model,
+        join_key=join_key,
+        priority=priority,
+        principal=principal,
+    )
+
+
+def moved(operation: Operation, state: OperationState, now: float) -> Operation:
+    """Return the operation in another state, with the times that go with it."""
+    step(OPERATION, operation.state, state)
+    start = operation.start_time
+    if state is OperationState.RUNNING and not start:
+        start = now
+    end = now if state in FINAL_STATES else 0.0
+    return replace(operation, state=state, start_time=start, end_time=end)
+
+
+def succeeded(
+    operation: Operation, now: float, result: Mapping[str, Any], progress: Progress
+) -> Operation:
+    """Return the operation as ended well."""
+    done = moved(operation, OperationState.SUCCEEDED, now)
+    return replace(done, result=dict(result), progress=progress, error=None)
+
+
+def failed(
+    operation: Operation, now: float, error: ModelhostError, progress: Progress
+) -> Operation:
+    """Return the operation as ended with an error; the reason CANCELLED ends it CANCELLED."""
+    state = OperationState.CANCELLED if error.reason is Reason.CANCELLED else OperationState.FAILED
+    return replace(moved(operation, state, now), error=stored(error), progress=progress)
+
+
+def stored(error: ModelhostError) -> StoredError:
+    """Return an error in the form that operations and instances remember."""
+    return StoredError(error.reason.value, error.message, dict(error.metadata), error.retry_delay_s)
+
+
+def raised(error: StoredError) -> ModelhostError:
+    """Return a remembered error as the error that the same failed call would raise."""
+    return ModelhostError(
+        Reason(error.reason), error.message, dict(error.metadata), error.retry_delay_s
+    )
+
+
+def code_of(error: StoredError) -> Code:
+    """Return the gRPC code of a remembered error."""
+    return raised(error).code
+
+
+def edit(operation: Operation, reason: str = "") -> Edit:
+    """Return the edit that stores an operation."""
+    return Edit(Kind.OPERATION, operation.id, operation, reason or operation.state.value)
+
+
+def queue(operations: Iterable[Operation], kind: OperationKind) -> Sequence[Operation]:
+    """Return the waiting operations of one kind in the order they will start.
+
+    Higher priority first, then first come: (0, t=1), (5, t=9), (0, t=0) -> 5@9, 0@0, 0@1.
+    """
+    waiting = (o for o in operations if o.kind is kind and o.state is OperationState.QUEUED)
+    return sorted(waiting, key=lambda o: (-o.priority, o.create_time, o.id))
+
+
+def forgettable(
+    operations: Iterable[Operation], now: float, keep_count: int, keep_age_s: float
+) -> Sequence[Edit]:
+    """Return the edits that drop finished operations beyond the newest ``keep_count`` or too old."""
+    finished = sorted((o for o in operations if o.state in FINAL_STATES), key=lambda o: -o.end_time)
+    return [
+        Edit(Kind.OPERATION, o.id, None, "FORGOTTEN")
+        for place, o in enumerate(finished)
+        if place >= keep_count or now - o.end_time > keep_age_s
+    ]
+
+
+def after_restart(operation: Operation, now: float) -> Operation:
+    """Return what an unfinished operation of the last run is now.
+
+    Downloads go on by themselves (RUNNING -> QUEUED, PAUSED stays); all else failed with its daemon.
+    """
+    if operation.state in FINAL_STATES:
+        return operation
+    if operation.kind is OperationKind.DOWNLOAD:
+        if operation.state is OperationState.PAUSED:
+            return operation
+        return moved(operation, OperationState.QUEUED, now)
+    error = ModelhostError(
+        Reason.DAEMON_RESTARTED,
+        f"the daemon restarted during operation '{operation.id}'; start it again",
+        {"operation": operation.id},
+        retry_delay_s=0.0,
+    )
+    return failed(operation, now, error, operation.progress)
+
+
+def cancelled_error(operation: Operation) -> ModelhostError:
+    """Return the error a cancelled operation ends with."""
+    return ModelhostError(
+        Reason.CANCELLED,
+        f"operation '{operation.id}' ({operation.kind.value} of '{operation.model}') was cancelled",
+        {"operation": operation.id},
+    )

@@ -1,0 +1,271 @@
+"""Residency: the ledger of device memory and the plan that admits, evicts, waits or refuses.
+
+All pure. A plan never evicts in vain: it names victims only if they suffice. The order of admission is
+that of DESIGN section 7: fits, can never fit, held by pins and leases, evict idle ones, else wait.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.resources import InstanceState
+
+BUSY_GRACE_S = 3.0
+"""How long a load waits for busy instances before the least recently used of them is drained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """One instance that holds bytes of a device, and what may keep it there."""
+
+    model: str
+    device: str
+    bytes: int
+    state: InstanceState
+    in_flight: int = 0
+    queued: int = 0
+    pinned: bool = False
+    leased: bool = False
+    last_used: float = 0.0
+    ready_since: float = 0.0
+    priority: int = 0
+
+    @property
+    def held(self) -> bool:
+        """Whether an operator's pin or a client's lease forbids eviction."""
+        return self.pinned or self.leased
+
+    @property
+    def idle(self) -> bool:
+        """Whether it can be evicted now: ready, nothing in flight, nothing queued, not held."""
+        return (
+            self.state is InstanceState.READY
+            and self.in_flight == 0
+            and self.queued == 0
+            and not self.held
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """A device as the planner sees it: its usable bytes, and who holds how much of them."""
+
+    id: str
+    capacity_bytes: int
+    holdings: Sequence[Holding] = ()
+    claimed_bytes: int = 0
+    """Bytes that earlier waiting loads have been promised."""
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that nobody holds or was promised; negative when the budget was shrunk."""
+        return self.capacity_bytes - self.claimed_bytes - sum(h.bytes for h in self.holdings)
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A load that waits for memory. ``device`` empty = any."""
+
+    model: str
+    bytes: int
+    device: str = ""
+    priority: int = 0
+    since: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fits:
+    """Load now, on this device."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Evict these idle instances (in this order), then load on this device."""
+
+    device: str
+    victims: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing can be evicted now: wait for memory that is being freed or for busy instances.
+
+    ``drain`` names the busy instances to set DRAINING now, because the wait has lasted long enough.
+    """
+
+    device: str
+    drain: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """This load cannot be had now, and why, with numbers."""
+
+    error: ModelhostError
+
+
+Plan = Fits | Evict | Wait | Refuse
+
+
+def plan(want: Want, devices: Mapping[str, DeviceView], now: float, min_residency_s: float) -> Plan:
+    """Return what to do for one wanted load. ``devices`` must not be empty.
+
+    Several devices: the one where it fits with the least left over; else where the fewest bytes are
+    evicted; else where it waits. ``min_residency_s`` guards instances that became READY just now.
+    """
+    usable = [devices[want.device]] if want.device else list(devices.values())
+    possible = [d for d in usable if want.bytes <= d.capacity_bytes]
+    if not possible:
+        return Refuse(too_large(want, usable))
+    fitting = [d for d in possible if want.bytes <= d.free_bytes]
+    if fitting:
+        return Fits(min(fitting, key=lambda d: (d.free_bytes, d.id)).id)
+    open_ones = [d for d in possible if want.bytes <= _reachable(d)]
+    if not open_ones:
+        return Refuse(held_by_others(want, max(possible, key=lambda d: (_reachable(d), d.id))))
+    best: Evict | None = None
+    best_cost = 0
+    for device in sorted(open_ones, key=lambda d: d.id):
+        if _coming(device) >= want.bytes - device.free_bytes:
+            # Enough is being freed already: evicting more would be in vain.
+            continue
+        victims = choose_victims(device, want.bytes, now, min_residency_s)
+        if victims is None:
+            continue
+        cost = sum(h.bytes for h in victims)
+        if best is None or cost < best_cost:
+            best, best_cost = Evict(device.id, tuple(h.model for h in victims)), cost
+    if best is not None:
+        return best
+    waiting = max(open_ones, key=lambda d: (d.free_bytes + _coming(d), d.id))
+    drain: tuple[str, ...] = ()
+    if now - want.since >= BUSY_GRACE_S:
+        drain = _drain(waiting, want.bytes, now, min_residency_s)
+    return Wait(waiting.id, drain)
+
+
+def choose_victims(
+    device: DeviceView, needed_bytes: int, now: float, min_residency_s: float
+) -> Sequence[Holding] | None:
+    """Return the least recently used idle instances that make room for ``needed_bytes``, or None.
+
+    Bytes that are already on their way out count as free. A victim that a later choice made
+    superfluous is spared: freeing 4 of {1, 4} evicts only the 4.
+    """
+    missing = needed_bytes - device.free_bytes - _coming(device)
+    chosen: list[Holding] = []
+    for holding in by_recency(device.holdings):
+        if missing <= 0:
+            break
+        if holding.idle and now - holding.ready_since >= min_residency_s:
+            chosen.append(holding)
+            missing -= holding.bytes
+    if missing > 0:
+        return None
+    for holding in list(chosen):
+        if missing + holding.bytes <= 0:
+            chosen.remove(holding)
+            missing += holding.bytes
+    return chosen
+
+
+def by_recency(holdings: Iterable[Holding]) -> Sequence[Holding]:
+    """Return holdings in eviction order: low priority first, then least recently used."""
+    return sorted(holdings, key=lambda h: (h.priority, h.last_used, h.model))
+
+
+def too_large(want: Want, devices: Sequence[DeviceView]) -> ModelhostError:
+    """Return MODEL_TOO_LARGE: it fits no device even when that is empty."""
+    largest = max(devices, key=lambda d: d.capacity_bytes)
+    return ModelhostError(
+        Reason.MODEL_TOO_LARGE,
+        f"model '{want.model}' needs {want.bytes} bytes, but the largest budget it may use is "
+        f"{largest.capacity_bytes} bytes on devices/{largest.id}; raise that budget or use a "
+        f"smaller precision",
+        {
+            "model": want.model,
+            "neededBytes": str(want.bytes),
+            "device": largest.id,
+            "budgetBytes": str(largest.capacity_bytes),
+        },
+    )
+
+
+def held_by_others(want: Want, device: DeviceView) -> ModelhostError:
+    """Return OUT_OF_DEVICE_MEMORY: pins, leases and loads hold what is missing."""
+    holders = [h for h in device.holdings if h.held]
+    evictable = sum(h.bytes for h in device.holdings if h.idle)
+    shown = ", ".join(f"{h.model} ({h.bytes})" for h in holders[:8]) or "loads in progress"
+    return ModelhostError(
+        Reason.OUT_OF_DEVICE_MEMORY,
+        f"model '{want.model}' needs {want.bytes} bytes on devices/{device.id}: "
+        f"{max(0, device.free_bytes)} free, {evictable} evictable, the rest held by {shown}; "
+        f"unpin one of them or raise the budget",
+        {
+            "model": want.model,
+            "device": device.id,
+            "neededBytes": str(want.bytes),
+            "freeBytes": str(max(0, device.free_bytes)),
+            "evictableBytes": str(evictable),
+            "heldBy": ",".join(h.model for h in holders[:8]),
+        },
+    )
+
+
+def _reachable(device: DeviceView) -> int:
+    """Bytes that are free once everything that is not held has gone."""
+    return device.capacity_bytes - sum(h.bytes for h in device.holdings if h.held)
+
+
+def _coming(device: DeviceView) -> int:
+    """Bytes that are on their way out."""
+    return sum(h.bytes for h in device.holdings if h.state is InstanceState.DRAINING)
+
+
+def _drain(device: DeviceView, needed: int, now: float, min_residency_s: float) -> tuple[str, ...]:
+    missing = needed - device.free_bytes - _coming(device)
+    chosen: list[str] = []
+    for holding in by_recency(device.holdings):
+        if missing <= 0:
+            break
+        young = now - holding.ready_since < min_residency_s
+        if holding.state is InstanceState.READY and not holding.held and not young:
+            chosen.append(holding.model)
+            missing -= holding.bytes
+    return tuple(chosen) if missing <= 0 else ()
+
+
+class Ledger:
+    """Who holds how many bytes of each device. Bytes count until they are really free.
+
+    Invariant: nothing is admitted above the capacity, and ``used(device)`` is the sum of its entries.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[str, str], int] = {}
+
+    def reserve(self, device: str, model: str, size: int) -> None:
+        """Note predicted bytes before a load starts."""
+        assert size >= 0
+        assert (device, model) not in self._entries
+        self._entries[device, model] = size
+
+    def true_up(self, device: str, model: str, size: int) -> int:
+        """Replace predicted by measured bytes; returns measured less predicted."""
+        error = size - self._entries[device, model]
+        self._entries[device, model] = size
+        return error
+
+    def release(self, device: str, model: str) -> int:
+        """Forget an entry once its memory is free; returns its bytes (0 if there is none)."""
+        return self._entries.pop((device, model), 0)
+
+    def held(self, device: str, model: str) -> int:
+        """Return the bytes of one entry, or 0."""
+        return self._entries.get((device, model), 0)
+
+    def used(self, device: str) -> int:
+        """Return the bytes held on a device."""
+        return sum(size for (d, _), size in self._entries.items() if d == device)

@@ -1,0 +1,245 @@
+"""The host: builds its parts over the ports, starts them in order, and stops them in order."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import structlog
+
+from modelhostd.core import operations as op_rules
+from modelhostd.core.errors import invalid
+from modelhostd.core.resources import (
+    Device,
+    DeviceKind,
+    Health,
+    Instance,
+    Kind,
+    Settings,
+)
+from modelhostd.core.state import SETTINGS_KEY, Edit
+from modelhostd.host.inference import Inference
+from modelhostd.host.models import Models
+from modelhostd.host.occupancy import Occupancy, gone
+from modelhostd.host.operations import Operations
+from modelhostd.host.registry import History, Registry
+from modelhostd.host.residency import Residency
+from modelhostd.host.routes import Routes
+from modelhostd.host.storage import Storage
+from modelhostd.host.transfers import Transfers
+from modelhostd.ports import Clock, Database, DeviceFacts, Devices, Downloads, Files, Workers
+
+log = structlog.get_logger(__name__)
+
+HEADROOM_MIN = 512 * 1024 * 1024
+CPU_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """What the operator set and the host itself needs; everything else is the composition root's.
+
+    ``budgets`` are bytes by device id; a device without one gets the default of DESIGN section 7.
+    """
+
+    budgets: Mapping[str, int] = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
+    history: History = field(default_factory=History)
+    keep_operations: int = 1000
+    keep_operations_s: float = 86_400.0
+
+
+class Host:
+    """Every part of the host. api calls the parts; nothing but the parts changes state."""
+
+    def __init__(
+        self,
+        config: HostConfig,
+        *,
+        clock: Clock,
+        database: Database,
+        devices: Devices,
+        downloads: Downloads,
+        files: Files,
+        workers: Workers,
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self._devices = devices
+        self._workers = workers
+        self.registry = Registry(database, clock, config.history)
+        self.operations = Operations(
+            self.registry,
+            keep_count=config.keep_operations,
+            keep_age_s=config.keep_operations_s,
+        )
+        self.routes = Routes()
+        occupancy = Occupancy(self.registry, self.operations, workers, files, self.routes)
+        self.occupancy = occupancy
+        self.residency = Residency(occupancy)
+        self.transfers = Transfers(self.registry, self.operations, downloads, files)
+        self.models = Models(
+            self.registry, self.operations, self.transfers, self.residency, downloads, files
+        )
+        self.storage = Storage(self.registry, self.operations, files)
+        self.inference = Inference(self.registry, self.residency, workers, self.routes)
+        self.start_time = clock.time()
+        workers.set_listener(self.residency)
+
+    async def start(self) -> None:
+        """Open the registry, take up what the last run left, and begin work."""
+        await self.registry.open()
+        edits = [
+            *self._ended_with_last_run(),
+            *await self._found_devices(),
+            *self._started_settings(),
+        ]
+        self.registry.record(edits)
+        # Second: it looks at the operations as the first edits left them.
+        await self.registry.record(self.transfers.recover())
+        self.residency.start()
+        self.transfers.start()
+        self._autoload()
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new work, let requests in flight end within ``grace_s``, and close the registry.
+
+        Downloads stop where they are and go on at the next start. Workers are the caller's to stop,
+        between ``stop`` and ``close``.
+        """
+        self.inference.stop()
+        await self.transfers.stop()
+        await self.models.stop()
+        await self.storage.stop()
+        await self.residency.stop(grace_s)
+
+    async def close(self) -> None:
+        """Commit what is staged and close the database; nothing may be asked afterwards."""
+        await self.registry.close()
+
+    # --- settings -------------------------------------------------------------------------------
+
+    async def update_settings(
+        self, settings: Settings, changed: Sequence[str], etag: str = "", principal: str = ""
+    ) -> Settings:
+        """Take the fields named in ``changed`` from ``settings``; all of them act at once."""
+        current = self.registry.decided.settings
+        if etag and etag != str(current.edit):
+            raise invalid("settings.etag", f"the current one, {current.edit}", etag)
+        updated = replace(current, **{name: getattr(settings, name) for name in changed})
+        check_settings(updated)
+        if updated != current:
+            updated = replace(updated, edit=current.edit + 1)
+            edit = Edit(Kind.SETTINGS, SETTINGS_KEY, updated, "SETTINGS_CHANGED")
+            await self.registry.stage([edit], principal)
+            self.transfers.pump()
+            self.residency.loads.pump()
+        return updated
+
+    def live_device(self, device: Device) -> Device:
+        """Return a device with its bytes as the ledger has them now."""
+        ledger = self.occupancy.ledger
+        resident = sum(
+            i.measured_bytes
+            for i in self.registry.committed.instances.values()
+            if i.device == device.id and i.measured_bytes
+        )
+        return replace(
+            device,
+            reserved_bytes=ledger.used(device.id),
+            resident_bytes=resident,
+            foreign_bytes=self.occupancy.foreign.get(device.id, 0),
+        )
+
+    # --- starting -------------------------------------------------------------------------------
+
+    def _ended_with_last_run(self) -> Sequence[Edit]:
+        """Return the edits that tell what the last daemon took with it: instances and leases are
+        gone, unfinished operations queued again (downloads) or FAILED.
+        """
+        decided = self.registry.decided
+        now = self.clock.time()
+        edits: list[Edit] = []
+        for resource in list(decided.instances.values()):
+            assert isinstance(resource, Instance)
+            edits += gone(resource, "DAEMON_RESTARTED")
+        edits += [Edit(Kind.LEASE, key, None, "DAEMON_RESTARTED") for key in decided.leases]
+        for operation in decided.operations.values():
+            after = op_rules.after_restart(operation, now)
+            if after != operation:
+                edits.append(op_rules.edit(after, "DAEMON_RESTARTED"))
+        return edits
+
+    async def _found_devices(self) -> Sequence[Edit]:
+        known = self.registry.decided.devices
+        edits: list[Edit] = []
+        found = {facts.id: facts for facts in await self._devices.discover()}
+        for key, facts in found.items():
+            device = self._device(facts, known.get(key))
+            if device != known.get(key):
+                edits.append(Edit(Kind.DEVICE, key, device, "FOUND"))
+        edits += [Edit(Kind.DEVICE, key, None, "LOST") for key in known if key not in found]
+        return edits
+
+    def _device(self, facts: DeviceFacts, known: Device | None) -> Device:
+        kind = DeviceKind(facts.kind)
+        headroom = 0
+        if kind is DeviceKind.CUDA:
+            headroom = max(HEADROOM_MIN, facts.total_bytes // 50)
+        default = facts.total_bytes - headroom
+        if kind is DeviceKind.CPU:
+            default = int(facts.total_bytes * CPU_SHARE)
+        budget = self.config.budgets.get(facts.id)
+        if budget is None and known is not None and known.uuid == facts.uuid:
+            # A budget that an operator set while running outlives the daemon.
+            budget = known.budget_bytes
+        return Device(
+            id=facts.id,
+            kind=kind,
+            display_name=facts.display_name,
+            uuid=facts.uuid,
+            total_bytes=facts.total_bytes,
+            budget_bytes=min(budget or default, facts.total_bytes),
+            compute_capability=facts.compute_capability,
+            driver_version=facts.driver_version,
+            headroom_bytes=headroom,
+            health=Health.HEALTHY,
+        )
+
+    def _started_settings(self) -> Sequence[Edit]:
+        """Return the edit that stores the configured settings when none were stored yet."""
+        if SETTINGS_KEY in self.registry.decided.table(Kind.SETTINGS):
+            return ()
+        return [Edit(Kind.SETTINGS, SETTINGS_KEY, self.config.settings, "CREATED")]
+
+    def _autoload(self) -> None:
+        """Load pinned models, active slots' models and those with ``autoload``."""
+        decided = self.registry.decided
+        active = {slot.model for slot in decided.slots.values()}
+        for model in decided.models.values():
+            if (model.pinned or model.config.autoload or model.id in active) and model.available:
+                self.residency.want_for_queue(model.id, "autoload")
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise INVALID_ARGUMENT for a setting out of its range."""
+    for name, low, high in (
+        ("max_concurrent_downloads", 1, 64),
+        ("max_concurrent_loads", 1, 64),
+        ("queue_limit", 1, 65_536),
+        ("drain_timeout_s", 0.0, 3600.0),
+        ("min_residency_s", 0.0, 86_400.0),
+        ("download_rate_limit_bytes_per_second", 0, 1 << 50),
+    ):
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            raise invalid(f"settings.{name}", f"{low} to {high}", value)
+    if settings.keep_alive_s is not None and not 0.0 <= settings.keep_alive_s <= 1e9:
+        raise invalid("settings.keep_alive", "0 s or more", settings.keep_alive_s)
+    if settings.eviction_policy != "lru":
+        raise invalid("settings.eviction_policy", "lru", settings.eviction_policy)
+    if settings.log_level not in ("debug", "info", "warning", "error"):
+        raise invalid("settings.log_level", "debug, info, warning or error", settings.log_level)
+
+
+SETTINGS_FIELDS = tuple(f.name for f in fields(Settings) if f.name != "edit")
+
+__all__ = ["SETTINGS_FIELDS", "Host", "HostConfig", "check_settings"]

@@ -1,0 +1,215 @@
+"""The inference hot path: from a name and raw bytes to a worker's answer, without parsing tensors."""
+
+import asyncio
+from dataclasses import dataclass
+
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.names import ID
+from modelhostd.core.resources import InstanceState, Model
+from modelhostd.host.registry import Registry
+from modelhostd.host.residency import Residency
+from modelhostd.host.routes import Route, Routes
+from modelhostd.ports import InferReply, Workers
+
+
+@dataclass(slots=True)
+class Figures:
+    """What ModelStatistics tells of one model and version: counts and nanoseconds, never falling."""
+
+    success_count: int = 0
+    success_ns: int = 0
+    fail_count: int = 0
+    fail_ns: int = 0
+    queue_ns: int = 0
+    input_ns: int = 0
+    infer_ns: int = 0
+    output_ns: int = 0
+    inference_count: int = 0
+    execution_count: float = 0.0
+    last_inference_ms: int = 0
+
+
+class Inference:
+    """Routes requests, waits for models that are on their way, and counts."""
+
+    def __init__(
+        self, registry: Registry, residency: Residency, workers: Workers, routes: Routes
+    ) -> None:
+        self._registry = registry
+        self._residency = residency
+        self._workers = workers
+        self._routes = routes
+        self._clock = registry.clock
+        self._accepting = True
+        self.figures: dict[tuple[str, int], Figures] = {}
+        self.in_flight = 0
+
+    async def infer(
+        self, name: str, version: str, payload: bytes, timeout_s: float | None, priority: int = 0
+    ) -> InferReply:
+        """Send one encoded ModelInferRequest to the instance that ``name`` routes to.
+
+        Waits in the model's bounded queue while the model is loaded on demand. Raises
+        MODEL_NOT_FOUND, MODEL_NOT_LOADED, MODEL_NOT_DOWNLOADED, QUEUE_FULL, a load's error, the
+        worker's error, or WORKER_LOST.
+        """
+        started = self._clock.monotonic()
+        route = self._routes.get(name)
+        if route is None or not route.open:
+            route = await self._wait_ready(name, timeout_s)
+            if timeout_s is not None:
+                timeout_s = max(0.0, timeout_s - (self._clock.monotonic() - started))
+        if version and version != str(route.version):
+            raise _no_version(name, version, route.version)
+        # No await between here and the send: a drain sees this request or closed the route before.
+        route.enter(self._clock)
+        self.in_flight += 1
+        try:
+            reply = await self._workers.infer(
+                route.device,
+                route.instance,
+                route.generation,
+                payload,
+                model_name=name,
+                timeout_s=timeout_s,
+                priority=priority,
+            )
+        except ModelhostError:
+            self._failed(route, started)
+            raise
+        finally:
+            self.in_flight -= 1
+            route.leave()
+        self._succeeded(route, reply, started)
+        return reply
+
+    def model_for(self, name: str) -> Model:
+        """Return the model that a name (an id or a slot) stands for.
+
+        Raises MODEL_NOT_FOUND in the words that clients of the protocol look for.
+        """
+        committed = self._registry.committed
+        slot = committed.slots.get(name)
+        model = committed.models.get(slot.model if slot is not None else name)
+        if model is None:
+            shown = name if ID.fullmatch(name) else repr(name[:64])
+            raise ModelhostError(
+                Reason.MODEL_NOT_FOUND,
+                f"Request for unknown model: '{shown}' is not found",
+                {"model": shown},
+            )
+        return model
+
+    def ready(self, name: str, version: str = "") -> bool:
+        """Whether a request would be served now: READY, or on disk and loaded on demand."""
+        model = self.model_for(name)
+        route = self._routes.get(model.id)
+        if route is not None and route.open:
+            return not version or version == str(route.version)
+        have = model.available
+        if not self._accepting or have is None or not self._on_demand(model):
+            return False
+        instance = self._registry.decided.instance_of(model.id)
+        if instance is not None and instance.state in (
+            InstanceState.BLOCKED,
+            InstanceState.FAILED,
+        ):
+            return False
+        return not version or version == str(have.version)
+
+    def stop(self) -> None:
+        """Refuse what comes from now on."""
+        self._accepting = False
+
+    async def loaded_route(self, name: str, timeout_s: float | None) -> Route:
+        """Return the open route of a model, loading it on demand as a request would."""
+        model = self.model_for(name)
+        route = self._routes.get(model.id)
+        if route is not None and route.open:
+            return route
+        return await self._wait_ready(name, timeout_s)
+
+    async def _wait_ready(self, name: str, timeout_s: float | None) -> Route:
+        """Wait for the model's route to open; a route that closes again meanwhile is waited for."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    model = self.model_for(name)
+                    route = self._routes.get(model.id)
+                    if route is not None and route.open:
+                        return route
+                    route = await self._join(model)
+                    if route.open:
+                        return route
+        except TimeoutError:
+            raise ModelhostError(
+                Reason.DEADLINE_EXCEEDED,
+                f"model '{name}' was not ready within the request's deadline of {timeout_s:g} s",
+                {"method": "ModelInfer"},
+            ) from None
+
+    async def _join(self, model: Model) -> Route:
+        if not self._accepting:
+            raise ModelhostError(
+                Reason.SHUTTING_DOWN,
+                "GRPC server is shutting down and has stopped accepting new requests.",
+                retry_delay_s=2.0,
+            )
+        wanted = self._residency.loads.get(model.id)
+        leaving = self._routes.get(model.id)
+        if wanted is None and leaving is None:
+            self._residency.loads.check_loadable(model)
+            if not self._on_demand(model):
+                raise _not_loaded(model)
+        limit = model.config.queue_limit or self._registry.decided.settings.queue_limit
+        waiter = self._routes.join(model.id, limit)
+        if wanted is None and leaving is None:
+            try:
+                self._residency.loads.want(model.id, principal="inference")
+            except ModelhostError:
+                waiter.cancel()
+                raise
+        return await waiter
+
+    def _on_demand(self, model: Model) -> bool:
+        own = model.config.load_on_demand
+        return own if own is not None else self._registry.decided.settings.load_on_demand
+
+    def _figures(self, route: Route) -> Figures:
+        return self.figures.setdefault((route.model, route.version), Figures())
+
+    def _failed(self, route: Route, started: float) -> None:
+        figures = self._figures(route)
+        figures.fail_count += 1
+        figures.fail_ns += int((self._clock.monotonic() - started) * 1e9)
+
+    def _succeeded(self, route: Route, reply: InferReply, started: float) -> None:
+        figures = self._figures(route)
+        figures.success_count += 1
+        figures.success_ns += int((self._clock.monotonic() - started) * 1e9)
+        figures.queue_ns += reply.queue_ns
+        figures.input_ns += reply.input_ns
+        figures.infer_ns += reply.infer_ns
+        figures.output_ns += reply.output_ns
+        figures.inference_count += reply.item_count
+        figures.execution_count += reply.item_count / max(1, reply.batch_size)
+        figures.last_inference_ms = int(self._clock.time() * 1000)
+
+
+def _no_version(name: str, asked: str, have: int) -> ModelhostError:
+    shown = asked if asked.isalnum() else repr(asked[:64])
+    return ModelhostError(
+        Reason.MODEL_NOT_FOUND,
+        f"Request for unknown model: '{name}' version {shown} is not found; version {have} is "
+        f"loaded (an empty version takes it)",
+        {"model": name},
+    )
+
+
+def _not_loaded(model: Model) -> ModelhostError:
+    return ModelhostError(
+        Reason.MODEL_NOT_LOADED,
+        f"Request for unknown model: '{model.id}' has no available versions: it is not loaded and "
+        f"load_on_demand is off; load it first (LoadModel, `modelhost load`)",
+        {"model": model.id, "state": model.state.value},
+    )

@@ -1,0 +1,287 @@
+"""Models as commands: registered, changed, deleted, pinned, exported and imported."""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+
+from modelhostd.core import registry as rules
+from modelhostd.core import sources
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.resources import (
+    FINAL_STATES,
+    Artifact,
+    ArtifactState,
+    Instance,
+    Kind,
+    Model,
+    ModelFile,
+    Operation,
+    OperationKind,
+    Phase,
+    Source,
+)
+from modelhostd.core.state import Edit
+from modelhostd.host.operations import Operations
+from modelhostd.host.registry import Registry, Request
+from modelhostd.host.residency import Residency
+from modelhostd.host.storage import findings_result
+from modelhostd.host.transfers import Transfers
+from modelhostd.ports import Downloads, Files, SourceFacts
+
+
+class Models:
+    """The registry's models. Every change returns once it is durable."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        operations: Operations,
+        transfers: Transfers,
+        residency: Residency,
+        downloads: Downloads,
+        files: Files,
+    ) -> None:
+        self._registry = registry
+        self._operations = operations
+        self._transfers = transfers
+        self._residency = residency
+        self._downloads = downloads
+        self._files = files
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def get(self, model_id: str) -> Model:
+        """Return a model or raise MODEL_NOT_FOUND."""
+        return self._registry.committed.model(model_id)
+
+    def list(self) -> Sequence[Model]:
+        """Return every model by id."""
+        return sorted(self._registry.committed.models.values(), key=lambda m: m.id)
+
+    async def files(self, model_id: str, version: int = 0) -> tuple[Artifact, Sequence[ModelFile]]:
+        """Return an artifact of the model (0 = the newest available) and its files.
+
+        Raises MODEL_NOT_DOWNLOADED when there is none.
+        """
+        model = self.get(model_id)
+        found = model.available
+        if version:
+            found = next(
+                (
+                    a
+                    for a in model.artifacts
+                    if a.version == version and a.state is ArtifactState.AVAILABLE
+                ),
+                None,
+            )
+        if found is None:
+            raise rules.not_downloaded(model)
+        return found, await self._files.list_files(model_id, found.version)
+
+    def local_path(self, model_id: str, version: int, path: str) -> str:
+        """Return where one file of an artifact is on this machine."""
+        return str(self._files.model_dir(model_id, version) / path)
+
+    async def inspect(self, source: Source) -> SourceFacts:
+        """Ask a source what a download would fetch, without a byte of weights."""
+        return await self._downloads.inspect(_canonical(source))
+
+    # --- changing -------------------------------------------------------------------------------
+
+    async def create(
+        self,
+        spec: rules.ModelSpec,
+        model_id: str = "",
+        principal: str = "",
+        request: Request | None = None,
+    ) -> Model:
+        """Register a model; an empty id is derived from the source.
+
+        Raises ALREADY_EXISTS, INVALID_ARGUMENT.
+        """
+        answered = await self._registry.answered(request)
+        if answered is not None:
+            return self.get(answered)
+        source = _canonical(spec.source)
+        key = model_id or sources.derive_model_id(source)
+        model = rules.create(
+            self._registry.decided,
+            key,
+            str(uuid.uuid4()),
+            replace(spec, source=source),
+            self._registry.clock.time(),
+            self._registry.decided.devices,
+        )
+        edits = [rules.model_edit(model, "CREATED")]
+        await self._registry.stage(edits, principal, request, key)
+        return model
+
+    async def update(
+        self,
+        model_id: str,
+        change: Callable[[rules.ModelSpec], rules.ModelSpec],
+        etag: str = "",
+        principal: str = "",
+    ) -> Model:
+        """Replace a model's client-writable fields by what ``change`` makes of them."""
+        model = self._registry.decided.model(model_id)
+        spec = change(rules.spec_of(model))
+        spec = replace(spec, source=_canonical(spec.source))
+        devices = self._registry.decided.devices
+        now = self._registry.clock.time()
+        updated = rules.update(model, spec, etag, now, devices)
+        if updated is model:
+            await self._registry.flush()
+            return model
+        edits = [rules.model_edit(updated, "UPDATED"), *self._stale(model, updated)]
+        await self._registry.stage(edits, principal)
+        return updated
+
+    async def pin(self, model_id: str, pinned: bool, principal: str = "") -> Model:
+        """Set or take an operator's pin: a pinned model is not evicted and loads at start."""
+        model = self._registry.decided.model(model_id)
+        if model.pinned is not pinned:
+            model = replace(model, pinned=pinned, update_time=self._registry.clock.time())
+            reason = "PINNED" if pinned else "UNPINNED"
+            await self._registry.stage([rules.model_edit(model, reason)], principal)
+            self._residency.loads.pump()
+        return model
+
+    async def delete(
+        self,
+        model_id: str,
+        *,
+        force: bool,
+        keep_entry: bool = False,
+        etag: str = "",
+        principal: str = "",
+        request: Request | None = None,
+    ) -> Operation:
+        """Delete a model, or only its files (``keep_entry``); a loaded one only with ``force``.
+
+        The operation drains and frees the instance first, then removes files and entry.
+        """
+        answered = await self._registry.answered(request)
+        if answered is not None:
+            return self._operations.get(answered)
+        model = self._registry.decided.model(model_id)
+        rules.check_etag(f"models/{model_id}", etag, model.etag)
+        instance = self._registry.decided.instance_of(model_id)
+        if not force and (instance is not None or self._downloading(model_id)):
+            raise _in_use(model, instance)
+        verb = "delete-files" if keep_entry else "delete"
+        operation, new = await self._operations.start(
+            OperationKind.DELETE,
+            model=model_id,
+            join_key=f"{verb}:{model_id}",
+            principal=principal,
+            request=request,
+        )
+        if new:
+            self._spawn(self._delete(model_id, operation.id, keep_entry))
+        return self._operations.get(operation.id)
+
+    async def verify(self, model_id: str, principal: str = "") -> Operation:
+        """Hash the model's files again; the operation's result lists what differs."""
+        model = self._registry.decided.model(model_id)
+        if model.available is None:
+            raise rules.not_downloaded(model)
+        operation, new = await self._operations.start(
+            OperationKind.VERIFY,
+            model=model_id,
+            join_key=f"verify:{model_id}",
+            principal=principal,
+        )
+        if new:
+            self._spawn(self._verify(model_id, model.available.version, operation.id))
+        return self._operations.get(operation.id)
+
+    async def stop(self) -> None:
+        """End the deletions and verifications that are under way."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # --- the work behind ------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _delete(self, model_id: str, operation: str, keep_entry: bool) -> None:
+        """Drain, then the row and its event, then the files: a crash between leaves only strays."""
+        self._registry.record(self._operations.running(operation, Phase.DRAINING))
+        try:
+            await self._transfers.abandon(model_id)
+            await self._residency.remove(model_id, "MODEL_DELETED")
+            versions = [a.version for a in self._registry.decided.model(model_id).artifacts]
+            await self._registry.stage([self._removed(model_id, keep_entry)])
+            freed = 0
+            for version in versions:
+                freed += await self._files.delete_artifact(model_id, version)
+        except ModelhostError as error:
+            failure = error
+            await self._operations.settle(lambda: self._operations.failed(operation, failure))
+            return
+        result = {"freed_bytes": freed}
+        await self._operations.settle(lambda: self._operations.succeeded(operation, result))
+
+    def _removed(self, model_id: str, keep_entry: bool) -> Edit:
+        model = self._registry.decided.model(model_id)
+        if not keep_entry:
+            return Edit(Kind.MODEL, model_id, None, "DELETED")
+        return rules.model_edit(replace(model, artifacts=()), "FILES_DELETED")
+
+    async def _verify(self, model_id: str, version: int, operation: str) -> None:
+        self._registry.record(self._operations.running(operation, Phase.VERIFYING))
+        try:
+            findings = await self._files.verify(
+                model_id, version, lambda p: self._operations.report(operation, p)
+            )
+        except ModelhostError as error:
+            failure = error
+            await self._operations.settle(lambda: self._operations.failed(operation, failure))
+            return
+        result = {"findings": findings_result(findings)}
+        await self._operations.settle(lambda: self._operations.succeeded(operation, result))
+
+    def _stale(self, old: Model, new: Model) -> Sequence[Edit]:
+        instance = self._registry.decided.instance_of(new.id)
+        if instance is None or not rules.needs_reload(old.config, new.config):
+            return ()
+        key = f"{instance.model}/{instance.id}"
+        return [Edit(Kind.INSTANCE, key, replace(instance, config_stale=True), "CONFIG_STALE")]
+
+    def _downloading(self, model_id: str) -> bool:
+        return any(
+            o.model == model_id and o.kind is OperationKind.DOWNLOAD and o.state not in FINAL_STATES
+            for o in self._registry.decided.operations.values()
+        )
+
+
+def _canonical(source: Source) -> Source:
+    return sources.parse_source(
+        source.uri,
+        revision=source.revision,
+        allow_patterns=source.allow_patterns,
+        ignore_patterns=source.ignore_patterns,
+    )
+
+
+def _in_use(model: Model, instance: Instance | None) -> ModelhostError:
+    if instance is None:
+        return ModelhostError(
+            Reason.WRONG_STATE,
+            f"model '{model.id}' is being downloaded; cancel that, or delete with force",
+            {"name": f"models/{model.id}", "state": model.state.value},
+        )
+    return ModelhostError(
+        Reason.MODEL_LOADED,
+        f"model '{model.id}' has an instance ({instance.state.value} on devices/"
+        f"{instance.device or 'none'}); unload it first, or delete with force",
+        {"model": model.id, "instance": f"models/{model.id}/instances/{instance.id}"},
+    )

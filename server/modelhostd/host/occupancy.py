@@ -1,0 +1,110 @@
+"""Who occupies which device: the ledger, the routes and the instances, seen together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from modelhostd.core import residency as rules
+from modelhostd.core.resources import Device, Instance, Kind, Model
+from modelhostd.core.state import Edit, instance_key
+from modelhostd.host.operations import Operations
+from modelhostd.host.registry import Registry
+from modelhostd.host.routes import Routes
+from modelhostd.ports import Files, Workers
+
+LOAD_TIMEOUT_BASE_S = 120.0
+LOAD_BYTES_PER_S = 50_000_000.0
+
+
+@dataclass(slots=True)
+class Occupancy:
+    """What the parts of residency share. ``foreign`` has other processes' bytes by device."""
+
+    registry: Registry
+    operations: Operations
+    workers: Workers
+    files: Files
+    routes: Routes
+    ledger: rules.Ledger = field(default_factory=rules.Ledger)
+    foreign: dict[str, int] = field(default_factory=dict)
+
+    def views(self) -> Mapping[str, rules.DeviceView]:
+        """Return the devices as the planner sees them now."""
+        decided = self.registry.decided
+        leased = {lease.model for lease in decided.leases.values()}
+        holdings: dict[str, list[rules.Holding]] = {d: [] for d in decided.devices}
+        for instance in decided.instances.values():
+            if instance.device in holdings:
+                holding = self._holding(instance, instance.model in leased)
+                if holding is not None:
+                    holdings[instance.device].append(holding)
+        return {
+            key: rules.DeviceView(key, self.capacity_bytes(device), tuple(holdings[key]))
+            for key, device in decided.devices.items()
+        }
+
+    def _holding(self, instance: Instance, leased: bool) -> rules.Holding | None:
+        size = self.ledger.held(instance.device, instance.model)
+        route = self.routes.get(instance.model)
+        if route is None and not size:
+            return None
+        model = self.registry.decided.models.get(instance.model)
+        return rules.Holding(
+            model=instance.model,
+            device=instance.device,
+            bytes=size,
+            state=instance.state,
+            in_flight=route.in_flight if route else 0,
+            queued=self.routes.queued(instance.model),
+            pinned=model.pinned if model else False,
+            leased=leased,
+            last_used=route.last_used if route else 0.0,
+            ready_since=route.ready_since if route else 0.0,
+            priority=model.config.priority if model else 0,
+        )
+
+    def capacity_bytes(self, device: Device) -> int:
+        """Return the bytes modelhost may use: the budget, or less where others use the device."""
+        real = device.total_bytes - device.headroom_bytes - self.foreign.get(device.id, 0)
+        return max(0, min(device.budget_bytes, real))
+
+    def min_residency_s(self) -> float:
+        """Return how long a READY instance is safe from eviction."""
+        return self.registry.decided.settings.min_residency_s
+
+    def keep_alive_s(self, model: Model) -> float | None:
+        """Return after how many idle seconds a model goes, or None for never."""
+        own = model.config.keep_alive_s
+        return own if own is not None else self.registry.decided.settings.keep_alive_s
+
+
+def predicted_bytes(model: Model) -> int:
+    """Return what loading the model's newest artifact is expected to take of a device.
+
+    The safetensors headers' sum where there are any, else the size of the files.
+    """
+    artifact = model.available
+    if artifact is None:
+        return 0
+    return artifact.predicted_bytes or artifact.size_bytes
+
+
+def load_timeout_s(model: Model, size: int) -> float:
+    """Return the model's load timeout; by default 120 s and a second for each 50 MB."""
+    own = model.config.load_timeout_s
+    return own if own is not None else LOAD_TIMEOUT_BASE_S + size / LOAD_BYTES_PER_S
+
+
+def changed(
+    instance: Instance, reason: str, details: Mapping[str, str] | None = None
+) -> Sequence[Edit]:
+    """Return the edits that store an instance."""
+    key = instance_key(instance.model, instance.id)
+    return [Edit(Kind.INSTANCE, key, instance, reason, details or {})]
+
+
+def gone(
+    instance: Instance, reason: str, details: Mapping[str, str] | None = None
+) -> Sequence[Edit]:
+    """Return the edits that remove an instance."""
+    key = instance_key(instance.model, instance.id)
+    return [Edit(Kind.INSTANCE, key, None, reason, details or {})]

@@ -1,0 +1,322 @@
+"""Residency: carries out what ``core.residency`` plans, and what comes in from workers and operators.
+
+Rules:
+1. A route flips closed in the same step that decides to take its instance out of service.
+2. Bytes are released when the worker says that they are free, or when it is reaped.
+3. An operation UNLOAD that SUCCEEDED means that the memory is free.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import structlog
+
+from modelhostd.core import operations as op_rules
+from modelhostd.core import residency as rules
+from modelhostd.core.errors import ModelhostError, invalid
+from modelhostd.core.lifecycle import INSTANCE, step
+from modelhostd.core.resources import (
+    Device,
+    Health,
+    InstanceState,
+    Kind,
+    Operation,
+    OperationKind,
+    Phase,
+    Tier,
+)
+from modelhostd.core.state import Edit
+from modelhostd.host.crashes import Crashes
+from modelhostd.host.loads import Loads
+from modelhostd.host.occupancy import Occupancy, changed, gone
+from modelhostd.host.registry import Request
+from modelhostd.host.routes import Route
+from modelhostd.ports import WorkerExit
+
+log = structlog.get_logger(__name__)
+
+TICK_S = 0.25
+
+
+class Residency:
+    """Which models are on which device, and the work that changes it."""
+
+    def __init__(self, occupancy: Occupancy) -> None:
+        self._occupancy = occupancy
+        self._registry = occupancy.registry
+        self._operations = occupancy.operations
+        self.routes = occupancy.routes
+        self._crashes = Crashes(occupancy.registry.clock)
+        self.loads = Loads(occupancy, self._crashes, self._drain)
+        self.loads.settled = self._enforce_budgets
+        self._retiring: dict[str, asyncio.Task[None]] = {}
+        self._unloading: set[asyncio.Task[None]] = set()
+        self._ticker: asyncio.Task[None] | None = None
+
+    # --- what operators and clients ask ---------------------------------------------------------
+
+    async def load(
+        self,
+        model_id: str,
+        *,
+        device: str = "",
+        priority: int | None = None,
+        principal: str = "",
+        request: Request | None = None,
+    ) -> Operation:
+        """Return the operation that brings a model to READY, started, joined or done already."""
+        answered = await self._registry.answered(request)
+        if answered is not None:
+            return self._operations.get(answered)
+        key, done = self.loads.want(
+            model_id, device=device, priority=priority, principal=principal, request=request
+        )
+        await done
+        return self._operations.get(key)
+
+    async def unload(
+        self, model_id: str, principal: str = "", request: Request | None = None
+    ) -> Operation:
+        """Return the operation that takes a model off its device."""
+        answered = await self._registry.answered(request)
+        if answered is not None:
+            return self._operations.get(answered)
+        self._registry.decided.model(model_id)
+        operation, new = await self._operations.start(
+            OperationKind.UNLOAD,
+            model=model_id,
+            join_key=f"unload:{model_id}",
+            principal=principal,
+            request=request,
+        )
+        if new:
+            task = asyncio.create_task(self._unload(model_id, operation.id))
+            self._unloading.add(task)
+            task.add_done_callback(self._unloading.discard)
+        return self._operations.get(operation.id)
+
+    async def remove(self, model_id: str, reason: str) -> int:
+        """Take a model off its device and wait until its memory is free; returns its bytes."""
+        wanted = self.loads.get(model_id)
+        self.loads.cancel(model_id)
+        if wanted is not None and wanted.task is not None:
+            await asyncio.wait({wanted.task})
+        route = self.routes.get(model_id)
+        freed = 0
+        if route is not None:
+            freed = self._occupancy.ledger.held(route.device, model_id)
+            self._drain(route, reason, {})
+            task = self._retiring.get(model_id)
+            if task is not None:
+                await asyncio.wait({task})
+        self._drop_remains(model_id)
+        return freed
+
+    async def set_budget(self, device_id: str, budget_bytes: int, principal: str = "") -> Device:
+        """Change a device's budget; shrinking evicts idle instances down to it.
+
+        Raises INVALID_ARGUMENT for a budget that is not above 0, or above the device's memory.
+        """
+        device = self._registry.decided.device(device_id)
+        if not 0 < budget_bytes <= device.total_bytes:
+            raise invalid("device.budget_bytes", f"1 to {device.total_bytes}", budget_bytes)
+        device = replace(device, budget_bytes=budget_bytes)
+        edit = Edit(Kind.DEVICE, device_id, device, "BUDGET_CHANGED")
+        done = self._registry.stage([edit], principal)
+        self._enforce_budgets()
+        self.loads.pump()
+        await done
+        return device
+
+    async def unblock(self, model_id: str) -> None:
+        """Forget a model's crashes, so that it may be loaded again."""
+        self._registry.decided.model(model_id)
+        self._crashes.forget(model_id)
+        self._drop_remains(model_id)
+        await self._registry.flush()
+
+    async def check(self, model_id: str) -> tuple[Health, str]:
+        """Run the health check of a READY instance now; a change of health is an event."""
+        instance = self._registry.decided.instance_of(model_id)
+        route = self.routes.get(model_id)
+        if instance is None or route is None or not route.open:
+            return (instance.health if instance else Health.UNKNOWN), "not loaded"
+        health, why = await self._occupancy.workers.check(
+            route.device, route.instance, route.generation
+        )
+        instance = self._registry.decided.instance_of(model_id)
+        if instance is not None and instance.health is not health:
+            self._registry.record(changed(replace(instance, health=health), "HEALTH", {"why": why}))
+        return health, why
+
+    # --- the ticker -----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start what ends waits, keeps keep_alive and enforces budgets."""
+        self._ticker = asyncio.create_task(self._tick(), name="residency")
+
+    async def stop(self, timeout_s: float) -> None:
+        """Begin no more loads; wait up to ``timeout_s`` for what is in flight."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self.loads.stop()
+        busy = [asyncio.ensure_future(r.idle.wait()) for r in self.routes if r.in_flight]
+        if busy:
+            await asyncio.wait(busy, timeout=timeout_s)
+            for task in busy:
+                task.cancel()
+
+    async def _tick(self) -> None:
+        while True:
+            await self._registry.clock.sleep(TICK_S)
+            try:
+                now = self._registry.clock.monotonic()
+                self.loads.expire(now)
+                self._expire_idle(now)
+                self._enforce_budgets()
+                self.loads.pump()
+            except Exception:
+                # The next tick finds the same state again; ending here would end every wait.
+                log.exception("residency tick failed")
+
+    def _expire_idle(self, now: float) -> None:
+        for route in self.routes:
+            model = self._registry.decided.models.get(route.model)
+            if model is None or model.pinned or not route.open:
+                continue
+            keep = self._occupancy.keep_alive_s(model)
+            busy = route.in_flight or self.routes.queued(route.model)
+            if keep is not None and not busy and now - route.last_used >= keep:
+                self._drain(route, "KEEP_ALIVE", {"idleSeconds": f"{now - route.last_used:.1f}"})
+
+    def _enforce_budgets(self) -> None:
+        now = self._registry.clock.monotonic()
+        for view in self._occupancy.views().values():
+            if view.free_bytes >= 0:
+                continue
+            for victim in rules.choose_victims(view, 0, now, 0.0) or _all_idle(view):
+                route = self.routes.get(victim.model)
+                if route is not None:
+                    details = {
+                        "overBytes": str(-view.free_bytes),
+                        "freedBytes": str(victim.bytes),
+                        "policy": self._registry.decided.settings.eviction_policy,
+                    }
+                    self._drain(route, "OVER_BUDGET", details)
+
+    # --- draining and unloading -----------------------------------------------------------------
+
+    def _drain(self, route: Route, reason: str, details: Mapping[str, str]) -> None:
+        """Take an instance out of service: its route flips now, its memory is freed once it is idle."""
+        if not route.open:
+            return
+        route.open = False
+        instance = self._registry.decided.instance_of(route.model)
+        assert instance is not None
+        draining = replace(instance, state=step(INSTANCE, instance.state, InstanceState.DRAINING))
+        self._registry.record(changed(draining, reason, details))
+        task = asyncio.create_task(
+            self._retire(route, reason, details), name=f"retire {route.model}"
+        )
+        self._retiring[route.model] = task
+        task.add_done_callback(lambda t: self._retired(route.model, t))
+
+    def _retired(self, model_id: str, task: "asyncio.Task[None]") -> None:
+        if self._retiring.get(model_id) is task:
+            del self._retiring[model_id]
+
+    async def _retire(self, route: Route, reason: str, details: Mapping[str, str]) -> None:
+        try:
+            async with asyncio.timeout(self._registry.decided.settings.drain_timeout_s):
+                await route.idle.wait()
+        except TimeoutError:
+            log.warning("drain took too long", model=route.model, in_flight=route.in_flight)
+        try:
+            await self._occupancy.workers.unload(route.device, route.instance, route.generation)
+        except ModelhostError as error:
+            log.warning("unload failed", model=route.model, reason=error.reason)
+        self._occupancy.ledger.release(route.device, route.model)
+        self.routes.remove(route)
+        instance = self._registry.decided.instance_of(route.model)
+        if instance is not None and instance.generation == route.generation:
+            self._registry.record(gone(instance, reason, details))
+        if self.routes.queued(route.model):
+            self.want_for_queue(route.model, "inference")
+        self.loads.pump()
+
+    def want_for_queue(self, model_id: str, principal: str) -> None:
+        """Load a model because requests wait for it or its worker was lost; a refusal ends them."""
+        try:
+            self.loads.want(model_id, principal=principal)
+        except ModelhostError as error:
+            log.warning("a model does not come back", model=model_id, reason=error.reason)
+            self.routes.fail(model_id, error)
+
+    async def _unload(self, model_id: str, operation: str) -> None:
+        self._registry.record(self._operations.running(operation, Phase.DRAINING))
+        freed = await self.remove(model_id, "UNLOADED")
+        result = {"freed_bytes": freed}
+        await self._operations.settle(lambda: self._operations.succeeded(operation, result))
+
+    def _drop_remains(self, model_id: str) -> None:
+        """Forget a FAILED or BLOCKED instance."""
+        instance = self._registry.decided.instance_of(model_id)
+        if instance is not None and instance.state in (
+            InstanceState.FAILED,
+            InstanceState.BLOCKED,
+        ):
+            self._registry.record(gone(instance, "UNLOADED"))
+
+    # --- crashes (WorkerListener) ---------------------------------------------------------------
+
+    def worker_ready(self, device: str, pid: int) -> None:
+        """See :class:`modelhostd.ports.WorkerListener`."""
+        log.info("worker ready", device=device, pid=pid)
+        self.loads.pump()
+
+    def worker_exited(self, exit: WorkerExit) -> None:
+        """Take the worker's instances out of service and want them back, most recently used first."""
+        log.error(
+            "worker lost", device=exit.device, pid=exit.pid, exit=exit.exit, blamed=exit.blamed
+        )
+        self._crashes.note(exit)
+        lost = [
+            r
+            for r in self.routes
+            # LOADING ends through its load, DRAINING through its unload.
+            if r.open
+            and r.device == exit.device
+            and (r.model == exit.model if exit.model else not r.own_worker)
+        ]
+        for route in sorted(lost, key=lambda r: -r.last_used):
+            self._lost(route, exit)
+        self.loads.pump()
+
+    def _lost(self, route: Route, exit: WorkerExit) -> None:
+        self._occupancy.ledger.release(route.device, route.model)
+        self.routes.remove(route)
+        instance = self._registry.decided.instance_of(route.model)
+        if instance is None:
+            return
+        details = {"exit": exit.exit, "blamed": exit.blamed, "pid": str(exit.pid)}
+        why = self._crashes.blocked(route.model)
+        if why is None:
+            self._registry.record(gone(instance, "CRASHED", details))
+            self.want_for_queue(route.model, "recovery")
+            return
+        blocked = replace(
+            instance,
+            state=step(INSTANCE, instance.state, InstanceState.BLOCKED),
+            tier=Tier.DISK,
+            health=Health.UNHEALTHY,
+            crash_count=self._crashes.count(route.model),
+            error=op_rules.stored(why),
+        )
+        self._registry.record(changed(blocked, "BLOCKED", details))
+        self.routes.fail(route.model, why)
+
+
+def _all_idle(view: rules.DeviceView) -> Sequence[rules.Holding]:
+    """Return every idle instance: what can be done now about a budget that cannot be met yet."""
+    return [h for h in rules.by_recency(view.holdings) if h.idle]

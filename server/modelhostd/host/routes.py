@@ -1,0 +1,116 @@
+"""The route table: which model answers where, right now. Plain memory, changed only in the loop's thread.
+
+Between looking a route up and counting a request in it there is no ``await``: a model that is being
+taken out of service either sees the request or never gets it.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.ports import Clock, Loaded
+
+
+@dataclass(slots=True, eq=False)
+class Route:
+    """The way to one instance, and the requests on it."""
+
+    model: str
+    instance: str
+    generation: int
+    device: str
+    version: int
+    own_worker: bool = False
+    loaded: Loaded | None = None
+    open: bool = False
+    in_flight: int = 0
+    last_used: float = 0.0
+    """Monotonic seconds, for ages; ``last_used_time`` is for people."""
+    last_used_time: float = 0.0
+    ready_since: float = 0.0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+    def enter(self, clock: Clock) -> None:
+        """Count one request in."""
+        self.in_flight += 1
+        self.idle.clear()
+        self.last_used = clock.monotonic()
+        self.last_used_time = clock.time()
+
+    def leave(self) -> None:
+        """Count one request out."""
+        self.in_flight -= 1
+        if not self.in_flight:
+            self.idle.set()
+
+
+class Routes:
+    """Every route by model id, and the requests that wait for one."""
+
+    def __init__(self) -> None:
+        self._routes: dict[str, Route] = {}
+        self._queues: dict[str, deque[asyncio.Future[Route]]] = {}
+        self.last_used_time: dict[str, float] = {}
+
+    def get(self, model: str) -> Route | None:
+        """Return the model's route, open or not."""
+        return self._routes.get(model)
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(list(self._routes.values()))
+
+    def put(self, route: Route) -> None:
+        """Add a route; the model must have none."""
+        assert route.model not in self._routes
+        self._routes[route.model] = route
+
+    def remove(self, route: Route) -> None:
+        """Remove a route, if it is still the model's."""
+        route.open = False
+        if self._routes.get(route.model) is route:
+            del self._routes[route.model]
+            if route.last_used_time:
+                self.last_used_time[route.model] = route.last_used_time
+
+    def open(self, route: Route) -> None:
+        """Let requests in, those that waited first, in the order they came."""
+        route.open = True
+        for waiter in self._queues.pop(route.model, deque()):
+            if not waiter.done():
+                waiter.set_result(route)
+
+    def queued(self, model: str) -> int:
+        """Return how many requests wait for the model."""
+        return sum(not w.done() for w in self._queues.get(model, ()))
+
+    def join(self, model: str, limit: int) -> "asyncio.Future[Route]":
+        """Wait in the model's queue; raises QUEUE_FULL at its limit."""
+        queue = self._queues.setdefault(model, deque())
+        while queue and queue[0].done():
+            queue.popleft()
+        if len(queue) >= limit:
+            raise ModelhostError(
+                Reason.QUEUE_FULL,
+                f"{len(queue)} requests wait for model '{model}' already (limit {limit}); "
+                f"try again in a second",
+                {"model": model, "queue": str(len(queue)), "limit": str(limit)},
+                retry_delay_s=1.0,
+            )
+        waiter: asyncio.Future[Route] = asyncio.get_running_loop().create_future()
+        queue.append(waiter)
+        return waiter
+
+    def fail(self, model: str, error: ModelhostError) -> None:
+        """End every request that waits for the model with an error of its own."""
+        for waiter in self._queues.pop(model, deque()):
+            if not waiter.done():
+                waiter.set_exception(
+                    ModelhostError(
+                        error.reason, error.message, dict(error.metadata), error.retry_delay_s
+                    )
+                )
