@@ -1314,8 +1314,8 @@ class RepositoryModelLoadRequest(_message.Message):
     """The model's or slot's id."""
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___ModelRepositoryParameter]:
-        """`config`, as text: a JSON object of fields of `modelhost.v1.ModelConfig`; it updates the model's
-        config and reloads. `file:` parameters are PERMISSION_DENIED, others INVALID_ARGUMENT.
+        """`config`, as text: a JSON object of fields of `modelhost.v1.ModelConfig`; it updates the
+        model's config and reloads. `file:` parameters are PERMISSION_DENIED, others INVALID_ARGUMENT.
         """
 
     def __init__(

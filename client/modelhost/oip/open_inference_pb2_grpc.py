@@ -201,9 +201,9 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ModelStreamInfer(self, request_iterator, context):
-        """Runs models over one stream: each request gets its answer, or answers, by `id`. A bad request is
-        answered in band by `error_message` and leaves the stream as it is. When the client closes its
-        side, what is outstanding is finished, then the stream ends with OK. Right: INFER.
+        """Runs models over one stream: each request gets its answer, or answers, by `id`. A bad request
+        is answered in band by `error_message` and leaves the stream as it is. When the client closes
+        its side, what is outstanding is finished, then the stream ends with OK. Right: INFER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

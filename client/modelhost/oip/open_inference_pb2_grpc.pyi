@@ -71,9 +71,9 @@ class GRPCInferenceServiceStub:
     worker died), INTERNAL (the model failed on it). Right: INFER.
     """
     ModelStreamInfer: _grpc.StreamStreamMultiCallable[_open_inference_pb2.ModelInferRequest, _open_inference_pb2.ModelStreamInferResponse]
-    """Runs models over one stream: each request gets its answer, or answers, by `id`. A bad request is
-    answered in band by `error_message` and leaves the stream as it is. When the client closes its
-    side, what is outstanding is finished, then the stream ends with OK. Right: INFER.
+    """Runs models over one stream: each request gets its answer, or answers, by `id`. A bad request
+    is answered in band by `error_message` and leaves the stream as it is. When the client closes
+    its side, what is outstanding is finished, then the stream ends with OK. Right: INFER.
     """
     ModelConfig: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ModelConfigRequest, _open_inference_pb2.ModelConfigResponse]
     """Returns a model's configuration. Fails as ModelMetadata does. Right: READ."""
@@ -140,9 +140,9 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     worker died), INTERNAL (the model failed on it). Right: INFER.
     """
     ModelStreamInfer: _aio.StreamStreamMultiCallable[_open_inference_pb2.ModelInferRequest, _open_inference_pb2.ModelStreamInferResponse]  # type: ignore[assignment]
-    """Runs models over one stream: each request gets its answer, or answers, by `id`. A bad request is
-    answered in band by `error_message` and leaves the stream as it is. When the client closes its
-    side, what is outstanding is finished, then the stream ends with OK. Right: INFER.
+    """Runs models over one stream: each request gets its answer, or answers, by `id`. A bad request
+    is answered in band by `error_message` and leaves the stream as it is. When the client closes
+    its side, what is outstanding is finished, then the stream ends with OK. Right: INFER.
     """
     ModelConfig: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ModelConfigRequest, _open_inference_pb2.ModelConfigResponse]  # type: ignore[assignment]
     """Returns a model's configuration. Fails as ModelMetadata does. Right: READ."""
@@ -248,9 +248,9 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_open_inference_pb2.ModelInferRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_open_inference_pb2.ModelStreamInferResponse], _abc.AsyncIterator[_open_inference_pb2.ModelStreamInferResponse]]:
-        """Runs models over one stream: each request gets its answer, or answers, by `id`. A bad request is
-        answered in band by `error_message` and leaves the stream as it is. When the client closes its
-        side, what is outstanding is finished, then the stream ends with OK. Right: INFER.
+        """Runs models over one stream: each request gets its answer, or answers, by `id`. A bad request
+        is answered in band by `error_message` and leaves the stream as it is. When the client closes
+        its side, what is outstanding is finished, then the stream ends with OK. Right: INFER.
         """
 
     @_abc_1.abstractmethod

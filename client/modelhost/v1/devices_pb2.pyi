@@ -83,15 +83,14 @@ class Device(_message.Message):
     total_bytes: _builtins.int
     """Bytes of memory it has."""
     budget_bytes: _builtins.int
-    """Bytes that modelhost may use, at most `total_bytes`. The one field that UpdateDevice writes; 0
-    there = back to the default (a GPU's total less what is foreign and headroom; 25 % of RAM for
-    `devices/cpu`).
+    """Bytes that modelhost may use, from 1 to `total_bytes`. The one field that UpdateDevice writes.
+    By default a GPU's total less what is foreign and headroom, and 25 % of RAM for `devices/cpu`.
     """
     headroom_bytes: _builtins.int
     """Bytes kept free for what nobody can predict; not part of the budget."""
     foreign_bytes: _builtins.int
-    """Bytes that other processes use, as measured last; where they reach into the budget, they
-    shrink it.
+    """Bytes that other processes use, as measured last; where they reach into the budget, they shrink
+    it.
     """
     reserved_bytes: _builtins.int
     """Bytes promised to loads that run."""

@@ -7,9 +7,9 @@ Every error modelhost answers with, on one page: reason, gRPC code, metadata key
 An error travels as a gRPC status whose details hold exactly one `google.rpc.ErrorInfo` with
 `domain` "modelhost", `reason` a value's name of `Reason` below, and `metadata` with the listed
 keys (lowerCamel; a key that does not apply is absent). Whatever the status text says is in the
-metadata too. Beside it stand, where they apply and at most once each:
-`google.rpc.BadRequest` (INVALID_ARGUMENT), `PreconditionFailure` (FAILED_PRECONDITION),
-`ResourceInfo` (NOT_FOUND, ALREADY_EXISTS) and `RetryInfo` (UNAVAILABLE, RESOURCE_EXHAUSTED, when repeating can help).
+metadata too. Beside it stand, where they apply and at most once each: `google.rpc.BadRequest`
+(INVALID_ARGUMENT), `PreconditionFailure` (FAILED_PRECONDITION), `ResourceInfo` (NOT_FOUND,
+ALREADY_EXISTS) and `RetryInfo` (where repeating can help).
 
 Clients repeat by themselves only UNAVAILABLE, and only methods that read or carry a
 `request_id`; and RESOURCE_EXHAUSTED with RetryInfo, after its delay. Expect new reasons: an
@@ -44,25 +44,25 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_UNSPECIFIED: _Reason.ValueType  # 0
     """Never sent."""
     INVALID_ARGUMENT: _Reason.ValueType  # 1
-    """A field of the request is missing, malformed, out of range or of another query (a page
-    token). Nothing has happened. `field` is its path, `expected` and `actual` say what is wrong;
-    the same stands in `google.rpc.BadRequest`. Correct the request.
+    """A field of the request is missing, malformed, out of range or of another query (a page token).
+    Nothing has happened. `field` is its path, `expected` and `actual` say what is wrong; the same
+    stands in `google.rpc.BadRequest`. Correct the request.
     """
     REQUEST_ID_REUSED: _Reason.ValueType  # 2
     """The request id came with another content before. Nothing has happened. Make a new id for each
     new request.
     """
     MESSAGE_TOO_LARGE: _Reason.ValueType  # 3
-    """The message is above the limit of its method (control plane 256 KiB, inference as
-    configured). It was not parsed. Send less at once, or let the operator raise the limit.
+    """The message is above the limit of its method (control plane 256 KiB, inference as configured).
+    It was not parsed. Send less at once, or let the operator raise the limit.
     """
     MODEL_NOT_FOUND: _Reason.ValueType  # 4
     """No model or slot has this id. ListModels shows those there are; CreateModel registers one."""
     INSTANCE_NOT_FOUND: _Reason.ValueType  # 5
     """The instance is not, or no longer, on this host. ListInstances shows those there are."""
     OPERATION_NOT_FOUND: _Reason.ValueType  # 6
-    """No such operation, or it finished so long ago that it is forgotten. ListOperations shows
-    those there are.
+    """No such operation, or it finished so long ago that it is forgotten. ListOperations shows those
+    there are.
     """
     DEVICE_NOT_FOUND: _Reason.ValueType  # 7
     """This host has no such device. ListDevices shows those there are."""
@@ -79,12 +79,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     change to what it is now, and send that.
     """
     CONFLICTING_OPERATION: _Reason.ValueType  # 12
-    """Other work on the model that excludes this one is under way; `operation` names it. Wait for
-    it or cancel it, then repeat.
+    """Other work on the model that excludes this one is under way; `operation` names it. Wait for it
+    or cancel it, then repeat.
     """
     MODEL_NOT_DOWNLOADED: _Reason.ValueType  # 13
-    """The model's files are not all on disk. DownloadModel fetches them; LoadModel does so too
-    where it says `download`.
+    """The model's files are not all on disk. DownloadModel fetches them; LoadModel does so too where
+    it says `download`.
     """
     MODEL_NOT_LOADED: _Reason.ValueType  # 14
     """The model is not loaded and would not be by itself (`load_on_demand` is off, or the method
@@ -107,17 +107,16 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     Nothing is held. Correct the files or the config, then load again.
     """
     BACKEND_NOT_AVAILABLE: _Reason.ValueType  # 20
-    """The backend that the model needs is not installed or not allowed; `missing` names the
-    package, `available` the backends there are. Install it, or choose another with
-    `config.backend`.
+    """The backend that the model needs is not installed or not allowed; `missing` names the package,
+    `available` the backends there are. Install it, or choose another with `config.backend`.
     """
     UNSUPPORTED_MODEL: _Reason.ValueType  # 21
-    """No backend of this host can run the model: its task, architecture or file format. `cause`
-    says which. Choose another model or backend.
+    """No backend of this host can run the model: its task, architecture or file format. `cause` says
+    which. Choose another model or backend.
     """
     INFERENCE_FAILED: _Reason.ValueType  # 22
-    """The model failed on this request; other requests are not affected. `errorId` finds the
-    details in the daemon's log.
+    """The model failed on this request; other requests are not affected. `errorId` finds the details
+    in the daemon's log.
     """
     WRONG_STATE: _Reason.ValueType  # 23
     """The resource is in a state (`state`) in which the method makes no sense: a finished operation
@@ -142,8 +141,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     ACCESS_DENIED: _Reason.ValueType  # 28
     """The source knows the token and refuses it this model. Ask its owner for access."""
     GATED: _Reason.ValueType  # 29
-    """The model's licence must be accepted at the source first, by the account whose token the
-    daemon has. Accept it there, then repeat.
+    """The model's licence must be accepted at the source first, by the account whose token the daemon
+    has. Accept it there, then repeat.
     """
     SOURCE_NOT_FOUND: _Reason.ValueType  # 30
     """The source has no such repository, revision or file; `missing` says which of them. A private
@@ -170,8 +169,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     safetensors, or let an operator allow it for this download.
     """
     INSUFFICIENT_DISK_SPACE: _Reason.ValueType  # 36
-    """The disk cannot take the work: `neededBytes` against `freeBytes` at `path`. Nothing was
-    begun, or what was is resumable. Delete models or run PruneStorage, then repeat.
+    """The disk cannot take the work: `neededBytes` against `freeBytes` at `path`. Nothing was begun,
+    or what was is resumable. Delete models or run PruneStorage, then repeat.
     """
     PERMISSION_DENIED_ON_DISK: _Reason.ValueType  # 37
     """The daemon's user may not read or write `path`. Correct owner or mode; under systemd see also
@@ -183,8 +182,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     OUT_OF_DEVICE_MEMORY: _Reason.ValueType  # 39
     """The model would fit, but pins, leases or busy models (`heldBy`) hold what is missing:
-    `neededBytes` against `freeBytes` and `evictableBytes`. Unpin or unload one of them, or
-    repeat later; RetryInfo says when, where that can be told.
+    `neededBytes` against `freeBytes` and `evictableBytes`. Unpin or unload one of them, or repeat
+    later; RetryInfo says when, where that can be told.
     """
     MODEL_TOO_LARGE: _Reason.ValueType  # 40
     """The model can never fit: `neededBytes` against the `budgetBytes` of the largest device. Raise
@@ -229,9 +228,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     UNIMPLEMENTED: _Reason.ValueType  # 51
     """This daemon does not offer the method or the option yet. The README's table says what works."""
     INTERNAL: _Reason.ValueType  # 52
-    """A bug. The text is fixed; `errorId` finds the details in the daemon's log. Report it with
-    both.
-    """
+    """A bug. The text is fixed; `errorId` finds the details in the daemon's log. Report it with both."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """What went wrong, in one machine-readable word. The name of a value is, letter by letter, what
@@ -241,25 +238,25 @@ class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
 REASON_UNSPECIFIED: Reason.ValueType  # 0
 """Never sent."""
 INVALID_ARGUMENT: Reason.ValueType  # 1
-"""A field of the request is missing, malformed, out of range or of another query (a page
-token). Nothing has happened. `field` is its path, `expected` and `actual` say what is wrong;
-the same stands in `google.rpc.BadRequest`. Correct the request.
+"""A field of the request is missing, malformed, out of range or of another query (a page token).
+Nothing has happened. `field` is its path, `expected` and `actual` say what is wrong; the same
+stands in `google.rpc.BadRequest`. Correct the request.
 """
 REQUEST_ID_REUSED: Reason.ValueType  # 2
 """The request id came with another content before. Nothing has happened. Make a new id for each
 new request.
 """
 MESSAGE_TOO_LARGE: Reason.ValueType  # 3
-"""The message is above the limit of its method (control plane 256 KiB, inference as
-configured). It was not parsed. Send less at once, or let the operator raise the limit.
+"""The message is above the limit of its method (control plane 256 KiB, inference as configured).
+It was not parsed. Send less at once, or let the operator raise the limit.
 """
 MODEL_NOT_FOUND: Reason.ValueType  # 4
 """No model or slot has this id. ListModels shows those there are; CreateModel registers one."""
 INSTANCE_NOT_FOUND: Reason.ValueType  # 5
 """The instance is not, or no longer, on this host. ListInstances shows those there are."""
 OPERATION_NOT_FOUND: Reason.ValueType  # 6
-"""No such operation, or it finished so long ago that it is forgotten. ListOperations shows
-those there are.
+"""No such operation, or it finished so long ago that it is forgotten. ListOperations shows those
+there are.
 """
 DEVICE_NOT_FOUND: Reason.ValueType  # 7
 """This host has no such device. ListDevices shows those there are."""
@@ -276,12 +273,12 @@ ETAG_MISMATCH: Reason.ValueType  # 11
 change to what it is now, and send that.
 """
 CONFLICTING_OPERATION: Reason.ValueType  # 12
-"""Other work on the model that excludes this one is under way; `operation` names it. Wait for
-it or cancel it, then repeat.
+"""Other work on the model that excludes this one is under way; `operation` names it. Wait for it
+or cancel it, then repeat.
 """
 MODEL_NOT_DOWNLOADED: Reason.ValueType  # 13
-"""The model's files are not all on disk. DownloadModel fetches them; LoadModel does so too
-where it says `download`.
+"""The model's files are not all on disk. DownloadModel fetches them; LoadModel does so too where
+it says `download`.
 """
 MODEL_NOT_LOADED: Reason.ValueType  # 14
 """The model is not loaded and would not be by itself (`load_on_demand` is off, or the method
@@ -304,17 +301,16 @@ LOAD_FAILED: Reason.ValueType  # 19
 Nothing is held. Correct the files or the config, then load again.
 """
 BACKEND_NOT_AVAILABLE: Reason.ValueType  # 20
-"""The backend that the model needs is not installed or not allowed; `missing` names the
-package, `available` the backends there are. Install it, or choose another with
-`config.backend`.
+"""The backend that the model needs is not installed or not allowed; `missing` names the package,
+`available` the backends there are. Install it, or choose another with `config.backend`.
 """
 UNSUPPORTED_MODEL: Reason.ValueType  # 21
-"""No backend of this host can run the model: its task, architecture or file format. `cause`
-says which. Choose another model or backend.
+"""No backend of this host can run the model: its task, architecture or file format. `cause` says
+which. Choose another model or backend.
 """
 INFERENCE_FAILED: Reason.ValueType  # 22
-"""The model failed on this request; other requests are not affected. `errorId` finds the
-details in the daemon's log.
+"""The model failed on this request; other requests are not affected. `errorId` finds the details
+in the daemon's log.
 """
 WRONG_STATE: Reason.ValueType  # 23
 """The resource is in a state (`state`) in which the method makes no sense: a finished operation
@@ -339,8 +335,8 @@ setting (`HF_TOKEN`). Set it, then repeat.
 ACCESS_DENIED: Reason.ValueType  # 28
 """The source knows the token and refuses it this model. Ask its owner for access."""
 GATED: Reason.ValueType  # 29
-"""The model's licence must be accepted at the source first, by the account whose token the
-daemon has. Accept it there, then repeat.
+"""The model's licence must be accepted at the source first, by the account whose token the daemon
+has. Accept it there, then repeat.
 """
 SOURCE_NOT_FOUND: Reason.ValueType  # 30
 """The source has no such repository, revision or file; `missing` says which of them. A private
@@ -367,8 +363,8 @@ UNSAFE_FILE: Reason.ValueType  # 35
 safetensors, or let an operator allow it for this download.
 """
 INSUFFICIENT_DISK_SPACE: Reason.ValueType  # 36
-"""The disk cannot take the work: `neededBytes` against `freeBytes` at `path`. Nothing was
-begun, or what was is resumable. Delete models or run PruneStorage, then repeat.
+"""The disk cannot take the work: `neededBytes` against `freeBytes` at `path`. Nothing was begun,
+or what was is resumable. Delete models or run PruneStorage, then repeat.
 """
 PERMISSION_DENIED_ON_DISK: Reason.ValueType  # 37
 """The daemon's user may not read or write `path`. Correct owner or mode; under systemd see also
@@ -380,8 +376,8 @@ CheckStorage tells what is damaged.
 """
 OUT_OF_DEVICE_MEMORY: Reason.ValueType  # 39
 """The model would fit, but pins, leases or busy models (`heldBy`) hold what is missing:
-`neededBytes` against `freeBytes` and `evictableBytes`. Unpin or unload one of them, or
-repeat later; RetryInfo says when, where that can be told.
+`neededBytes` against `freeBytes` and `evictableBytes`. Unpin or unload one of them, or repeat
+later; RetryInfo says when, where that can be told.
 """
 MODEL_TOO_LARGE: Reason.ValueType  # 40
 """The model can never fit: `neededBytes` against the `budgetBytes` of the largest device. Raise
@@ -426,9 +422,7 @@ DEADLINE_EXCEEDED: Reason.ValueType  # 50
 UNIMPLEMENTED: Reason.ValueType  # 51
 """This daemon does not offer the method or the option yet. The README's table says what works."""
 INTERNAL: Reason.ValueType  # 52
-"""A bug. The text is fixed; `errorId` finds the details in the daemon's log. Report it with
-both.
-"""
+"""A bug. The text is fixed; `errorId` finds the details in the daemon's log. Report it with both."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final
@@ -604,6 +598,6 @@ class ErrorSpec(_message.Message):
 
 Global___ErrorSpec: _TypeAlias = ErrorSpec  # noqa: Y015
 
-SPEC_FIELD_NUMBER: _builtins.int
-spec: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.EnumValueOptions, Global___ErrorSpec]
+ERROR_SPEC_FIELD_NUMBER: _builtins.int
+error_spec: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.EnumValueOptions, Global___ErrorSpec]
 """The code a reason is sent with and the metadata keys its errors carry."""

@@ -40,9 +40,10 @@ class EventServiceStub:
     committed.
 
     With `include_snapshot` the first messages are the whole state in chunks, ended by a bookmark
-    with its sequence S; events from S + 1 on follow. Else the first message is a bookmark. A
-    bookmark also comes every 10 s when nothing else does, and last before the daemon closes the
-    stream. To resume after any break, watch again from the last sequence seen + 1.
+    with its sequence S; events from S + 1 on follow. Else the first message is a bookmark: of
+    `start_sequence` - 1, or of the present where that is 0. A bookmark also comes every 10 s when
+    nothing else does, and last before the daemon closes the stream. To resume after any break,
+    watch again from the last sequence seen + 1.
 
     A reader that is slow delays nobody: it is sent history from the database, until that is no
     longer kept.
@@ -73,9 +74,10 @@ class EventServiceAsyncStub(EventServiceStub):
     committed.
 
     With `include_snapshot` the first messages are the whole state in chunks, ended by a bookmark
-    with its sequence S; events from S + 1 on follow. Else the first message is a bookmark. A
-    bookmark also comes every 10 s when nothing else does, and last before the daemon closes the
-    stream. To resume after any break, watch again from the last sequence seen + 1.
+    with its sequence S; events from S + 1 on follow. Else the first message is a bookmark: of
+    `start_sequence` - 1, or of the present where that is 0. A bookmark also comes every 10 s when
+    nothing else does, and last before the daemon closes the stream. To resume after any break,
+    watch again from the last sequence seen + 1.
 
     A reader that is slow delays nobody: it is sent history from the database, until that is no
     longer kept.
@@ -109,9 +111,10 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         committed.
 
         With `include_snapshot` the first messages are the whole state in chunks, ended by a bookmark
-        with its sequence S; events from S + 1 on follow. Else the first message is a bookmark. A
-        bookmark also comes every 10 s when nothing else does, and last before the daemon closes the
-        stream. To resume after any break, watch again from the last sequence seen + 1.
+        with its sequence S; events from S + 1 on follow. Else the first message is a bookmark: of
+        `start_sequence` - 1, or of the present where that is 0. A bookmark also comes every 10 s when
+        nothing else does, and last before the daemon closes the stream. To resume after any break,
+        watch again from the last sequence seen + 1.
 
         A reader that is slow delays nobody: it is sent history from the database, until that is no
         longer kept.

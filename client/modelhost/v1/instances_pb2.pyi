@@ -208,8 +208,8 @@ class Instance(_message.Message):
     crash_count: _builtins.int
     """How many times it took its worker down since it was last unblocked."""
     config_stale: _builtins.bool
-    """Whether the model's config has changed since in a field that needs a reload. ReloadModel
-    brings it up to date.
+    """Whether the model's config has changed since in a field that needs a reload. ReloadModel brings
+    it up to date.
     """
     operation: _builtins.str
     """The operation that works on it, or last did, `operations/{operation}`. Empty where a request

@@ -238,7 +238,7 @@ class DeleteModelRequest(_message.Message):
     etag: _builtins.str
     """The etag it must still have; empty = any."""
     force: _builtins.bool
-    """Whether it may be loaded or downloading. It is drained first."""
+    """Whether it may be loaded or downloading: it is drained, the download cancelled."""
     request_id: _builtins.str
     """Makes the call safe to repeat; see CreateModelRequest."""
     def __init__(
@@ -272,7 +272,7 @@ class DeleteModelFilesRequest(_message.Message):
     version: _builtins.int
     """The artifact whose files to delete; 0 = all."""
     force: _builtins.bool
-    """Whether it may be loaded or downloading. It is drained first."""
+    """Whether it may be loaded or downloading: it is drained, the download cancelled."""
     request_id: _builtins.str
     """Makes the call safe to repeat; see CreateModelRequest."""
     def __init__(
@@ -794,7 +794,7 @@ class CheckCompatibilityResponse(_message.Message):
         AVAILABLE_FIELD_NUMBER: _builtins.int
         MESSAGE_FIELD_NUMBER: _builtins.int
         id: _builtins.str
-        """What was checked: `device-memory`, `disk-space`, `packages`, `compute-capability`, `backend`,
+        """What was checked: `device_memory`, `disk_space`, `packages`, `compute_capability`, `backend`,
         `task`. Expect new ones.
         """
         outcome: Global___CheckCompatibilityResponse.Check.Outcome.ValueType

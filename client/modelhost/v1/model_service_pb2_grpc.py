@@ -159,9 +159,8 @@ class ModelServiceServicer(object):
         models share stay. The operation SUCCEEDED means all of it is done; the entry is gone from the
         first moment of the removal of files on, also over a crash.
 
-        Fails with MODEL_NOT_FOUND, ETAG_MISMATCH, MODEL_LOADED (unless `force`), CONFLICTING_OPERATION
-        (a download runs; `force` cancels it), FAILED_PRECONDITION of WRONG_STATE where a slot stands for
-        the model.
+        Fails with MODEL_NOT_FOUND, ETAG_MISMATCH, MODEL_LOADED (unless `force`), WRONG_STATE (it is
+        being downloaded, unless `force`; a slot stands for it), REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,7 +171,7 @@ class ModelServiceServicer(object):
         error.
 
         Fails with MODEL_NOT_FOUND, MODEL_LOADED (unless `force`, which drains and unloads first),
-        CONFLICTING_OPERATION.
+        WRONG_STATE (it is being downloaded, unless `force`), REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -202,10 +201,11 @@ class ModelServiceServicer(object):
         publishes as a new artifact. A loaded model serves its old one until ReloadModel. Where the
         source's revision is on disk already, the operation is SUCCEEDED at once.
 
-        Fails at once with MODEL_NOT_FOUND, CONFLICTING_OPERATION, QUEUE_FULL, REQUEST_ID_REUSED,
-        PERMISSION_DENIED (`allow_unsafe` without OPERATE); all that concerns the source or the disk
-        fails the operation, with the reasons of InspectSource, CHECKSUM_MISMATCH, MALFORMED_FILE,
-        UNSAFE_FILE, INSUFFICIENT_DISK_SPACE, PERMISSION_DENIED_ON_DISK or STORAGE_ERROR.
+        Fails at once with MODEL_NOT_FOUND, WRONG_STATE (the model has no source),
+        CONFLICTING_OPERATION, QUEUE_FULL, REQUEST_ID_REUSED, PERMISSION_DENIED (`allow_unsafe` without
+        OPERATE); all that concerns the source or the disk fails the operation, with the reasons of
+        InspectSource, CHECKSUM_MISMATCH, MALFORMED_FILE, UNSAFE_FILE, INSUFFICIENT_DISK_SPACE,
+        PERMISSION_DENIED_ON_DISK or STORAGE_ERROR.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -227,8 +227,7 @@ class ModelServiceServicer(object):
         commits. All files become one new artifact, or, on an error or a broken stream, none of them.
 
         Fails with MODEL_NOT_FOUND, INVALID_ARGUMENT (order of messages, path, size),
-        CHECKSUM_MISMATCH, MALFORMED_FILE, UNSAFE_FILE, INSUFFICIENT_DISK_SPACE,
-        CONFLICTING_OPERATION.
+        CHECKSUM_MISMATCH, MALFORMED_FILE, UNSAFE_FILE, INSUFFICIENT_DISK_SPACE, CONFLICTING_OPERATION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -64,16 +64,15 @@ class ModelServiceStub:
     models share stay. The operation SUCCEEDED means all of it is done; the entry is gone from the
     first moment of the removal of files on, also over a crash.
 
-    Fails with MODEL_NOT_FOUND, ETAG_MISMATCH, MODEL_LOADED (unless `force`), CONFLICTING_OPERATION
-    (a download runs; `force` cancels it), FAILED_PRECONDITION of WRONG_STATE where a slot stands for
-    the model.
+    Fails with MODEL_NOT_FOUND, ETAG_MISMATCH, MODEL_LOADED (unless `force`), WRONG_STATE (it is
+    being downloaded, unless `force`; a slot stands for it), REQUEST_ID_REUSED.
     """
     DeleteModelFiles: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelFilesRequest, _operations_pb2.Operation]
     """Deletes a model's files and leaves its entry: back to ABSENT. What is deleted already is no
     error.
 
     Fails with MODEL_NOT_FOUND, MODEL_LOADED (unless `force`, which drains and unloads first),
-    CONFLICTING_OPERATION.
+    WRONG_STATE (it is being downloaded, unless `force`), REQUEST_ID_REUSED.
     """
     InspectSource: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.InspectSourceRequest, _model_service_pb2.InspectSourceResponse]
     """Asks a source what a download would fetch, and fetches nothing of it. Registers nothing.
@@ -91,10 +90,11 @@ class ModelServiceStub:
     publishes as a new artifact. A loaded model serves its old one until ReloadModel. Where the
     source's revision is on disk already, the operation is SUCCEEDED at once.
 
-    Fails at once with MODEL_NOT_FOUND, CONFLICTING_OPERATION, QUEUE_FULL, REQUEST_ID_REUSED,
-    PERMISSION_DENIED (`allow_unsafe` without OPERATE); all that concerns the source or the disk
-    fails the operation, with the reasons of InspectSource, CHECKSUM_MISMATCH, MALFORMED_FILE,
-    UNSAFE_FILE, INSUFFICIENT_DISK_SPACE, PERMISSION_DENIED_ON_DISK or STORAGE_ERROR.
+    Fails at once with MODEL_NOT_FOUND, WRONG_STATE (the model has no source),
+    CONFLICTING_OPERATION, QUEUE_FULL, REQUEST_ID_REUSED, PERMISSION_DENIED (`allow_unsafe` without
+    OPERATE); all that concerns the source or the disk fails the operation, with the reasons of
+    InspectSource, CHECKSUM_MISMATCH, MALFORMED_FILE, UNSAFE_FILE, INSUFFICIENT_DISK_SPACE,
+    PERMISSION_DENIED_ON_DISK or STORAGE_ERROR.
     """
     VerifyModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.VerifyModelRequest, _operations_pb2.Operation]
     """Hashes every file of an artifact again and compares with its manifest. The operation SUCCEEDED
@@ -108,8 +108,7 @@ class ModelServiceStub:
     commits. All files become one new artifact, or, on an error or a broken stream, none of them.
 
     Fails with MODEL_NOT_FOUND, INVALID_ARGUMENT (order of messages, path, size),
-    CHECKSUM_MISMATCH, MALFORMED_FILE, UNSAFE_FILE, INSUFFICIENT_DISK_SPACE,
-    CONFLICTING_OPERATION.
+    CHECKSUM_MISMATCH, MALFORMED_FILE, UNSAFE_FILE, INSUFFICIENT_DISK_SPACE, CONFLICTING_OPERATION.
     """
     CheckCompatibility: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.CheckCompatibilityRequest, _model_service_pb2.CheckCompatibilityResponse]
     """Tells whether the model can work on this host, check by check and with numbers: memory, disk,
@@ -155,16 +154,15 @@ class ModelServiceAsyncStub(ModelServiceStub):
     models share stay. The operation SUCCEEDED means all of it is done; the entry is gone from the
     first moment of the removal of files on, also over a crash.
 
-    Fails with MODEL_NOT_FOUND, ETAG_MISMATCH, MODEL_LOADED (unless `force`), CONFLICTING_OPERATION
-    (a download runs; `force` cancels it), FAILED_PRECONDITION of WRONG_STATE where a slot stands for
-    the model.
+    Fails with MODEL_NOT_FOUND, ETAG_MISMATCH, MODEL_LOADED (unless `force`), WRONG_STATE (it is
+    being downloaded, unless `force`; a slot stands for it), REQUEST_ID_REUSED.
     """
     DeleteModelFiles: _aio.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelFilesRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Deletes a model's files and leaves its entry: back to ABSENT. What is deleted already is no
     error.
 
     Fails with MODEL_NOT_FOUND, MODEL_LOADED (unless `force`, which drains and unloads first),
-    CONFLICTING_OPERATION.
+    WRONG_STATE (it is being downloaded, unless `force`), REQUEST_ID_REUSED.
     """
     InspectSource: _aio.UnaryUnaryMultiCallable[_model_service_pb2.InspectSourceRequest, _model_service_pb2.InspectSourceResponse]  # type: ignore[assignment]
     """Asks a source what a download would fetch, and fetches nothing of it. Registers nothing.
@@ -182,10 +180,11 @@ class ModelServiceAsyncStub(ModelServiceStub):
     publishes as a new artifact. A loaded model serves its old one until ReloadModel. Where the
     source's revision is on disk already, the operation is SUCCEEDED at once.
 
-    Fails at once with MODEL_NOT_FOUND, CONFLICTING_OPERATION, QUEUE_FULL, REQUEST_ID_REUSED,
-    PERMISSION_DENIED (`allow_unsafe` without OPERATE); all that concerns the source or the disk
-    fails the operation, with the reasons of InspectSource, CHECKSUM_MISMATCH, MALFORMED_FILE,
-    UNSAFE_FILE, INSUFFICIENT_DISK_SPACE, PERMISSION_DENIED_ON_DISK or STORAGE_ERROR.
+    Fails at once with MODEL_NOT_FOUND, WRONG_STATE (the model has no source),
+    CONFLICTING_OPERATION, QUEUE_FULL, REQUEST_ID_REUSED, PERMISSION_DENIED (`allow_unsafe` without
+    OPERATE); all that concerns the source or the disk fails the operation, with the reasons of
+    InspectSource, CHECKSUM_MISMATCH, MALFORMED_FILE, UNSAFE_FILE, INSUFFICIENT_DISK_SPACE,
+    PERMISSION_DENIED_ON_DISK or STORAGE_ERROR.
     """
     VerifyModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.VerifyModelRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Hashes every file of an artifact again and compares with its manifest. The operation SUCCEEDED
@@ -199,8 +198,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     commits. All files become one new artifact, or, on an error or a broken stream, none of them.
 
     Fails with MODEL_NOT_FOUND, INVALID_ARGUMENT (order of messages, path, size),
-    CHECKSUM_MISMATCH, MALFORMED_FILE, UNSAFE_FILE, INSUFFICIENT_DISK_SPACE,
-    CONFLICTING_OPERATION.
+    CHECKSUM_MISMATCH, MALFORMED_FILE, UNSAFE_FILE, INSUFFICIENT_DISK_SPACE, CONFLICTING_OPERATION.
     """
     CheckCompatibility: _aio.UnaryUnaryMultiCallable[_model_service_pb2.CheckCompatibilityRequest, _model_service_pb2.CheckCompatibilityResponse]  # type: ignore[assignment]
     """Tells whether the model can work on this host, check by check and with numbers: memory, disk,
@@ -273,9 +271,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         models share stay. The operation SUCCEEDED means all of it is done; the entry is gone from the
         first moment of the removal of files on, also over a crash.
 
-        Fails with MODEL_NOT_FOUND, ETAG_MISMATCH, MODEL_LOADED (unless `force`), CONFLICTING_OPERATION
-        (a download runs; `force` cancels it), FAILED_PRECONDITION of WRONG_STATE where a slot stands for
-        the model.
+        Fails with MODEL_NOT_FOUND, ETAG_MISMATCH, MODEL_LOADED (unless `force`), WRONG_STATE (it is
+        being downloaded, unless `force`; a slot stands for it), REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -288,7 +285,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         error.
 
         Fails with MODEL_NOT_FOUND, MODEL_LOADED (unless `force`, which drains and unloads first),
-        CONFLICTING_OPERATION.
+        WRONG_STATE (it is being downloaded, unless `force`), REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -324,10 +321,11 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         publishes as a new artifact. A loaded model serves its old one until ReloadModel. Where the
         source's revision is on disk already, the operation is SUCCEEDED at once.
 
-        Fails at once with MODEL_NOT_FOUND, CONFLICTING_OPERATION, QUEUE_FULL, REQUEST_ID_REUSED,
-        PERMISSION_DENIED (`allow_unsafe` without OPERATE); all that concerns the source or the disk
-        fails the operation, with the reasons of InspectSource, CHECKSUM_MISMATCH, MALFORMED_FILE,
-        UNSAFE_FILE, INSUFFICIENT_DISK_SPACE, PERMISSION_DENIED_ON_DISK or STORAGE_ERROR.
+        Fails at once with MODEL_NOT_FOUND, WRONG_STATE (the model has no source),
+        CONFLICTING_OPERATION, QUEUE_FULL, REQUEST_ID_REUSED, PERMISSION_DENIED (`allow_unsafe` without
+        OPERATE); all that concerns the source or the disk fails the operation, with the reasons of
+        InspectSource, CHECKSUM_MISMATCH, MALFORMED_FILE, UNSAFE_FILE, INSUFFICIENT_DISK_SPACE,
+        PERMISSION_DENIED_ON_DISK or STORAGE_ERROR.
         """
 
     @_abc_1.abstractmethod
@@ -353,8 +351,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         commits. All files become one new artifact, or, on an error or a broken stream, none of them.
 
         Fails with MODEL_NOT_FOUND, INVALID_ARGUMENT (order of messages, path, size),
-        CHECKSUM_MISMATCH, MALFORMED_FILE, UNSAFE_FILE, INSUFFICIENT_DISK_SPACE,
-        CONFLICTING_OPERATION.
+        CHECKSUM_MISMATCH, MALFORMED_FILE, UNSAFE_FILE, INSUFFICIENT_DISK_SPACE, CONFLICTING_OPERATION.
         """
 
     @_abc_1.abstractmethod

@@ -77,9 +77,9 @@ class Model(_message.Message):
     uid: _builtins.str
     """A UUID made at creation. Output only. Tells a model apart from an earlier one of the same name."""
     display_name: _builtins.str
-    """A name for people, at most 200 characters. Empty = none given; show the id."""
+    """A name for people, at most 4,096 characters. Empty = none given; show the id."""
     description: _builtins.str
-    """What the model is for, in plain text, at most 4,000 characters."""
+    """What the model is for, in plain text, at most 4,096 characters."""
     licence: _builtins.str
     """The licence as an SPDX or Hub identifier (`apache-2.0`). Filled in from the source by the first
     download where it is empty.
@@ -104,8 +104,8 @@ class Model(_message.Message):
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The user's own words for finding models. At most 64; keys match `[a-z0-9]([a-z0-9._/-]{0,62})`,
-        values have at most 200 characters.
+        """The user's own words for finding models. At most 64; keys have 1 to 256 characters, values at
+        most 256.
         """
 
     @_builtins.property
@@ -190,12 +190,12 @@ class Source(_message.Message):
     @_builtins.property
     def allow_patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Shell-style patterns (`*.safetensors`) of paths to fetch. Empty = the default choice: weights
-        as safetensors, configs and tokenizer files. At most 64 patterns.
+        as safetensors, configs and tokenizer files. At most 64 patterns of at most 256 characters.
         """
 
     @_builtins.property
     def ignore_patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Patterns of paths to leave out; they win over `allow_patterns`. At most 64 patterns."""
+        """Patterns of paths to leave out; they win over `allow_patterns`. The same limits."""
 
     def __init__(
         self,
@@ -258,22 +258,22 @@ class ModelConfig(_message.Message):
     ISOLATION_FIELD_NUMBER: _builtins.int
     BACKEND_OPTIONS_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
-    """The backend that loads it (`transformers`). Empty = the host chooses by task and files. One that
-    is not installed or not allowed is BACKEND_NOT_AVAILABLE at the load. Reload.
+    """The backend that loads it (`transformers`). Empty = the host chooses by task and files. One
+    that is not installed or not allowed is BACKEND_NOT_AVAILABLE at the load. Reload.
     """
     device: _builtins.str
-    """Where it is to be loaded, `devices/{device}`. Empty = the host chooses where it fits. Reload."""
+    """Where it is to be loaded, `devices/{device}`; one that the host lacks is INVALID_ARGUMENT.
+    Empty = the host chooses where it fits. Reload.
+    """
     precision: _builtins.str
-    """The number format of its weights: `float32`, `float16`, `bfloat16`. Empty = as stored, where
-    the device can compute with it. Reload.
+    """The number format of its weights: `fp32`, `fp16`, `bf16`. Empty = as stored, where the device
+    can compute with it. Reload.
     """
     max_batch_size: _builtins.int
-    """How many items one execution may take, from 1. Unset = the backend's choice; 0 = no batching
-    dimension. Reload.
-    """
+    """How many items one execution may take, from 1 to 65,536. Unset = the backend's choice. Reload."""
     max_sequence_length: _builtins.int
-    """How many tokens one text may have; longer ones are cut. From 1; unset = the model's own limit.
-    Reload.
+    """How many tokens one text may have, from 1 to 16,777,216; longer ones are cut. Unset = the
+    model's own limit. Reload.
     """
     load_on_demand: _builtins.bool
     """Whether an inference request loads the model when it is on disk. Unset =
@@ -284,28 +284,28 @@ class ModelConfig(_message.Message):
     priority: _builtins.int
     """Which of several waiting loads goes first: the higher. From -100 to 100. Live."""
     queue_limit: _builtins.int
-    """How many requests may wait for it, from 1 to 100,000; one more is QUEUE_FULL. Unset =
+    """How many requests may wait for it, from 1 to 65,536; one more is QUEUE_FULL. Unset =
     `Settings.queue_limit`. Live.
     """
     isolation: Global___ModelConfig.Isolation.ValueType
     """Whether it shares its device's worker. Reload."""
     @_builtins.property
     def keep_alive(self) -> _duration_pb2.Duration:
-        """How long after its last use it stays loaded. Unset = `Settings.keep_alive`; 0 = it goes as soon
-        as it is idle; negative = for ever. Live.
+        """How long after its last use it stays loaded, from 0 (it goes as soon as it is idle) to 3,650
+        days. Unset = `Settings.keep_alive`. A pinned model stays whatever this says. Live.
         """
 
     @_builtins.property
     def load_timeout(self) -> _duration_pb2.Duration:
-        """How long a load, and a request that waits for one, may take. Above 0; unset = by the model's
-        size. Live: it holds for loads that start after the change.
+        """How long a load, and a request that waits for one, may take. From 1 ms to 3,650 days; unset =
+        by the model's size. Live: it holds for loads that start after the change.
         """
 
     @_builtins.property
     def backend_options(self) -> _struct_pb2.Struct:
         """Options for the backend alone, by the schema that the backend documents; an option it does not
-        know is INVALID_ARGUMENT when the backend is known at the change, else LOAD_FAILED. At most
-        16 KiB as JSON. Reload.
+        know is LOAD_FAILED at the load. At most 4 levels of at most 64 entries, texts of at most 4,096
+        characters. Reload.
         """
 
     def __init__(

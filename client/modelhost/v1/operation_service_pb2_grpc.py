@@ -146,8 +146,8 @@ class OperationServiceServicer(object):
 
     def WatchOperation(self, request, context):
         """Sends the operation as it is now, then each change, and at most 4 samples of progress a second.
-        Ends with OK after the final state. A reader that is slow gets the latest, not all; a stream that
-        breaks stops nothing and can be opened again.
+        Ends with OK after the final state. A reader that is slow gets the latest, not all; a stream
+        that breaks stops nothing and can be opened again.
 
         Fails with OPERATION_NOT_FOUND, SHUTTING_DOWN, QUEUE_FULL (too many streams).
         """

@@ -68,8 +68,8 @@ class OperationServiceStub:
     """
     WatchOperation: _grpc.UnaryStreamMultiCallable[_operation_service_pb2.WatchOperationRequest, _operations_pb2.Operation]
     """Sends the operation as it is now, then each change, and at most 4 samples of progress a second.
-    Ends with OK after the final state. A reader that is slow gets the latest, not all; a stream that
-    breaks stops nothing and can be opened again.
+    Ends with OK after the final state. A reader that is slow gets the latest, not all; a stream
+    that breaks stops nothing and can be opened again.
 
     Fails with OPERATION_NOT_FOUND, SHUTTING_DOWN, QUEUE_FULL (too many streams).
     """
@@ -112,8 +112,8 @@ class OperationServiceAsyncStub(OperationServiceStub):
     """
     WatchOperation: _aio.UnaryStreamMultiCallable[_operation_service_pb2.WatchOperationRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Sends the operation as it is now, then each change, and at most 4 samples of progress a second.
-    Ends with OK after the final state. A reader that is slow gets the latest, not all; a stream that
-    breaks stops nothing and can be opened again.
+    Ends with OK after the final state. A reader that is slow gets the latest, not all; a stream
+    that breaks stops nothing and can be opened again.
 
     Fails with OPERATION_NOT_FOUND, SHUTTING_DOWN, QUEUE_FULL (too many streams).
     """
@@ -201,8 +201,8 @@ class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_operations_pb2.Operation], _abc.AsyncIterator[_operations_pb2.Operation]]:
         """Sends the operation as it is now, then each change, and at most 4 samples of progress a second.
-        Ends with OK after the final state. A reader that is slow gets the latest, not all; a stream that
-        breaks stops nothing and can be opened again.
+        Ends with OK after the final state. A reader that is slow gets the latest, not all; a stream
+        that breaks stops nothing and can be opened again.
 
         Fails with OPERATION_NOT_FOUND, SHUTTING_DOWN, QUEUE_FULL (too many streams).
         """

@@ -42,7 +42,7 @@ class Operation(_message.Message):
         KIND_UNSPECIFIED: Operation._Kind.ValueType  # 0
         """Never sent."""
         DOWNLOAD: Operation._Kind.ValueType  # 1
-        """DownloadModel, or a load that was to download first."""
+        """DownloadModel, and what LoadModel begins with where it is to download first."""
         LOAD: Operation._Kind.ValueType  # 2
         """LoadModel, or a request that loads on demand."""
         UNLOAD: Operation._Kind.ValueType  # 3
@@ -66,7 +66,7 @@ class Operation(_message.Message):
     KIND_UNSPECIFIED: Operation.Kind.ValueType  # 0
     """Never sent."""
     DOWNLOAD: Operation.Kind.ValueType  # 1
-    """DownloadModel, or a load that was to download first."""
+    """DownloadModel, and what LoadModel begins with where it is to download first."""
     LOAD: Operation.Kind.ValueType  # 2
     """LoadModel, or a request that loads on demand."""
     UNLOAD: Operation.Kind.ValueType  # 3

@@ -46,8 +46,8 @@ class LoadModelRequest(_message.Message):
     priority: _builtins.int
     """Which of several waiting loads goes first: the higher. From -100 to 100; 0 = the config's."""
     download: _builtins.bool
-    """Whether to download the model first where its files are absent. The operation then is a LOAD
-    whose progress shows the download, too.
+    """Whether to download the model first where its files are absent. The answer is the LOAD; its
+    progress shows the download's, which is an operation of its own.
     """
     request_id: _builtins.str
     """Makes the call safe to repeat; see CreateModelRequest."""

@@ -202,16 +202,16 @@ class ResidencyServiceServicer(object):
         """Runs an instance's health check now, a small real inference, and returns the instance with what
         it said. It is no use of the model: it moves neither `last_used_time` nor `keep_alive`.
 
-        Fails with INSTANCE_NOT_FOUND, WRONG_STATE (not READY), WORKER_LOST. A bad verdict is an answer,
-        not a failure.
+        Fails with INSTANCE_NOT_FOUND. A bad verdict is an answer, not a failure; an instance that is
+        not READY is not checked and keeps the verdict it had.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PinModel(self, request, context):
-        """Forbids a model's eviction, without end. It does not load it. Pinned again is no error. The
-        answer is the model. Fails with MODEL_NOT_FOUND.
+        """Forbids a model's eviction, without end. It does not load it now, but whenever the daemon
+        starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -80,12 +80,12 @@ class ResidencyServiceStub:
     """Runs an instance's health check now, a small real inference, and returns the instance with what
     it said. It is no use of the model: it moves neither `last_used_time` nor `keep_alive`.
 
-    Fails with INSTANCE_NOT_FOUND, WRONG_STATE (not READY), WORKER_LOST. A bad verdict is an answer,
-    not a failure.
+    Fails with INSTANCE_NOT_FOUND. A bad verdict is an answer, not a failure; an instance that is
+    not READY is not checked and keeps the verdict it had.
     """
     PinModel: _grpc.UnaryUnaryMultiCallable[_residency_service_pb2.PinModelRequest, _models_pb2.Model]
-    """Forbids a model's eviction, without end. It does not load it. Pinned again is no error. The
-    answer is the model. Fails with MODEL_NOT_FOUND.
+    """Forbids a model's eviction, without end. It does not load it now, but whenever the daemon
+    starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND.
     """
     UnpinModel: _grpc.UnaryUnaryMultiCallable[_residency_service_pb2.UnpinModelRequest, _models_pb2.Model]
     """Allows a model's eviction again. Not pinned is no error. The answer is the model. Fails with
@@ -166,12 +166,12 @@ class ResidencyServiceAsyncStub(ResidencyServiceStub):
     """Runs an instance's health check now, a small real inference, and returns the instance with what
     it said. It is no use of the model: it moves neither `last_used_time` nor `keep_alive`.
 
-    Fails with INSTANCE_NOT_FOUND, WRONG_STATE (not READY), WORKER_LOST. A bad verdict is an answer,
-    not a failure.
+    Fails with INSTANCE_NOT_FOUND. A bad verdict is an answer, not a failure; an instance that is
+    not READY is not checked and keeps the verdict it had.
     """
     PinModel: _aio.UnaryUnaryMultiCallable[_residency_service_pb2.PinModelRequest, _models_pb2.Model]  # type: ignore[assignment]
-    """Forbids a model's eviction, without end. It does not load it. Pinned again is no error. The
-    answer is the model. Fails with MODEL_NOT_FOUND.
+    """Forbids a model's eviction, without end. It does not load it now, but whenever the daemon
+    starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND.
     """
     UnpinModel: _aio.UnaryUnaryMultiCallable[_residency_service_pb2.UnpinModelRequest, _models_pb2.Model]  # type: ignore[assignment]
     """Allows a model's eviction again. Not pinned is no error. The answer is the model. Fails with
@@ -291,8 +291,8 @@ class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
         """Runs an instance's health check now, a small real inference, and returns the instance with what
         it said. It is no use of the model: it moves neither `last_used_time` nor `keep_alive`.
 
-        Fails with INSTANCE_NOT_FOUND, WRONG_STATE (not READY), WORKER_LOST. A bad verdict is an answer,
-        not a failure.
+        Fails with INSTANCE_NOT_FOUND. A bad verdict is an answer, not a failure; an instance that is
+        not READY is not checked and keeps the verdict it had.
         """
 
     @_abc_1.abstractmethod
@@ -301,8 +301,8 @@ class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _residency_service_pb2.PinModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.Model, _abc.Awaitable[_models_pb2.Model]]:
-        """Forbids a model's eviction, without end. It does not load it. Pinned again is no error. The
-        answer is the model. Fails with MODEL_NOT_FOUND.
+        """Forbids a model's eviction, without end. It does not load it now, but whenever the daemon
+        starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

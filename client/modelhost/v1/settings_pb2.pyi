@@ -49,7 +49,7 @@ class Settings(_message.Message):
     load_on_demand: _builtins.bool
     """Whether inference loads a model that is on disk, for models that do not say. True by default."""
     queue_limit: _builtins.int
-    """How many requests may wait for one model, for models that do not say. From 1 to 100,000; 256 by
+    """How many requests may wait for one model, for models that do not say. From 1 to 65,536; 256 by
     default.
     """
     eviction_policy: _builtins.str
@@ -70,12 +70,14 @@ class Settings(_message.Message):
 
     @_builtins.property
     def min_residency(self) -> _duration_pb2.Duration:
-        """How long a model is safe from eviction after it was loaded; 0 by default. Guards against thrash."""
+        """How long a model is safe from eviction after it was loaded; 0 by default. Guards against
+        thrash.
+        """
 
     @_builtins.property
     def drain_timeout(self) -> _duration_pb2.Duration:
-        """How long an instance that is to go may take to finish its requests; then they fail with
-        DEADLINE_EXCEEDED. From 0; 30 s by default.
+        """How long an instance that is to go may take to finish its requests; then they are cancelled.
+        From 0; 30 s by default.
         """
 
     def __init__(

@@ -112,8 +112,8 @@ class StorageFinding(_message.Message):
     REPAIRABLE_FIELD_NUMBER: _builtins.int
     REPAIRED_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """What kind of difference, as one lower-case word with hyphens: `missing-file`, `wrong-digest`,
-    `orphan-blob`, ... Expect new ones.
+    """What kind of difference, as one lower-case word with underscores: `missing_file`,
+    `corrupt_file`, `stray_blob`, ... Expect new ones.
     """
     name: _builtins.str
     """What it concerns: a model's resource name, a path below the home directory, or a digest."""
