@@ -350,14 +350,14 @@ class Workers(Protocol):
         generation: int,
         payload: bytes,
         *,
-        model_name: str,
         timeout_s: float | None,
         priority: int = 0,
+        name: str = "",
     ) -> Awaitable[InferReply]:
         """Send one encoded ModelInferRequest, synchronously; the awaitable resolves to the answer.
 
-        ``model_name`` is the name the request was routed by (an id or a slot): the worker refuses a
-        payload that it reads as naming another.
+        ``name`` is the name the request was routed by where it is not the model's id (a slot): the
+        worker refuses a payload that it reads as naming another.
 
         Raises (from the awaitable) the worker's typed error, or WORKER_LOST. Cancelling it sends
         CANCEL and frees the caller at once; the arena slot stays taken until the worker's last frame.

@@ -70,9 +70,9 @@ class Inference:
                 route.instance,
                 route.generation,
                 payload,
-                model_name=name,
                 timeout_s=timeout_s,
                 priority=priority,
+                name=name,
             )
         except ModelhostError:
             self._failed(route, started)

@@ -1,0 +1,115 @@
+"""A host over fakes, and the shortest ways to put models into it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modelhostd.core import registry as rules
+from modelhostd.core.resources import Model, Operation, OperationState, Source
+from modelhostd.host import Host, HostConfig
+from tests.fakes.clock import FakeClock
+from tests.fakes.database import FakeDatabase, FakeDisk
+from tests.fakes.devices import FakeDevices, sim
+from tests.fakes.downloads import FakeDownloads
+from tests.fakes.files import FakeFiles
+from tests.fakes.workers import FakeWorkers
+
+MODEL_BYTES = 400
+BUDGET = 1000
+
+
+@dataclass
+class World:
+    """Everything outside the host, which a restart of the host survives."""
+
+    root: Path
+    disk: FakeDisk = field(default_factory=FakeDisk)
+    clock: FakeClock = field(default_factory=FakeClock)
+
+    def __post_init__(self) -> None:
+        self.files = FakeFiles(self.root)
+        self.downloads = FakeDownloads(self.files)
+
+    @asynccontextmanager
+    async def host(self, *, budget: int = BUDGET, devices: int = 1) -> AsyncIterator["Running"]:
+        """Start a host on this world and stop it at the end."""
+        database = FakeDatabase(self.disk)
+        workers = FakeWorkers()
+        ids = [f"sim-{i}" for i in range(devices)]
+        host = Host(
+            HostConfig(budgets=dict.fromkeys(ids, budget)),
+            clock=self.clock,
+            database=database,
+            devices=FakeDevices(*(sim(i, 10_000) for i in range(devices))),
+            downloads=self.downloads,
+            files=self.files,
+            workers=workers,
+        )
+        await host.start()
+        running = Running(self, host, workers, database)
+        try:
+            yield running
+        finally:
+            if not running.crashed:
+                await host.stop(grace_s=1.0)
+                await host.close()
+
+
+@dataclass
+class Running:
+    """A started host and its fakes."""
+
+    world: World
+    host: Host
+    workers: FakeWorkers
+    database: FakeDatabase
+    crashed: bool = False
+
+    async def add(self, model: str, size: int = MODEL_BYTES, **config: object) -> Model:
+        """Register a model whose files take ``size`` bytes."""
+        uri = f"hf://org/{model}"
+        content = {"config.json": b"{}", "model.safetensors": b"w" * (size - 2)}
+        self.world.downloads.add(uri, content, task="feature-extraction", predicted_bytes=size)
+        spec = rules.ModelSpec(
+            source=Source(uri=uri),
+            config=rules.ModelConfig(**config),  # type: ignore[arg-type]
+        )
+        return await self.host.models.create(spec, model)
+
+    async def have(self, model: str, size: int = MODEL_BYTES, **config: object) -> Model:
+        """Register a model and bring its files to disk."""
+        await self.add(model, size, **config)
+        await self.end(await self.host.transfers.download(model))
+        return self.host.models.get(model)
+
+    async def load(self, model: str) -> Operation:
+        """Load a model and wait for the end of it."""
+        return await self.end(await self.host.residency.load(model))
+
+    async def end(self, operation: Operation) -> Operation:
+        """Return an operation once it has ended well."""
+        done = await self.host.operations.wait(operation.id, timeout_s=5.0)
+        assert done.state is OperationState.SUCCEEDED, done
+        return done
+
+    async def failed(self, operation: Operation) -> Operation:
+        """Return an operation once it has failed."""
+        done = await self.host.operations.wait(operation.id, timeout_s=5.0)
+        assert done.state is OperationState.FAILED, done
+        return done
+
+    def reasons(self, kind: str = "") -> list[str]:
+        """Return the reasons of all events so far, of one kind or of all."""
+        ring = self.host.registry.journal
+        events = ring._ring.read(1, 10_000) or ()
+        return [e.reason for e in events if kind in ("", e.kind.value)]
+
+    async def crash(self) -> None:
+        """End the host as ``kill -9`` would: what was not committed is gone."""
+        self.crashed = True
+        await self.database.crash()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.sleep(0)
