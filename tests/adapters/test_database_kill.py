@@ -105,7 +105,7 @@ def test_events_of_a_batch_are_all_there_or_none(tmp_path: Path) -> None:
     slots = [Slot(f"s{n}", "m", 1.0) for n in range(100)]
     pid = os.fork()
     if pid == 0:
-        failpoints.arm("database.before_commit=kill")
+        failpoints.configure("database.before_commit=kill")
         file.commit(
             Batch(
                 tuple(Change(Kind.SLOT, slot.id, slot) for slot in slots),

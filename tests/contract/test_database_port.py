@@ -144,7 +144,7 @@ async def test_every_kind_comes_back_equal_from_the_log(open_database: Open) -> 
     """Each resource, with every field set, is the same value after its way through the log."""
     database, _ = await open_database()
     events = tuple(
-        Event(number, 2.5, kind, key, resource, "WHY", {"a": "b"}, "me")
+        Event(number, 2.5, kind, key, resource, "WHY", {"a": "b"}, "me", created=number % 2 == 0)
         for number, (kind, (key, resource)) in enumerate(EVERY_KIND.items(), start=1)
     )
     await database.commit(Batch((), events))

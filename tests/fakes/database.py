@@ -8,7 +8,7 @@ import asyncio
 import uuid
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from modelhostd.adapters.codec import (
     CodecError,
@@ -152,18 +152,7 @@ class FakeDatabase:
                 break
             event, text, details = self.disk.events[sequence]
             resource = None if text is None else decode_resource(event.kind, text)
-            found.append(
-                Event(
-                    sequence=event.sequence,
-                    time=event.time,
-                    kind=event.kind,
-                    key=event.key,
-                    resource=resource,
-                    reason=event.reason,
-                    details=decode_details(details),
-                    principal=event.principal,
-                )
-            )
+            found.append(replace(event, resource=resource, details=decode_details(details)))
         return found
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from modelhostd.adapters import database_errors as errors
 from modelhostd.adapters import rows, schema
 from modelhostd.adapters.codec import CodecError
-from modelhostd.adapters.failpoints import failpoint
+from modelhostd.adapters.failpoints import hit
 from modelhostd.core.resources import Event
 from modelhostd.ports import Batch, Stored
 
@@ -83,7 +83,7 @@ class DatabaseFile:
         try:
             connection.execute("BEGIN IMMEDIATE")
             rows.write(connection, encoded, batch.compact_before, MAX_REQUESTS)
-            failpoint("database.before_commit")
+            hit("database.before_commit")
             committing = True
             connection.execute("COMMIT")
         except BaseException as error:
@@ -94,7 +94,7 @@ class DatabaseFile:
         self.dirty = True
         if batch.events:
             self._last_sequence = batch.events[-1].sequence
-        failpoint("database.after_commit")
+        hit("database.after_commit")
 
     def read_events(self, start_sequence: int, limit: int) -> Sequence[Event]:
         """Return up to ``limit`` (at most 256) events from ``start_sequence`` on, in order."""
@@ -109,7 +109,7 @@ class DatabaseFile:
         connection = self._required()
         self.dirty = False
         try:
-            failpoint("database.before_checkpoint")
+            hit("database.before_checkpoint")
             connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
         except (sqlite3.Error, OSError) as error:
             log.warning("checkpoint of %s failed: %s", self.path, error)

@@ -1,16 +1,16 @@
-"""Named points where a test makes this process die, slow down or see a failing disk.
+"""Named points where a test makes this process die, wait, or see a failing disk.
 
-Inert unless ``MODELHOST_FAILPOINTS`` is set (read once, at import): then one dictionary look-up per
+Inert unless ``MODELHOST_FAILPOINTS`` is set (read once, at import): then a dictionary look-up at each
 point. The text is ``name=action;name2=action``, each action one of
 
-    kill          SIGKILL this process
+    kill          SIGKILL to this process, as a power cut would look to it
     enospc        OSError(ENOSPC)
     eio           OSError(EIO)
     edquot        OSError(EDQUOT)
-    delay:MS      block the thread for MS milliseconds
+    delay:MS      the thread waits for MS milliseconds
 
-with ``@N`` = only the Nth time the point is reached (from 1), ``@N+`` = from the Nth time on, nothing =
-every time: ``database.before_commit=enospc@3``. Idea: etcd's gofail, containerd's failpoint.
+and happens at the first visit, with ``@N`` at the Nth (from 1), with ``@N+`` at the Nth and every later
+one: ``database.before_commit=enospc@3``. Idea: etcd's gofail, containerd's failpoint.
 """
 
 import errno
@@ -19,19 +19,37 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 VARIABLE = "MODELHOST_FAILPOINTS"
 
-NAMES: dict[str, str] = {
-    "database.before_commit": "rows and events are written, COMMIT has not run",
-    "database.after_commit": "COMMIT has run, nobody was told (kill and delay only)",
-    "database.before_checkpoint": "the write-ahead log is about to be copied into the database",
-    "database.before_migration": "an older schema is about to be migrated",
-    "database.before_migration_commit": "the migrations have run, COMMIT has not",
-}
-"""Every failpoint and what is true there. A name that is armed but not listed here is an error."""
+NAMES = (
+    # The way of a commit: rows are written, COMMIT has run (kill and delay only), the log is copied.
+    "database.before_commit",
+    "database.after_commit",
+    "database.before_checkpoint",
+    "database.before_migration",
+    "database.before_migration_commit",
+    # The way of a download, in its order.
+    "part.opened",
+    "part.written",
+    "part.synced",
+    "part.complete",
+    "verified.renamed",
+    "verified.dir_synced",
+    "publish.begin",
+    "publish.blob_renamed",
+    "publish.blobs_synced",
+    "publish.tree_linked",
+    "publish.manifest_synced",
+    "publish.tree_synced",
+    "publish.tree_renamed",
+    "publish.done",
+    "delete.begin",
+    "delete.renamed",
+    "delete.unlinked",
+    "delete.done",
+)
 
 _ERRNO = {"enospc": errno.ENOSPC, "eio": errno.EIO, "edquot": errno.EDQUOT}
 _ACTION = re.compile(r"(kill|enospc|eio|edquot|delay:(\d{1,6}))(?:@([1-9]\d{0,8})(\+)?)?")
@@ -43,61 +61,61 @@ class _Armed:
     delay_s: float
     first: int
     last: int | None
-    hits: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def due(self) -> bool:
-        with self.lock:
-            self.hits += 1
-            return self.hits >= self.first and (self.last is None or self.hits <= self.last)
+    visits: int = 0
 
 
-def parse(text: str) -> Mapping[str, _Armed]:
-    """Return what ``text`` arms. Raises ValueError naming the part that is wrong."""
+def _parse(text: str) -> dict[str, _Armed]:
     armed = {}
     for part in filter(None, (piece.strip() for piece in text.split(";"))):
-        name, separator, action = part.partition("=")
-        if name not in NAMES:
-            raise ValueError(
-                f"{VARIABLE}: no failpoint '{name}'; there are {', '.join(sorted(NAMES))}"
-            )
+        name, _, action = part.partition("=")
         match = _ACTION.fullmatch(action)
-        if not separator or match is None:
+        if name not in NAMES:
+            raise ValueError(f"{VARIABLE}: no failpoint {name!r}; there are {', '.join(NAMES)}")
+        if match is None:
             raise ValueError(
-                f"{VARIABLE}: '{part}': expected name=kill|enospc|eio|edquot|delay:MS, "
-                "with @N or @N+ behind it or nothing"
+                f"{VARIABLE}: {part!r}: expected NAME=kill|enospc|eio|edquot|delay:MS, and behind it "
+                "nothing, @N or @N+"
             )
-        nth = int(match[3] or 1)
+        first = int(match[3] or 1)
         armed[name] = _Armed(
             action=match[1].partition(":")[0],
             delay_s=int(match[2] or 0) / 1000,
-            first=nth,
-            last=nth if match[3] and not match[4] else None,
+            first=first,
+            last=None if match[4] else first,
         )
     return armed
 
 
-_armed: dict[str, _Armed] = dict(parse(os.environ.get(VARIABLE, "")))
+_lock = threading.Lock()
+_armed = _parse(os.environ.get(VARIABLE, ""))
 
 
-def arm(text: str) -> None:
-    """Replace what is armed by ``text`` (empty: nothing), counting from zero; for tests."""
-    armed = parse(text)
-    _armed.clear()
-    _armed.update(armed)
+def configure(text: str) -> None:
+    """Replace what happens by ``text`` (empty: nothing), counting from zero.
+
+    Raises ValueError for an unknown name or action.
+    """
+    armed = _parse(text)
+    with _lock:
+        _armed.clear()
+        _armed.update(armed)
 
 
-def failpoint(name: str) -> None:
-    """Do what is armed at ``name``: nothing, usually. Raises OSError for the failing-disk actions."""
-    if _armed and (point := _armed.get(name)) is not None and point.due():
-        _act(name, point)
-
-
-def _act(name: str, point: _Armed) -> None:
+def hit(name: str) -> None:
+    """Pass a failpoint: nothing, unless it was configured. Raises OSError for a failing disk."""
+    if not _armed:
+        return
+    assert name in NAMES, name
+    with _lock:
+        point = _armed.get(name)
+        if point is None:
+            return
+        point.visits += 1
+        if point.visits < point.first or (point.last is not None and point.visits > point.last):
+            return
     if point.action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif point.action == "delay":
         time.sleep(point.delay_s)
     else:
-        number = _ERRNO[point.action]
-        raise OSError(number, os.strerror(number), f"failpoint {name}")
+        raise OSError(_ERRNO[point.action], f"failpoint {name}")

@@ -20,13 +20,13 @@ _UPSERT = (
     "INSERT INTO resources (kind, key, json) VALUES (?, ?, ?) "
     "ON CONFLICT (kind, key) DO UPDATE SET json = excluded.json"
 )
-_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _REQUEST = (
     "INSERT OR REPLACE INTO requests (request_id, fingerprint, answer, time) VALUES (?, ?, ?, ?)"
 )
 
 
-EventRow = tuple[int, float, str, str, str | None, str, str, str]
+EventRow = tuple[int, float, str, str, str | None, str, str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,7 @@ def _event_row(event: Event) -> EventRow:
         event.reason,
         encode_details(event.details),
         event.principal,
+        int(event.created),
     )
 
 
@@ -141,15 +142,15 @@ def read_stored(connection: sqlite3.Connection) -> Stored:
 def read_events(connection: sqlite3.Connection, start_sequence: int, limit: int) -> Sequence[Event]:
     """Return up to ``limit`` events from ``start_sequence`` on. Raises CodecError."""
     found = connection.execute(
-        "SELECT sequence, time, kind, key, resource, reason, details, principal FROM events "
-        "WHERE sequence >= ? ORDER BY sequence LIMIT ?",
+        "SELECT sequence, time, kind, key, resource, reason, details, principal, created "
+        "FROM events WHERE sequence >= ? ORDER BY sequence LIMIT ?",
         (start_sequence, max(limit, 0)),
     )
     return [_event(row) for row in found]
 
 
 def _event(row: EventRow) -> Event:
-    sequence, time, name, key, resource, reason, details, principal = row
+    sequence, time, name, key, resource, reason, details, principal, created = row
     kind = as_kind(name)
     return Event(
         sequence=sequence,
@@ -160,6 +161,7 @@ def _event(row: EventRow) -> Event:
         reason=reason,
         details=decode_details(details),
         principal=principal,
+        created=bool(created),
     )
 
 

@@ -13,7 +13,7 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Mapping
 
-from modelhostd.adapters.failpoints import failpoint
+from modelhostd.adapters.failpoints import hit
 
 VERSION = 1
 
@@ -37,7 +37,8 @@ CREATE TABLE events (
     resource TEXT,
     reason TEXT NOT NULL,
     details TEXT NOT NULL,
-    principal TEXT NOT NULL
+    principal TEXT NOT NULL,
+    created INTEGER NOT NULL
 );
 CREATE TABLE requests (
     id INTEGER PRIMARY KEY,
@@ -105,10 +106,10 @@ def migrate(
     current = version(connection)
     if current >= target:
         return
-    failpoint("database.before_migration")
+    hit("database.before_migration")
     connection.execute("BEGIN IMMEDIATE")
     for number in range(current, target):
         migrations[number](connection)
     connection.execute("UPDATE meta SET value = ? WHERE key = 'schema_version'", (str(target),))
-    failpoint("database.before_migration_commit")
+    hit("database.before_migration_commit")
     connection.execute("COMMIT")

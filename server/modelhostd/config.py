@@ -1,0 +1,296 @@
+# ruff: noqa: RUF009 -- key() returns a dataclass field, as dataclasses.field does
+"""What the daemon is told before it starts: defaults < modelhostd.toml < MODELHOST_* < flags.
+
+Every key is a field below: its default, its meaning, its bounds, and whether a reload (SIGHUP) changes
+it. In a file the fields of a section stand in a table (``[limits]``); as a variable a key is upper-case
+with ``_`` for the dot (``MODELHOST_LIMITS_MAX_CONNECTIONS``); as a flag ``--set limits.max_connections=9``.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modelhostd import config_values as values
+from modelhostd.config_values import Address, ConfigError, Secret
+from modelhostd.core import resources
+
+MIB = 2**20
+GIB = 2**30
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("auto", "json", "console")
+EVICTION_POLICIES = ("lru",)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How a key is read: its parser, its bounds and whether it acts without a restart."""
+
+    parse: Callable[[Any], Any]
+    live: bool = False
+    least: float | None = None
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
+    """Variables of other programs that are honoured, before the key's own."""
+    only_variable: bool = False
+    """Never read from a file or a flag, where others could see it."""
+
+
+def key(default: Any, parse: Callable[[Any], Any], **rule: Any) -> Any:
+    """Return a dataclass field with its rule."""
+    metadata = {"rule": Rule(parse, **rule)}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client may cost the others."""
+
+    inference_message_bytes: int = key(64 * MIB, values.size, least=MIB, most=2 * GIB - 1)
+    """The largest inference request or response."""
+    control_message_bytes: int = key(256 * 1024, values.size, least=4096, most=64 * MIB)
+    """The largest request of every other method."""
+    inference_bytes_in_flight: int = key(GIB, values.size, live=True, least=MIB)
+    """Inference requests held at one time, all clients together; more is RESOURCE_EXHAUSTED."""
+    max_connections: int = key(256, values.whole, least=1, most=65536)
+    """Connections of each listener."""
+    max_concurrent_streams: int = key(128, values.whole, least=1, most=65536)
+    """Calls at one time on one connection."""
+    max_unary_calls: int = key(512, values.whole, live=True, least=1, most=65536)
+    """Control calls at one time."""
+    max_inference_calls: int = key(1024, values.whole, live=True, least=1, most=65536)
+    """Inference calls at one time."""
+    max_streams: int = key(512, values.whole, live=True, least=1, most=65536)
+    """Watches and other streams at one time."""
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadConfig:
+    """How sources are spoken to. Concurrency and rate are settings (below)."""
+
+    endpoint: str = key("https://huggingface.co", values.text, variables=("HF_ENDPOINT",))
+    """The Hub. Another one allows that host, on any port, and nothing else."""
+    cache: Path | None = key(None, values.absolute, variables=("HF_HUB_CACHE",))
+    """Hugging Face's cache; a file that is in it is taken from there. Default: where it usually is."""
+    token: Secret | None = key(
+        None,
+        lambda value: Secret(values.text(value).strip()),
+        variables=("HF_TOKEN",),
+        only_variable=True,
+    )
+    """The Hub's token; sent to the endpoint's own origin only."""
+    connect_timeout_s: float = key(10.0, values.seconds, least=0.1, most=600)
+    """How long a connection may take."""
+    read_timeout_s: float = key(60.0, values.seconds, least=0.1, most=3600)
+    """How long a source may send nothing."""
+    attempts: int = key(5, values.whole, least=1, most=100)
+    """How often one file is tried before the download fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventConfig:
+    """How much of the event log is kept."""
+
+    count: int = key(100_000, values.whole, live=True, least=100, most=10_000_000)
+    """Events that can be read again."""
+    age_s: float = key(30 * 86400.0, values.seconds, live=True, least=60)
+    """The age at which an event goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperationConfig:
+    """How long finished operations are kept."""
+
+    count: int = key(1000, values.whole, live=True, least=1, most=100_000)
+    """Finished operations that can be read."""
+    age_s: float = key(86400.0, values.seconds, live=True, least=60)
+    """The age at which a finished operation goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """The processes that host models."""
+
+    backends: tuple[str, ...] = key(("transformers", "identity"), values.texts)
+    """Backends that may be used, by the name of their entry point."""
+    arena_bytes: int = key(256 * MIB, values.size, least=MIB, most=64 * GIB)
+    """Memory for tensors under way between the daemon and one worker."""
+    start_timeout_s: float = key(120.0, values.seconds, live=True, least=1, most=3600)
+    """How long a worker may take to import its libraries."""
+    hang_timeout_s: float = key(60.0, values.seconds, live=True, least=1, most=86400)
+    """A worker that works on something and makes no progress for so long is replaced."""
+    threads: int = key(0, values.whole, least=0, most=1024)
+    """Threads for computing on the CPU; 0 = the library's choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceConfig:
+    """Devices that no hardware stands for."""
+
+    sim_bytes: int = key(0, values.size, most=1024 * GIB)
+    """Memory of ``devices/sim-0``, for tests and benches; 0 = there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownConfig:
+    """Deadlines of SIGTERM's way to the exit; each begins when the one before it ended."""
+
+    drain_timeout_s: float = key(20.0, values.seconds, live=True, most=3600)
+    """How long calls under way may go on."""
+    worker_timeout_s: float = key(5.0, values.seconds, live=True, most=600)
+    """How long workers may take to end before SIGKILL."""
+    exit_timeout_s: float = key(15.0, values.seconds, live=True, least=1, most=600)
+    """How long the rest may take before the process ends itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsConfig:
+    """Settings that UpdateSettings can change; what stands here holds again at every start.
+
+    Meanings: ``core.resources.Settings``; ``log_level`` is a key of its own. ``keep_alive_s`` may be
+    ``"never"``.
+    """
+
+    max_concurrent_downloads: int = key(3, values.whole, live=True, least=1, most=64)
+    download_rate_limit_bytes_per_second: int = key(0, values.size, live=True)
+    max_concurrent_loads: int = key(2, values.whole, live=True, least=1, most=64)
+    keep_alive_s: float | None = key(None, values.seconds_or_never, live=True)
+    load_on_demand: bool = key(True, values.boolean, live=True)
+    queue_limit: int = key(256, values.whole, live=True, least=1, most=100_000)
+    eviction_policy: str = key("lru", values.word, live=True, choices=EVICTION_POLICIES)
+    min_residency_s: float = key(0.0, values.seconds, live=True, most=86400)
+    drain_timeout_s: float = key(30.0, values.seconds, live=True, most=3600)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The configuration of one daemon. ``config_load.load`` makes it."""
+
+    home: Path = key(Path(), values.absolute)
+    """Where all state is. A service: $STATE_DIRECTORY; else $XDG_DATA_HOME/modelhost."""
+    runtime_dir: Path = key(Path(), values.absolute)
+    """Where the default sockets are: $RUNTIME_DIRECTORY, else ``run`` in the home."""
+    grpc: tuple[str, ...] = key((), values.texts)
+    """Where users are served: HOST:PORT or unix:/PATH. Default: 127.0.0.1:7411, modelhost.sock."""
+    admin_socket: Path | None = key(None, values.socket_path)
+    """Where operators are served. Default: admin.sock."""
+    socket_mode: str = key("0660", values.text)
+    """Mode of the users' sockets, octal."""
+    loopback_is_operator: bool = key(True, values.boolean)
+    """Whether a client on 127.0.0.1 may do what endangers others."""
+    log_level: str = key("info", values.word, live=True, choices=LOG_LEVELS)
+    log_format: str = key("auto", values.word, choices=LOG_FORMATS)
+    """``auto``: JSON under journald, else readable."""
+    uvloop: bool = key(True, values.boolean)
+    """Whether the faster loop is used where it is installed."""
+    budgets: Mapping[str, int] = key({}, values.sizes_by_name, live=True)
+    """Bytes that modelhost may use, by device (cpu, cuda-0) or GPU UUID; the rest have defaults."""
+    limits: Limits = field(default_factory=Limits)
+    downloads: DownloadConfig = field(default_factory=DownloadConfig)
+    events: EventConfig = field(default_factory=EventConfig)
+    operations: OperationConfig = field(default_factory=OperationConfig)
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
+    devices: DeviceConfig = field(default_factory=DeviceConfig)
+    shutdown: ShutdownConfig = field(default_factory=ShutdownConfig)
+    settings: SettingsConfig = field(default_factory=SettingsConfig)
+    explicit: frozenset[str] = frozenset()
+    """The keys that somebody set, dotted."""
+    path: Path | None = None
+    """The file that was read."""
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where users are served."""
+        return tuple(values.address(text) for text in self.grpc)
+
+    def settings_over(self, stored: resources.Settings) -> resources.Settings:
+        """Return ``stored`` with the settings that were set here on purpose."""
+        explicit = {
+            name.removeprefix("settings."): value
+            for name, value in flat(self).items()
+            if name in self.explicit and (name.startswith("settings.") or name == "log_level")
+        }
+        return dataclasses.replace(stored, **explicit)
+
+
+SECTIONS: Mapping[str, type[Any]] = {
+    found.name: found.default_factory
+    for found in dataclasses.fields(Config)
+    if isinstance(found.default_factory, type) and dataclasses.is_dataclass(found.default_factory)
+}
+
+
+def rules() -> Mapping[str, Rule]:
+    """Return every key, dotted, with its rule."""
+    found = {}
+    for name, section in {"": Config, **SECTIONS}.items():
+        for part in dataclasses.fields(section):
+            if "rule" in part.metadata:
+                found[f"{name}.{part.name}" if name else part.name] = part.metadata["rule"]
+    return found
+
+
+def flat(config: Config) -> Mapping[str, Any]:
+    """Return every key, dotted, with its value."""
+    found = {}
+    for name in rules():
+        section, _, last = name.rpartition(".")
+        found[name] = getattr(getattr(config, section) if section else config, last)
+    return found
+
+
+def build(given: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
+    """Return the configuration with ``given`` (dotted key -> parsed value) over the defaults."""
+    parts: dict[str, dict[str, Any]] = {"": {}, **{section: {} for section in SECTIONS}}
+    for name, value in given.items():
+        section, _, last = name.rpartition(".")
+        parts[section][last] = value
+    top = parts.pop("")
+    home = top.setdefault("home", default_home(environment))
+    runtime = top.setdefault("runtime_dir", default_runtime(home, environment))
+    users = runtime / "modelhost.sock"
+    top.setdefault("grpc", ("127.0.0.1:7411", f"unix:{users}"))
+    top.setdefault("admin_socket", runtime / "admin.sock")
+    for name, path in (("grpc", users), ("admin_socket", runtime / "admin.sock")):
+        if name not in given:
+            try:
+                values.socket_path(path)
+            except values.Expected as error:
+                raise ConfigError("runtime_dir", f"runtime_dir: expected {error}") from None
+    parts["downloads"].setdefault("cache", default_cache(environment))
+    made = {section: SECTIONS[section](**kept) for section, kept in parts.items()}
+    return Config(**top, **made, explicit=frozenset(given))
+
+
+def default_home(environment: Mapping[str, str]) -> Path:
+    """Return the service's state directory, or the user's own."""
+    if state := environment.get("STATE_DIRECTORY"):
+        return Path(state.partition(":")[0])
+    data = environment.get("XDG_DATA_HOME") or ""
+    base = Path(data) if os.path.isabs(data) else user_home(environment) / ".local" / "share"
+    return base / "modelhost"
+
+
+def default_runtime(home: Path, environment: Mapping[str, str]) -> Path:
+    """Return the service's runtime directory, or ``run`` below the home."""
+    runtime = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return Path(runtime) if runtime else home / "run"
+
+
+def default_cache(environment: Mapping[str, str]) -> Path:
+    """Return where huggingface_hub keeps its cache (its own rules, as of 1.0)."""
+    if hub := environment.get("HF_HOME"):
+        return Path(hub).expanduser() / "hub"
+    cache = environment.get("XDG_CACHE_HOME") or str(user_home(environment) / ".cache")
+    return Path(cache).expanduser() / "huggingface" / "hub"
+
+
+def user_home(environment: Mapping[str, str]) -> Path:
+    """Return the user's home directory."""
+    return Path(environment.get("HOME") or os.path.expanduser("~"))

@@ -1,0 +1,76 @@
+"""Failpoints: what a text arms, and that nothing happens without one."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from modelhostd.adapters import failpoints
+from tests.adapters.database_support import ROOT
+
+NAME = "database.before_commit"
+
+
+@pytest.fixture(autouse=True)
+def _disarmed() -> Iterator[None]:
+    yield
+    failpoints.configure("")
+
+
+def outcomes(action: str, visits: int) -> list[int]:
+    """Return the error number of each visit, 0 for none."""
+    failpoints.configure(f"{NAME}={action}")
+    found = []
+    for _ in range(visits):
+        try:
+            failpoints.hit(NAME)
+        except OSError as error:
+            found.append(error.errno or -1)
+        else:
+            found.append(0)
+    return found
+
+
+def test_nothing_happens_by_default() -> None:
+    """A point that is not armed does nothing, whatever else is."""
+    failpoints.hit(NAME)
+    failpoints.configure("database.after_commit=eio")
+    failpoints.hit(NAME)
+
+
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [
+        ("enospc", [errno.ENOSPC, 0, 0, 0]),
+        ("eio@2", [0, errno.EIO, 0, 0]),
+        ("edquot@3+", [0, 0, errno.EDQUOT, errno.EDQUOT]),
+        ("delay:1", [0, 0, 0, 0]),
+    ],
+)
+def test_an_action_happens_at_its_visits(action: str, expected: list[int]) -> None:
+    """Once at the first visit, once at the Nth, or from the Nth on."""
+    assert outcomes(action, 4) == expected
+
+
+def test_kill_ends_the_process_at_once() -> None:
+    """The variable arms a point of a child, which dies by SIGKILL there."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"from modelhostd.adapters.failpoints import hit; hit({NAME!r})"],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "server"), failpoints.VARIABLE: f"{NAME}=kill"},
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "text", ["x=kill", f"{NAME}", f"{NAME}=", f"{NAME}=explode", f"{NAME}=eio@0"]
+)
+def test_a_typo_is_an_error(text: str) -> None:
+    """An unknown name or action would test nothing in silence."""
+    with pytest.raises(ValueError, match=failpoints.VARIABLE):
+        failpoints.configure(text)
