@@ -1,5 +1,6 @@
 """The service's files, checked by systemd's own tools; they need no systemd as the first process."""
 
+import argparse
 import configparser
 import os
 import re
@@ -10,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from modelhostd.config import Config, flat
+from modelhostd.config_load import load
+from modelhostd.config_values import ConfigError
+
 ROOT = Path(__file__).resolve().parent.parent
 UNIT = ROOT / "systemd" / "modelhostd.service"
+EXAMPLE = ROOT / "systemd" / "modelhostd.toml"
 EXPOSURE_MAX = 14  # tenths; what a unit with GPU and network can reach on systemd 252
 
 
@@ -115,6 +121,60 @@ def test_every_odd_setting_says_why() -> None:
     ):
         first = next(i for i, line in enumerate(lines) if line.startswith(f"{key}="))
         assert lines[first - 1].startswith("#"), f"say above {key} why it is as it is"
+
+
+# --- the example configuration ------------------------------------------------------------------------
+
+SERVICE = {
+    "HOME": "/var/lib/modelhost",
+    "STATE_DIRECTORY": "/var/lib/modelhost",
+    "RUNTIME_DIRECTORY": "/run/modelhost",
+    "XDG_CACHE_HOME": "/var/cache/modelhost",
+}
+
+
+def loaded(path: Path) -> Config:
+    """Load a configuration file with what systemd says to the service."""
+    return load(argparse.Namespace(config=str(path)), SERVICE)
+
+
+def test_the_example_configuration_is_the_services() -> None:
+    """As shipped it changes one thing: a program on the machine is not an operator."""
+    config = loaded(EXAMPLE)
+    assert config.explicit == {"loopback_is_operator"}
+    assert config.loopback_is_operator is False
+
+
+def test_what_the_example_comments_out_is_valid(tmp_path: Path) -> None:
+    """Every key that the example shows is known, has a valid value, and mostly the default's."""
+    path = tmp_path / EXAMPLE.name
+    path.write_text(re.sub(r"(?m)^#(?=[\[a-z])", "", EXAMPLE.read_text()))
+    shown = loaded(path)
+    assert shown.explicit > {"grpc", "budgets", "settings.keep_alive_s", "downloads.endpoint"}
+    shipped = flat(loaded(EXAMPLE))
+    different = {name for name, value in flat(shown).items() if value != shipped[name]}
+    assert different == {"budgets"}
+
+
+def test_the_service_keeps_its_state_where_the_unit_says() -> None:
+    """State and sockets are in the directories that the unit gives, reached by the unit's group."""
+    config = loaded(EXAMPLE)
+    assert config.home == Path("/var/lib/modelhost")
+    assert config.grpc == ("127.0.0.1:7411", "unix:/run/modelhost/modelhost.sock")
+    assert config.admin_socket == Path("/run/modelhost/admin.sock")
+    assert config.downloads.cache == Path("/var/cache/modelhost/huggingface/hub")
+
+
+def test_the_unit_waits_longer_than_the_daemon_takes_to_stop() -> None:
+    """systemd's deadline for a stop is beyond the sum of the daemon's own."""
+    shutdown = loaded(EXAMPLE).shutdown
+    own = shutdown.drain_timeout_s + shutdown.worker_timeout_s + shutdown.exit_timeout_s
+    assert own < float(settings(UNIT.read_text())["TimeoutStopSec"][0])
+
+
+def test_a_configuration_that_is_refused_is_not_tried_again() -> None:
+    """The exit code of a refused configuration is the one that the unit does not restart after."""
+    assert settings(UNIT.read_text())["RestartPreventExitStatus"] == [str(ConfigError.exit_code)]
 
 
 # --- users and directories ----------------------------------------------------------------------------
