@@ -144,6 +144,8 @@ class Source:
 class ModelConfig:
     """How a model is loaded and kept. ``None`` = the host's default. See ModelConfig in the protos.
 
+    A negative ``keep_alive_s`` = never unloaded for being idle, whatever the host's default is.
+
     Live: keep_alive_s, load_on_demand, autoload, priority, queue_limit. The rest needs a reload.
     """
 
@@ -264,6 +266,9 @@ class Instance:
     state: InstanceState
     tier: Tier
     health: Health = Health.UNKNOWN
+    health_message: str = ""
+    health_time: float = 0.0
+    backend: str = ""
     artifact_version: int = 0
     predicted_bytes: int = 0
     measured_bytes: int = 0

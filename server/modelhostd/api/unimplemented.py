@@ -1,0 +1,33 @@
+"""What the contract has and this daemon does not offer yet; each answers UNIMPLEMENTED.
+
+The README's table of what works is checked against this page.
+"""
+
+UNIMPLEMENTED_METHODS = frozenset(
+    {
+        "modelhost.v1.ModelService/UploadModelFiles",
+        "modelhost.v1.ModelService/ListCatalogModels",
+        "modelhost.v1.ResidencyService/ReloadModel",
+        "modelhost.v1.ResidencyService/AcquireLease",
+        "modelhost.v1.ResidencyService/RenewLease",
+        "modelhost.v1.ResidencyService/ReleaseLease",
+        "modelhost.v1.ResidencyService/ListSlots",
+        "modelhost.v1.ResidencyService/GetSlot",
+        "modelhost.v1.ResidencyService/SwitchSlot",
+        "modelhost.v1.ResidencyService/ClearSlot",
+        "modelhost.v1.HostService/PruneStorage",
+        "modelhost.v1.HostService/ListQuarantine",
+        "modelhost.v1.HostService/RestoreQuarantined",
+        "modelhost.v1.HostService/DeleteQuarantined",
+    }
+)
+
+UNIMPLEMENTED_FIELDS = frozenset(
+    {
+        "modelhost.v1.DownloadModelRequest.rate_limit_bytes_per_second",
+        "modelhost.v1.DownloadModelRequest.allow_unsafe",
+        "modelhost.v1.UnloadModelRequest.keep_warm",
+        "modelhost.v1.UnloadModelRequest.force",
+        "modelhost.v1.Operation.rate_limit_bytes_per_second",
+    }
+)

@@ -1,0 +1,337 @@
+"""Every call goes through here: one place for what holds for all of them.
+
+1. A handler is registered while it runs; draining waits for that registry.
+2. A cancellation that nobody asked of this call becomes UNAVAILABLE, WORKER_LOST; a genuine one goes on.
+3. An exception that nobody expected becomes INTERNAL with an opaque id; its text is in the log only.
+4. What a call holds (permit, generator) is given back before its status is sent, which can take for ever.
+5. Admission by group and method, streams apart from unary calls.
+6. A write that is not read for STALL_S frees what the stream holds; the call is left to the limits of
+   the connection.
+"""
+
+import asyncio
+import itertools
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError, Message
+
+from modelhostd.api import errors
+from modelhostd.api.admission import Admission, Group
+from modelhostd.api.calls import Call, Caller, Calls, denied
+from modelhostd.api.methods import Method, Service
+from modelhostd.core.errors import ModelhostError, Reason, invalid
+
+log = structlog.get_logger(__name__)
+
+STALL_S = 30.0
+READ_IDLE_S = 60.0
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class _GoneError(Exception):
+    """The client is gone or does not read: nobody is there to be told of an error."""
+
+
+class Wrapper:
+    """Turns the methods of services into gRPC handlers for one listener, whose caller they serve."""
+
+    def __init__(
+        self, caller: Caller, calls: Calls, admission: Admission, *, stall_s: float = STALL_S
+    ) -> None:
+        self._caller = caller
+        self._calls = calls
+        self._admission = admission
+        self._stall_s = stall_s
+        self._prefix = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
+        self.stalled_count = 0
+
+    def handlers(
+        self, services: Sequence[Service], control_bytes_max: int
+    ) -> Sequence[grpc.GenericRpcHandler]:
+        """Return the handlers of all methods, with one at the end that answers whatever else comes."""
+        made: list[grpc.GenericRpcHandler] = [
+            grpc.method_handlers_generic_handler(
+                service.name,
+                {
+                    name: self._handler(method)
+                    for name, method in service.methods(control_bytes_max).items()
+                },
+            )
+            for service in services
+        ]
+        return [*made, _Unknown(self._unknown)]
+
+    def _handler(self, method: Method) -> "grpc.RpcMethodHandler[Any, Any]":
+        # No (de)serializers: bytes come and go, so that limits are checked before anything is parsed.
+        if method.server_streaming:
+            assert not method.client_streaming, method.path
+            return grpc.unary_stream_rpc_method_handler(self._streaming(method))
+        if method.client_streaming:
+            return grpc.stream_unary_rpc_method_handler(self._gathering(method))
+        return grpc.unary_unary_rpc_method_handler(self._unary(method))
+
+    # --- one function for each kind of method -----------------------------------------------------
+
+    def _unary(self, method: Method) -> Callable[..., Any]:
+        async def handle(raw: bytes, context: Context) -> bytes:
+            async def work(call: Call) -> bytes:
+                limit = asyncio.timeout(method.timeout_s)
+                try:
+                    async with limit:
+                        answer = await method.handler(_parsed(method, raw), call)
+                except TimeoutError:
+                    if limit.expired():
+                        raise _too_long(method) from None
+                    raise
+                return _encoded(answer)
+
+            return await self._answered(method, context, work)
+
+        return handle
+
+    def _gathering(self, method: Method) -> Callable[..., Any]:
+        async def handle(messages: AsyncIterator[bytes], context: Context) -> bytes:
+            async def work(call: Call) -> bytes:
+                return _encoded(await method.handler(_requests(method, messages), call))
+
+            return await self._answered(method, context, work)
+
+        return handle
+
+    def _streaming(self, method: Method) -> Callable[..., Any]:
+        async def handle(raw: bytes, context: Context) -> None:
+            call = self._call(method.path, context)
+            failure: ModelhostError | None = None
+            held = _Held(self, method)
+            try:
+                held.take()
+                items = method.handler(_parsed(method, raw), call)
+                held.items = items
+                async for item in items:
+                    await self._write(context, _encoded(item), held)
+            except _GoneError:
+                # No status reaches anybody. A genuine end comes from the connection.
+                return
+            except (asyncio.CancelledError, Exception) as error:
+                failure = self._failure(error)
+            finally:
+                await held.free()
+            if failure is not None:
+                await errors.abort(context, failure, call.request_id)
+            context.set_trailing_metadata(((errors.REQUEST_ID_KEY, call.request_id),))
+
+        return handle
+
+    async def _unknown(self, path: str, context: Context) -> None:
+        call = self._call(path, context)
+        error = ModelhostError(
+            Reason.UNIMPLEMENTED,
+            f"{path[:200]} is not a method of this daemon; reflection on the admin socket lists them",
+            {"method": path[:200]},
+        )
+        await errors.abort(context, error, call.request_id)
+
+    # --- what they share --------------------------------------------------------------------------
+
+    async def _answered(  # noqa: RET503  (abort never returns)
+        self, method: Method, context: Context, work: Callable[[Call], Any]
+    ) -> bytes:
+        """Return the encoded answer of a method with one answer, or end the call with its error."""
+        call = self._call(method.path, context)
+        started = time.monotonic()
+        held = _Held(self, method)
+        try:
+            held.take()
+            answer: bytes = await work(call)
+        except (asyncio.CancelledError, Exception) as error:
+            failure = self._failure(error)
+        else:
+            context.set_trailing_metadata(((errors.REQUEST_ID_KEY, call.request_id),))
+            if method.group is Group.CONTROL:
+                log.debug("call", ms=round((time.monotonic() - started) * 1e3, 1), code="OK")
+            return answer
+        finally:
+            held.give_back()
+        await errors.abort(context, failure, call.request_id)
+
+    def _call(self, path: str, context: Context) -> Call:
+        request_id = ""
+        for key, value in context.invocation_metadata() or ():
+            if key == errors.REQUEST_ID_KEY and isinstance(value, str):
+                request_id = value
+        if _REQUEST_ID.fullmatch(request_id) is None:
+            request_id = f"{self._prefix}-{next(self._numbers):x}"
+        # Each call runs in a task, and so in a context, of its own.
+        structlog.contextvars.bind_contextvars(
+            method=path, request_id=request_id, principal=self._caller.principal
+        )
+        return Call(path, self._caller, request_id, self._calls, context)
+
+    def _failure(self, error: BaseException) -> ModelhostError:
+        """Return what the caller is told of an exception; raises a genuine cancellation again."""
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise error
+            return ModelhostError(
+                Reason.WORKER_LOST,
+                "the work behind this call was given up, because its worker is gone; repeat the call "
+                "if doing it twice is harmless",
+                retry_delay_s=1.0,
+            )
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if isinstance(error, ModelhostError):
+            log.debug("call", code=error.code.name, reason=error.reason.value)
+            return error
+        error_id = errors.new_error_id()
+        log.error("a call failed unexpectedly", error_id=error_id, exc_info=error)
+        return errors.internal(error_id)
+
+    async def _write(self, context: Context, data: bytes, held: "_Held") -> None:
+        stall = asyncio.get_running_loop().call_later(self._stall_s, self._stalled, held)
+        try:
+            await context.write(data)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            # cygrpc's ExecuteBatchError and its kin: the connection is gone.
+            raise _GoneError from error
+        finally:
+            stall.cancel()
+        if held.stalled:
+            raise ModelhostError(
+                Reason.DEADLINE_EXCEEDED,
+                f"the stream was not read for {self._stall_s:g} s and was ended; open it again from "
+                f"where it stopped",
+                {"method": held.method.name},
+            )
+
+    def _stalled(self, held: "_Held") -> None:
+        self.stalled_count += 1
+        log.warning("a stream is not read", method=held.method.path)
+        held.stalled = True
+        held.freeing = asyncio.ensure_future(held.free())
+
+    def admit(self, method: Method) -> int:
+        """Let a call in and return its ticket, or raise why not."""
+        if method.right not in self._caller.rights:
+            raise denied(method.path, method.right, self._caller.principal)
+        if self._calls.draining.is_set() and method.group is not Group.HEALTH:
+            raise errors.shutting_down()
+        self._admission.enter(method.group, method.path)
+        return self._calls.enter(method.path)
+
+    def release(self, method: Method, ticket: int) -> None:
+        """Count a call out."""
+        self._calls.leave(ticket)
+        self._admission.leave(method.group, method.path)
+
+
+class _Held:
+    """What one call holds: its permit, its ticket and, for a stream, its generator."""
+
+    __slots__ = ("freeing", "items", "method", "stalled", "ticket", "wrapper")
+
+    def __init__(self, wrapper: Wrapper, method: Method) -> None:
+        self.wrapper = wrapper
+        self.method = method
+        self.ticket = 0
+        self.items: Any = None
+        self.stalled = False
+        self.freeing: asyncio.Future[None] | None = None
+
+    def take(self) -> None:
+        """Let the call in."""
+        self.ticket = self.wrapper.admit(self.method)
+
+    def give_back(self) -> None:
+        """Count the call out, once."""
+        ticket, self.ticket = self.ticket, 0
+        if ticket:
+            self.wrapper.release(self.method, ticket)
+
+    async def free(self) -> None:
+        """Close the generator and count the call out, once."""
+        items, self.items = self.items, None
+        try:
+            if items is not None:
+                await items.aclose()
+        finally:
+            self.give_back()
+
+
+class _Unknown(grpc.GenericRpcHandler):
+    """Answers methods that no service has with a typed error."""
+
+    def __init__(self, answer: Callable[[str, Context], Any]) -> None:
+        self._answer = answer
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
+        path = handler_call_details.method
+
+        async def handle(_: AsyncIterator[bytes], context: Context) -> None:
+            await self._answer(path, context)
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+
+def _parsed(method: Method, raw: bytes) -> Any:
+    """Return the request of a method, or raise MESSAGE_TOO_LARGE or INVALID_ARGUMENT."""
+    if len(raw) > method.limit_bytes:
+        raise ModelhostError(
+            Reason.MESSAGE_TOO_LARGE,
+            f"the message has {len(raw)} bytes, {method.name} takes at most {method.limit_bytes}; "
+            f"send less at once",
+            {"limitBytes": str(method.limit_bytes), "actualBytes": str(len(raw))},
+        )
+    if method.request is None:
+        return raw
+    try:
+        return method.request.FromString(raw)
+    except DecodeError:
+        expected = f"an encoded {method.request.DESCRIPTOR.full_name}"
+        raise invalid("request", expected, raw[:40]) from None
+
+
+async def _requests(method: Method, messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    """Yield the requests of a client's stream; one that sends nothing for long ends it."""
+    iterator = aiter(messages)
+    while True:
+        try:
+            async with asyncio.timeout(READ_IDLE_S):
+                raw = await anext(iterator)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise ModelhostError(
+                Reason.DEADLINE_EXCEEDED,
+                f"{method.name} got no message for {READ_IDLE_S:g} s; nothing was done, begin again",
+                {"method": method.name},
+            ) from None
+        yield _parsed(method, raw)
+
+
+def _encoded(answer: Message | bytes) -> bytes:
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()
+
+
+def _too_long(method: Method) -> ModelhostError:
+    return ModelhostError(
+        Reason.DEADLINE_EXCEEDED,
+        f"{method.name} took longer than {method.timeout_s:g} s; what it started goes on, look at "
+        f"its state before you repeat it",
+        {"method": method.name},
+    )
