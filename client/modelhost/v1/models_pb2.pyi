@@ -292,7 +292,8 @@ class ModelConfig(_message.Message):
     @_builtins.property
     def keep_alive(self) -> _duration_pb2.Duration:
         """How long after its last use it stays loaded, from 0 (it goes as soon as it is idle) to 3,650
-        days. Unset = `Settings.keep_alive`. A pinned model stays whatever this says. Live.
+        days; negative = never unloaded for being idle. Unset = `Settings.keep_alive`. A pinned model
+        stays whatever this says. Live.
         """
 
     @_builtins.property

@@ -86,7 +86,7 @@ def check_config(config: ModelConfig) -> None:
         ("max_batch_size", 1, 65_536),
         ("max_sequence_length", 1, 16_777_216),
         ("queue_limit", 1, QUEUE_LIMIT_MAX),
-        ("keep_alive_s", 0.0, SECONDS_MAX),
+        ("keep_alive_s", -SECONDS_MAX, SECONDS_MAX),
         ("load_timeout_s", 0.001, SECONDS_MAX),
     ):
         value = getattr(config, name)

@@ -55,16 +55,17 @@ class Inference:
         """
         started = self._clock.monotonic()
         route = self._routes.get(name)
-        if route is None or not route.open:
-            route = await self._wait_ready(name, timeout_s)
+        # No await between look-up and count: a drain sees this request or closed the route before.
+        if route is not None and route.open:
+            route.enter(self._clock)
+        else:
+            route = await self._enter_when_ready(name, timeout_s)
             if timeout_s is not None:
                 timeout_s = max(0.0, timeout_s - (self._clock.monotonic() - started))
-        if version and version != str(route.version):
-            raise _no_version(name, version, route.version)
-        # No await between here and the send: a drain sees this request or closed the route before.
-        route.enter(self._clock)
         self.in_flight += 1
         try:
+            if version and version != str(route.version):
+                raise _no_version(name, version, route.version)
             reply = await self._workers.infer(
                 route.device,
                 route.instance,
@@ -127,20 +128,20 @@ class Inference:
         route = self._routes.get(model.id)
         if route is not None and route.open:
             return route
-        return await self._wait_ready(name, timeout_s)
+        route = await self._enter_when_ready(name, timeout_s)
+        route.leave()
+        return route
 
-    async def _wait_ready(self, name: str, timeout_s: float | None) -> Route:
-        """Wait for the model's route to open; a route that closes again meanwhile is waited for."""
+    async def _enter_when_ready(self, name: str, timeout_s: float | None) -> Route:
+        """Return the model's route once it is open, with this request counted in it."""
         try:
             async with asyncio.timeout(timeout_s):
-                while True:
-                    model = self.model_for(name)
-                    route = self._routes.get(model.id)
-                    if route is not None and route.open:
-                        return route
-                    route = await self._join(model)
-                    if route.open:
-                        return route
+                model = self.model_for(name)
+                route = self._routes.get(model.id)
+                if route is not None and route.open:
+                    route.enter(self._clock)
+                    return route
+                return await self._join(model)
         except TimeoutError:
             raise ModelhostError(
                 Reason.DEADLINE_EXCEEDED,
@@ -169,7 +170,12 @@ class Inference:
             except ModelhostError:
                 waiter.cancel()
                 raise
-        return await waiter
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                waiter.result().leave()
+            raise
 
     def _on_demand(self, model: Model) -> bool:
         own = model.config.load_on_demand

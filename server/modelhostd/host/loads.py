@@ -8,7 +8,7 @@ Rules:
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -55,6 +55,7 @@ class Wanted:
     task: asyncio.Task[None] | None = None
     retries: int = WORKER_LOST_RETRIES
     stopped_by: ModelhostError | None = None
+    evicted: list[str] = field(default_factory=list)
 
 
 class Loads:
@@ -215,6 +216,7 @@ class Loads:
                 "policy": self._registry.decided.settings.eviction_policy,
             }
             self._drain(route, reason, details)
+            wanted.evicted.append(victim)
 
     # --- one load -------------------------------------------------------------------------------
 
@@ -248,7 +250,15 @@ class Loads:
             ]
         )
         spec = self._spec(model, artifact, loading)
-        wanted.task = asyncio.create_task(self._load(wanted, route, spec), name=f"load {model.id}")
+        task = asyncio.create_task(self._load(wanted, route, spec), name=f"load {model.id}")
+        wanted.task = task
+        task.add_done_callback(lambda t: self._ended(wanted, route, t))
+
+    def _ended(self, wanted: Wanted, route: Route, task: "asyncio.Task[None]") -> None:
+        """Take back a load that was cancelled before its first step: no handler of its own ran."""
+        if self._wanted.get(wanted.model) is wanted and wanted.task is task:
+            self._unmake(wanted, route, wanted.stopped_by or _cancelled(wanted))
+            self.pump()
 
     def _spec(self, model: Model, artifact: Artifact, instance: Instance) -> LoadSpec:
         return LoadSpec(
@@ -298,6 +308,8 @@ class Loads:
             state=step(INSTANCE, instance.state, InstanceState.READY),
             tier=Tier.DEVICE,
             health=Health.HEALTHY,
+            health_time=clock.time(),
+            backend=loaded.backend,
             measured_bytes=loaded.measured_bytes,
             ready_time=clock.time(),
             load_s=loaded.load_s,
@@ -307,7 +319,10 @@ class Loads:
         result = {
             "instance": instance_key(instance.model, instance.id),
             "device": route.device,
+            "backend": loaded.backend,
             "measured_bytes": loaded.measured_bytes,
+            "load_s": loaded.load_s,
+            "evicted_models": tuple(wanted.evicted),
         }
         details = {
             "predictedBytes": str(instance.predicted_bytes),
@@ -319,7 +334,7 @@ class Loads:
                 *self._operations.succeeded(wanted.operation, result),
             ]
         )
-        self._occupancy.routes.open(route)
+        self._occupancy.routes.open(route, clock)
         self.settled()
 
     def _again(self, wanted: Wanted, route: Route) -> None:

@@ -74,7 +74,8 @@ class Occupancy:
     def keep_alive_s(self, model: Model) -> float | None:
         """Return after how many idle seconds a model goes, or None for never."""
         own = model.config.keep_alive_s
-        return own if own is not None else self.registry.decided.settings.keep_alive_s
+        keep = own if own is not None else self.registry.decided.settings.keep_alive_s
+        return keep if keep is None or keep >= 0 else None
 
 
 def predicted_bytes(model: Model) -> int:

@@ -147,7 +147,9 @@ class Residency:
         )
         instance = self._registry.decided.instance_of(model_id)
         if instance is not None and instance.health is not health:
-            self._registry.record(changed(replace(instance, health=health), "HEALTH", {"why": why}))
+            now = self._registry.clock.time()
+            checked = replace(instance, health=health, health_message=why, health_time=now)
+            self._registry.record(changed(checked, "HEALTH", {"why": why}))
         return health, why
 
     # --- the ticker -----------------------------------------------------------------------------

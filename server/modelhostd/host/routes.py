@@ -77,11 +77,16 @@ class Routes:
             if route.last_used_time:
                 self.last_used_time[route.model] = route.last_used_time
 
-    def open(self, route: Route) -> None:
-        """Let requests in, those that waited first, in the order they came."""
+    def open(self, route: Route, clock: Clock) -> None:
+        """Let requests in, those that waited first, in the order they came.
+
+        Those are counted in here, before they run: else the instance would look idle for a moment and
+        the next load could evict it unused, for ever (two models, room for one, requests for both).
+        """
         route.open = True
         for waiter in self._queues.pop(route.model, deque()):
             if not waiter.done():
+                route.enter(clock)
                 waiter.set_result(route)
 
     def queued(self, model: str) -> int:
@@ -89,7 +94,7 @@ class Routes:
         return sum(not w.done() for w in self._queues.get(model, ()))
 
     def join(self, model: str, limit: int) -> "asyncio.Future[Route]":
-        """Wait in the model's queue; raises QUEUE_FULL at its limit."""
+        """Wait in the model's queue for a route, which counts the request in; raises QUEUE_FULL."""
         queue = self._queues.setdefault(model, deque())
         while queue and queue[0].done():
             queue.popleft()

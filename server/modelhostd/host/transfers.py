@@ -195,6 +195,7 @@ class Transfers:
             "model": model.id,
             "version": have.version,
             "revision": have.revision,
+            "file_count": have.file_count,
             "size_bytes": have.size_bytes,
             "reused_bytes": have.size_bytes,
         }
@@ -225,7 +226,10 @@ class Transfers:
 
     def _ended(self, key: str, task: "asyncio.Task[None]") -> None:
         self._tasks.pop(key, None)
-        self._intent.pop(key, None)
+        intent = self._intent.pop(key, STOP)
+        if task.cancelled() and intent != STOP:
+            # Cancelled before its first step: no handler of its own ran.
+            self._registry.record(self._interrupted(key, intent))
         if not task.cancelled() and task.exception() is not None:
             log.error("download task failed", operation=key, exc_info=task.exception())
         self.pump()
@@ -295,6 +299,7 @@ class Transfers:
                 "model": model.id,
                 "version": have.version,
                 "revision": have.revision,
+                "file_count": have.file_count,
                 "size_bytes": have.size_bytes,
                 "reused_bytes": fetched.reused_bytes,
             }

@@ -1,0 +1,173 @@
+"""Properties of the plan: what it admits fits, what it evicts suffices and is idle, what it refuses cannot be."""
+
+from collections.abc import Mapping
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelhostd.core.errors import Reason
+from modelhostd.core.residency import (
+    BUSY_GRACE_S,
+    DeviceView,
+    Evict,
+    Fits,
+    Holding,
+    Ledger,
+    Refuse,
+    Wait,
+    Want,
+    by_recency,
+    plan,
+)
+from modelhostd.core.resources import InstanceState
+
+NOW = 1000.0
+SIZES = st.integers(0, 60)
+
+
+@st.composite
+def _devices(draw: st.DrawFn) -> Mapping[str, DeviceView]:
+    views = {}
+    for number in range(draw(st.integers(1, 3))):
+        capacity = draw(st.integers(0, 100))
+        left = capacity
+        holdings = []
+        for place in range(draw(st.integers(0, 6))):
+            size = draw(st.integers(0, left))
+            left -= size
+            holdings.append(
+                Holding(
+                    model=f"m{number}-{place}",
+                    device=f"d{number}",
+                    bytes=size,
+                    state=draw(
+                        st.sampled_from(
+                            [InstanceState.READY, InstanceState.LOADING, InstanceState.DRAINING]
+                        )
+                    ),
+                    in_flight=draw(st.integers(0, 1)),
+                    queued=draw(st.integers(0, 1)),
+                    pinned=draw(st.booleans()),
+                    leased=draw(st.booleans()),
+                    last_used=draw(st.floats(0, NOW)),
+                    priority=draw(st.integers(-1, 1)),
+                )
+            )
+        views[f"d{number}"] = DeviceView(f"d{number}", capacity, tuple(holdings))
+    return views
+
+
+def _coming(view: DeviceView) -> int:
+    return sum(h.bytes for h in view.holdings if h.state is InstanceState.DRAINING)
+
+
+def _not_held(view: DeviceView) -> int:
+    return view.capacity_bytes - sum(h.bytes for h in view.holdings if h.held)
+
+
+@given(_devices(), SIZES, st.booleans(), st.floats(0, 10))
+def test_each_answer_keeps_its_promise(
+    devices: Mapping[str, DeviceView], size: int, one: bool, waited: float
+) -> None:
+    """Fits fits; Evict is idle, enough and no more; Refuse is exactly what could not be had."""
+    want = Want("new", size, device="d0" if one else "", since=NOW - waited)
+    usable = [devices["d0"]] if one else list(devices.values())
+    answer = plan(want, devices, NOW, 0.0)
+    match answer:
+        case Fits(device):
+            assert size <= devices[device].free_bytes
+        case Evict(device, victims):
+            view = devices[device]
+            chosen = [h for h in view.holdings if h.model in victims]
+            assert chosen
+            assert all(h.idle for h in chosen)
+            assert all(size > d.free_bytes for d in usable if size <= d.capacity_bytes)
+            missing = size - view.free_bytes - _coming(view)
+            total = sum(h.bytes for h in chosen)
+            assert total >= missing > 0
+            assert all(total - h.bytes < missing for h in chosen)
+        case Wait(device, drain):
+            view = devices[device]
+            assert _not_held(view) >= size
+            assert not drain or waited >= BUSY_GRACE_S
+            assert not {h.model for h in view.holdings if h.held} & set(drain)
+        case Refuse(error):
+            if error.reason is Reason.MODEL_TOO_LARGE:
+                assert all(size > d.capacity_bytes for d in usable)
+            else:
+                possible = [d for d in usable if size <= d.capacity_bytes]
+                assert possible
+                assert all(_not_held(d) < size for d in possible)
+
+
+@given(_devices(), SIZES)
+def test_a_device_in_the_request_is_the_only_one_planned_for(
+    devices: Mapping[str, DeviceView], size: int
+) -> None:
+    """A load that names a device is never placed on, and never evicts from, another."""
+    answer = plan(Want("new", size, device="d0"), devices, NOW, 0.0)
+    assert isinstance(answer, Refuse) or answer.device == "d0"
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    """Of equal instances the one used longest ago is the victim; priority outranks recency."""
+    holdings = (
+        Holding("old", "d", 10, InstanceState.READY, last_used=1.0),
+        Holding("older-but-dear", "d", 10, InstanceState.READY, last_used=0.0, priority=1),
+        Holding("new", "d", 10, InstanceState.READY, last_used=2.0),
+    )
+    view = DeviceView("d", 30, holdings)
+    assert plan(Want("x", 10), {"d": view}, NOW, 0.0) == Evict("d", ("old",))
+    assert [h.model for h in by_recency(holdings)] == ["old", "new", "older-but-dear"]
+
+
+def test_no_victim_is_spent_in_vain() -> None:
+    """A victim that a larger one made superfluous stays: room for 4 of {1, 4} costs only the 4."""
+    holdings = (
+        Holding("small", "d", 1, InstanceState.READY, last_used=0.0),
+        Holding("large", "d", 4, InstanceState.READY, last_used=1.0),
+    )
+    assert plan(Want("x", 4), {"d": DeviceView("d", 5, holdings)}, NOW, 0.0) == Evict(
+        "d", ("large",)
+    )
+
+
+def test_memory_on_its_way_out_is_waited_for() -> None:
+    """While enough memory is being freed nothing more is evicted."""
+    holdings = (
+        Holding("leaving", "d", 5, InstanceState.DRAINING),
+        Holding("idle", "d", 5, InstanceState.READY),
+    )
+    assert plan(Want("x", 5), {"d": DeviceView("d", 10, holdings)}, NOW, 0.0) == Wait("d")
+
+
+def test_a_young_instance_is_spared() -> None:
+    """min_residency guards what became READY just now; when it has passed, it may go."""
+    holding = Holding("young", "d", 5, InstanceState.READY, ready_since=NOW - 1)
+    view = {"d": DeviceView("d", 5, (holding,))}
+    assert plan(Want("x", 5, since=NOW), view, NOW, 10.0) == Wait("d")
+    assert plan(Want("x", 5, since=NOW), view, NOW + 10, 10.0) == Evict("d", ("young",))
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from(["d0", "d1"]), st.integers(0, 50)),
+        max_size=30,
+    )
+)
+def test_the_ledger_is_the_sum_of_its_entries(steps: list[tuple[str, str, int]]) -> None:
+    """Whatever is reserved, trued up and released, used(device) is the sum of what is held."""
+    ledger = Ledger()
+    model: dict[tuple[str, str], int] = {}
+    for name, device, size in steps:
+        key = (device, name)
+        if key not in model:
+            ledger.reserve(device, name, size)
+            model[key] = size
+        elif size % 2:
+            assert ledger.true_up(device, name, size) == size - model[key]
+            model[key] = size
+        else:
+            assert ledger.release(device, name) == model.pop(key)
+        for each in ("d0", "d1"):
+            assert ledger.used(each) == sum(v for (d, _), v in model.items() if d == each)
