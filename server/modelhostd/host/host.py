@@ -1,6 +1,6 @@
 """The host: builds its parts over the ports, starts them in order, and stops them in order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import structlog
@@ -41,7 +41,8 @@ class HostConfig:
     """
 
     budgets: Mapping[str, int] = field(default_factory=dict)
-    settings: Settings = field(default_factory=Settings)
+    settings_over: Callable[[Settings], Settings] = lambda stored: stored
+    """Puts the settings that the operator configured over the stored ones, at each start."""
     history: History = field(default_factory=History)
     keep_operations: int = 1000
     keep_operations_s: float = 86_400.0
@@ -205,10 +206,16 @@ class Host:
         )
 
     def _started_settings(self) -> Sequence[Edit]:
-        """Return the edit that stores the configured settings when none were stored yet."""
-        if SETTINGS_KEY in self.registry.decided.table(Kind.SETTINGS):
+        """Return the edit that stores the configured settings where they differ from the stored."""
+        stored = self.registry.decided.settings
+        settings = self.config.settings_over(stored)
+        check_settings(settings)
+        known = SETTINGS_KEY in self.registry.decided.table(Kind.SETTINGS)
+        if known and settings == stored:
             return ()
-        return [Edit(Kind.SETTINGS, SETTINGS_KEY, self.config.settings, "CREATED")]
+        if known:
+            settings = replace(settings, edit=stored.edit + 1)
+        return [Edit(Kind.SETTINGS, SETTINGS_KEY, settings, "CONFIGURED")]
 
     def _autoload(self) -> None:
         """Load pinned models, active slots' models and those with ``autoload``."""

@@ -53,6 +53,7 @@ class Residency:
         self._retiring: dict[str, asyncio.Task[None]] = {}
         self._unloading: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.Task[None] | None = None
+        self._ticked = occupancy.registry.clock.monotonic()
 
     # --- what operators and clients ask ---------------------------------------------------------
 
@@ -169,9 +170,14 @@ class Residency:
             for task in busy:
                 task.cancel()
 
+    def ticked_within(self, age_s: float) -> bool:
+        """Whether the ticker ran within the last ``age_s`` seconds: for the watchdog."""
+        return self._registry.clock.monotonic() - self._ticked <= age_s
+
     async def _tick(self) -> None:
         while True:
             await self._registry.clock.sleep(TICK_S)
+            self._ticked = self._registry.clock.monotonic()
             try:
                 now = self._registry.clock.monotonic()
                 self.loads.expire(now)

@@ -1,0 +1,241 @@
+"""The composition root: builds the adapters, the host and the servers, starts and stops them in order.
+
+The only module that knows all of them. Start: registry, workers' listener, listeners, READY. Stop, each
+step with a deadline and the whole with one: refuse, last bookmarks, calls in flight, downloads, workers,
+database.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from importlib import metadata
+
+import structlog
+
+from modelhostd import config_load, process
+from modelhostd.adapters import logs
+from modelhostd.adapters.blobs import BlobStore, StoreConfig
+from modelhostd.adapters.clock import SystemClock
+from modelhostd.adapters.database import FILE_NAME, SqliteDatabase
+from modelhostd.adapters.devices import MachineDevices
+from modelhostd.adapters.downloads import HubDownloads
+from modelhostd.adapters.files import StoreFiles
+from modelhostd.adapters.hub import HubConfig
+from modelhostd.adapters.notify import Notifier
+from modelhostd.adapters.trees import TreeStore
+from modelhostd.adapters.workers import Supervisor, WorkersConfig
+from modelhostd.api.server import ApiConfig, ApiServer, build
+from modelhostd.config import Config
+from modelhostd.config_values import ConfigError
+from modelhostd.core.errors import ModelhostError
+from modelhostd.core.resources import Event, Kind, Settings
+from modelhostd.host import Host, HostConfig
+from modelhostd.host.registry import History
+from modelhostd.process import ProcessSetting
+
+log = structlog.get_logger(__name__)
+
+EXIT_STUCK = 75
+TICK_S = 5.0
+
+
+def run(
+    config: Config, arguments: argparse.Namespace, settings: Sequence[ProcessSetting]
+) -> int:
+    """Serve until SIGTERM or SIGINT; the home's lock is held by the caller. Returns the exit code."""
+    logs.configure(config.log_level, config.log_format)
+    if config.downloads.token is not None:
+        logs.hide(config.downloads.token.value)
+    factory, loop_setting = process.loop_factory(config.uvloop)
+    daemon = Daemon(config, arguments, (*settings, loop_setting))
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(daemon.serve())
+
+
+class Daemon:
+    """Everything that one process is made of."""
+
+    def __init__(
+        self, config: Config, arguments: argparse.Namespace, settings: Sequence[ProcessSetting]
+    ) -> None:
+        self.config = config
+        self._arguments = arguments
+        self._settings = settings
+        self._notifier = Notifier.from_environment()
+        self._stop = asyncio.Event()
+        self._store = BlobStore(StoreConfig(home=config.home))
+        trees = TreeStore(self._store)
+        self._database = SqliteDatabase(config.home / FILE_NAME)
+        self._workers = Supervisor(_workers_config(config))
+        self.host = Host(
+            _host_config(config),
+            clock=SystemClock(),
+            database=self._database,
+            devices=MachineDevices(config.devices.sim_bytes),
+            downloads=HubDownloads(_hub_config(config), self._store, trees),
+            files=StoreFiles(self._store, trees),
+            workers=self._workers,
+        )
+        self._api: ApiServer | None = None
+
+    async def serve(self) -> int:
+        """Start, wait for a signal, stop. Raises ModelhostError when it cannot start."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        await self.host.start()
+        self.host.registry.subscribe(self._published)
+        logs.set_level(self.host.registry.committed.settings.log_level)
+        try:
+            self._api = build(self.host, self._api_config())
+            await self._api.start()
+        except BaseException:
+            await self._stop_parts(grace_s=0.0)
+            raise
+        self._announce(self._api.addresses)
+        alive = asyncio.create_task(self._stay_alive(), name="watchdog")
+        await self._stop.wait()
+        alive.cancel()
+        await self._shut_down()
+        return 0
+
+    # --- stopping -------------------------------------------------------------------------------
+
+    async def _shut_down(self) -> None:
+        shutdown = self.config.shutdown
+        total = shutdown.drain_timeout_s + shutdown.worker_timeout_s + shutdown.exit_timeout_s
+        log.info("stopping", deadline_s=total)
+        self._notifier.stopping("draining")
+        self._notifier.extend_timeout(total)
+        # Even a loop that is stuck must not keep the process: this thread does not depend on it.
+        last_resort = threading.Timer(total, os._exit, (EXIT_STUCK,))
+        last_resort.daemon = True
+        last_resort.start()
+        await self._stop_parts(shutdown.drain_timeout_s)
+        last_resort.cancel()
+        log.info("stopped")
+
+    async def _stop_parts(self, grace_s: float) -> None:
+        self.host.inference.stop()
+        if self._api is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_s + 5.0):
+                    await self._api.stop(grace_s)
+        await self.host.stop(grace_s=1.0)
+        await self._workers.stop(self.config.shutdown.worker_timeout_s)
+        await self.host.close()
+        self._store.close()
+        self._notifier.close()
+
+    # --- while it runs --------------------------------------------------------------------------
+
+    def _announce(self, addresses: Sequence[str]) -> None:
+        self._notifier.ready(f"serving on {', '.join(addresses)}")
+        log.info("serving", addresses=list(addresses), home=str(self.config.home))
+        if sys.stderr.isatty() or os.environ.get("MODELHOST_BANNER"):
+            sys.stderr.write(_banner(self.config, addresses))
+
+    async def _stay_alive(self) -> None:
+        """Tell the service manager that the daemon works, as long as it does."""
+        interval = self._notifier.ping_interval_s
+        while interval is not None:
+            await asyncio.sleep(interval)
+            try:
+                async with asyncio.timeout(interval):
+                    await self._database.read_events(1, 0)
+            except (TimeoutError, ModelhostError):
+                log.error("the database does not answer")
+                continue
+            if self.host.residency.ticked_within(TICK_S):
+                self._notifier.alive()
+
+    def _published(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if event.kind is Kind.SETTINGS and isinstance(event.resource, Settings):
+                logs.set_level(event.resource.log_level)
+
+    def _on_hangup(self) -> None:
+        task = asyncio.ensure_future(self._reload())
+        task.add_done_callback(lambda t: t.cancelled() or t.exception())
+
+    async def _reload(self) -> None:
+        """Take up what changed in the configuration and can change while running."""
+        self._notifier.reloading()
+        try:
+            found = config_load.reload(self.config, self._arguments)
+            self.config = found.config
+            settings = found.config.settings_over(self.host.registry.decided.settings)
+            names = [f.name for f in dataclasses.fields(Settings) if f.name != "edit"]
+            await self.host.update_settings(settings, names, principal="configuration")
+            for device, budget in found.config.budgets.items():
+                if device in self.host.registry.decided.devices:
+                    await self.host.residency.set_budget(device, budget, "configuration")
+            log.info("configuration reloaded", live=found.live, needs_restart=found.restart)
+        except (ConfigError, ModelhostError) as error:
+            log.error("the configuration stays as it was", error=str(error))
+        finally:
+            self._notifier.ready()
+
+    def _api_config(self) -> ApiConfig:
+        config = self.config
+        return ApiConfig(
+            addresses=config.addresses,
+            admin_socket=config.admin_socket,
+            socket_mode=int(config.socket_mode, 8),
+            loopback_is_operator=config.loopback_is_operator,
+            limits=config.limits,
+            settings=self._settings,
+            home=config.home,
+            version=metadata.version("modelhost"),
+        )
+
+
+def _host_config(config: Config) -> HostConfig:
+    return HostConfig(
+        budgets=config.budgets,
+        settings_over=config.settings_over,
+        history=History(count=config.events.count, age_s=config.events.age_s),
+        keep_operations=config.operations.count,
+        keep_operations_s=config.operations.age_s,
+    )
+
+
+def _hub_config(config: Config) -> HubConfig:
+    token = config.downloads.token
+    return HubConfig(
+        endpoint=config.downloads.endpoint,
+        token=lambda: token.value if token is not None else None,
+        version=metadata.version("modelhost"),
+    )
+
+
+def _workers_config(config: Config) -> WorkersConfig:
+    return WorkersConfig(
+        backends=config.worker.backends,
+        arena_bytes=config.worker.arena_bytes,
+        max_message_bytes=config.limits.inference_message_bytes,
+        start_timeout_s=config.worker.start_timeout_s,
+        hang_timeout_s=config.worker.hang_timeout_s,
+        log_level=config.log_level,
+    )
+
+
+def _banner(config: Config, addresses: Sequence[str]) -> str:
+    listening = "\n".join(f"  {address}" for address in addresses)
+    return (
+        f"\nmodelhost is serving on\n{listening}\n"
+        f"its state is in {config.home}\n\n"
+        "in another terminal, try\n"
+        "  modelhost status\n"
+        "  modelhost pull hf://sentence-transformers/all-MiniLM-L6-v2\n"
+        "  modelhost infer all-minilm-l6-v2 'a first sentence'\n"
+        "  modelhost events -f\n\n"
+        "Ctrl-C ends it.\n"
+    )
