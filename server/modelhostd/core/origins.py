@@ -7,7 +7,7 @@ judged here, and the judged address is the one that is connected to.
 
 import ipaddress
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from modelhostd.core.errors import ModelhostError, Reason
 
@@ -95,6 +95,14 @@ def parse_target(url: str, source: str) -> Target:
     path = parts.path or "/"
     query = f"?{parts.query}" if parts.query else ""
     return Target(Origin(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme]), path + query)
+
+
+def join_url(url: str, location: str, source: str) -> str:
+    """Return where a redirect of ``url`` leads. Raises SOURCE_NOT_ALLOWED for a malformed one."""
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise not_allowed(source, "a malformed redirect") from None
 
 
 def is_public(address: str) -> bool:

@@ -1,0 +1,145 @@
+"""The Files port: the trees and blobs below the home directory, for the loop. Blocking work in threads."""
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from modelhostd.adapters.blobs import BlobStore, Stopped
+from modelhostd.adapters.layout import FILES, disk_errors, tree_at
+from modelhostd.adapters.storage_check import StorageCheck
+from modelhostd.adapters.threads import in_thread
+from modelhostd.adapters.trees import TreeStore
+from modelhostd.core.manifest import Manifest
+from modelhostd.core.resources import ModelFile, Phase, Progress
+from modelhostd.core.transfer import RateMeter
+from modelhostd.ports import StorageFinding, StorageUse
+
+REPORTS_APART_S = 0.1
+THREADS_MAX = 4
+"""Pieces of file work at once; more would only make the disk seek."""
+
+T = TypeVar("T")
+
+
+class FileStore:
+    """The files of one home directory; satisfies ``ports.Files``."""
+
+    def __init__(
+        self, store: BlobStore, trees: TreeStore, *, now: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._trees = trees
+        self._check = StorageCheck(store, trees, now)
+        self._slots = asyncio.Semaphore(THREADS_MAX)
+
+    def model_dir(self, model: str, version: int) -> Path:
+        """Return the directory with the files of one artifact."""
+        return self._store.home.shown(*tree_at(model, version), FILES)
+
+    async def list_files(self, model: str, version: int) -> Sequence[ModelFile]:
+        """Return the manifest's files in the order of their paths."""
+        return (await self._run(partial(self._manifest, model, version))).files
+
+    async def delete_artifact(self, model: str, version: int) -> int:
+        """Remove one artifact, the blobs that nobody else needs and the model's abandoned parts."""
+
+        def work() -> int:
+            return self._trees.remove(model, version) + self._store.drop_parts(model)
+
+        return await self._run(work)
+
+    async def verify(
+        self, model: str, version: int, report: Callable[[Progress], None]
+    ) -> Sequence[StorageFinding]:
+        """Hash every file again. A blob whose bytes changed goes to quarantine, so that the next
+        download fetches it; the model's directory stays as it is until then.
+        """
+        loop = asyncio.get_running_loop()
+        stop = threading.Event()
+
+        def tell(progress: Progress) -> None:
+            if not stop.is_set():
+                loop.call_soon_threadsafe(report, progress)
+
+        try:
+            return await self._run(partial(self._verify, model, version, tell, stop))
+        except asyncio.CancelledError:
+            stop.set()
+            raise
+
+    async def check(
+        self, expected: Mapping[str, Sequence[int]], *, deep: bool, repair: bool
+    ) -> Sequence[StorageFinding]:
+        """Compare the disk with ``expected``; see ``core.findings`` for what is found and repaired."""
+        wanted = {model: tuple(versions) for model, versions in expected.items()}
+        return await self._run(partial(self._check.run, wanted, deep=deep, repair=repair))
+
+    async def use(self) -> StorageUse:
+        """Count bytes."""
+        return await self._run(self._check.use)
+
+    async def recover(self) -> None:
+        """Finish what a crash interrupted; at start, before the first download."""
+        await self._run(self._trees.recover)
+
+    async def read_manifests(self) -> tuple[Sequence[Manifest], Sequence[StorageFinding]]:
+        """Return every manifest that can be read, to rebuild a lost registry, and the broken ones."""
+        return await self._run(self._check.manifests)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        async with self._slots:
+            return await asyncio.shield(in_thread(partial(self._guarded, work)))
+
+    def _guarded(self, work: Callable[[], T]) -> T:
+        with disk_errors(self._store.home.path):
+            return work()
+
+    def _manifest(self, model: str, version: int) -> Manifest:
+        return self._trees.read_manifest(tree_at(model, version), f"{model}/{version}")
+
+    def _verify(
+        self,
+        model: str,
+        version: int,
+        tell: Callable[[Progress], None],
+        stop: threading.Event,
+    ) -> Sequence[StorageFinding]:
+        manifest = self._manifest(model, version)
+        order = {file.path: place for place, file in enumerate(manifest.files)}
+        sizes = (file.size_bytes for file in manifest.files)
+        sums = itertools.accumulate(sizes, initial=0)
+        before = dict(zip(order, sums, strict=False))
+        total, last = manifest.size_bytes, 0.0
+        meter = RateMeter()
+
+        def step(file: ModelFile, position: int) -> None:
+            nonlocal last
+            if stop.is_set():
+                raise Stopped
+            now = time.monotonic()
+            if now - last < REPORTS_APART_S:
+                return
+            last = now
+            done = min(total, before[file.path] + position)
+            rate = meter.sample(now, done)
+            tell(
+                Progress(
+                    phase=Phase.VERIFYING,
+                    done_bytes=done,
+                    total_bytes=total,
+                    done_files=order[file.path],
+                    total_files=len(order),
+                    bytes_per_second=rate,
+                    eta_s=RateMeter.eta_s(rate, total - done),
+                    file=file.path,
+                )
+            )
+
+        findings = tuple(self._check.files.check(manifest, deep=True, repair=True, step=step))
+        tell(Progress(Phase.VERIFYING, total, total, len(order), len(order), eta_s=0.0))
+        return findings

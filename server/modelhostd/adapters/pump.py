@@ -1,0 +1,316 @@
+"""The bytes of one file: streamed, hashed on the way, gone on with after every kind of cut.
+
+One stream per file in a plain thread. A part that an earlier attempt left is hashed again and continued by
+Range; an answer that is not exactly the range asked for is taken from the first byte, or refused.
+"""
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from modelhostd.adapters.blobs import BlobStore
+from modelhostd.adapters.cancel import Canceller
+from modelhostd.adapters.connections import Connections, Response
+from modelhostd.adapters.hub import Hub
+from modelhostd.adapters.hub_library import transient
+from modelhostd.adapters.layout import disk_errors
+from modelhostd.adapters.parts import Part
+from modelhostd.adapters.progress import Meter
+from modelhostd.adapters.wire import Transient, bad_reply
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.hub_replies import TRANSIENT_STATUSES, refusal
+from modelhostd.core.paths import printable
+from modelhostd.core.resources import Source
+from modelhostd.core.transfer import RetryPolicy
+from modelhostd.ports import RemoteFile
+
+BUFFER_BYTES = 256 << 10
+GAIN_BYTES_MIN = 64 << 10
+"""An attempt that brought less does not start the count of tries anew: a drip must end."""
+ATTEMPTS_MAX = 1000
+RENEWALS_MAX = 3
+"""Fresh locations in a row that refuse us before the refusal is believed."""
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+T = TypeVar("T")
+
+
+def part_key(file: RemoteFile, source: Source, commit: str) -> str:
+    """Return the name of a file's part: its digest, so that any source of it can go on."""
+    if file.sha256:
+        return file.sha256
+    if file.git_sha1:
+        return f"git-{file.git_sha1}-{file.size_bytes}"
+    seed = "\0".join((source.uri, commit, file.path, str(file.size_bytes)))
+    return f"source-{hashlib.sha256(seed.encode()).hexdigest()}"
+
+
+def with_retries(
+    work: Callable[[], T], policy: RetryPolicy, canceller: Canceller, tell: Callable[[int], None]
+) -> T:
+    """Do ``work`` again after each Transient, as the policy says; raise its error in the end."""
+    attempt = 0
+    while True:
+        try:
+            return work()
+        except Transient as failure:
+            attempt += 1
+            wait_for_next(failure, attempt, policy, canceller, tell)
+
+
+def wait_for_next(
+    failure: Transient,
+    attempt: int,
+    policy: RetryPolicy,
+    canceller: Canceller,
+    tell: Callable[[int], None],
+) -> None:
+    """Wait until the next try after failed attempt number ``attempt``, or raise the failure's error."""
+    jitter = random.random()  # noqa: S311 -- spreads clients, guards nothing
+    delay = policy.delay(attempt, failure.retry_after_s, jitter)
+    if delay is None:
+        raise failure.error from failure
+    tell(attempt)
+    canceller.wait(delay)
+
+
+@dataclass
+class _Hashes:
+    """The digests of a file's bytes so far."""
+
+    size: int
+    git: bool
+
+    def __post_init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.sha256: Any = hashlib.sha256()
+        # git's name of a blob is the SHA-1 of a header with its length, and its bytes.
+        header = b"blob %d\0" % self.size
+        self.sha1: Any = hashlib.sha1(header, usedforsecurity=False) if self.git else None
+
+    def update(self, data: memoryview) -> None:
+        self.sha256.update(data)
+        if self.sha1 is not None:
+            self.sha1.update(data)
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What the threads of one download share: its plan, and the means to carry it out."""
+
+    hub: Hub
+    connections: Connections
+    store: BlobStore
+    meter: Meter
+    source: Source
+    commit: str
+    model: str
+    written: Callable[[int], None]
+    """Takes bytes that are on disk now off the space promised to this download."""
+
+    @property
+    def canceller(self) -> Canceller:
+        """What ends every wait of this download."""
+        return self.connections.canceller
+
+
+def fetch_file(transfer: Transfer, file: RemoteFile) -> str:
+    """Fetch one file into the verified files (or find it there); return its SHA-256.
+
+    Raises CHECKSUM_MISMATCH (what came is in quarantine), the source's reasons, the disk's, or Stopped;
+    what can be gone on with is kept.
+    """
+    store, canceller = transfer.store, transfer.canceller
+    key = part_key(file, transfer.source, transfer.commit)
+    with store.claim(key, canceller.is_cancelled), disk_errors(store.home.path):
+        # Another download of the same file may have ended while this one waited for its turn.
+        if (sha256 := kept_whole(store, file, key, store.verified())) is not None:
+            transfer.meter.reuse(file.path, file.size_bytes)
+        else:
+            with store.open_part(key, file.size_bytes, transfer.model) as part:
+                sha256 = _fill(transfer, file, part)
+                store.accept(part, sha256)
+    transfer.meter.finish(file.path)
+    return sha256
+
+
+def kept_whole(
+    store: BlobStore, file: RemoteFile, key: str, verified: Mapping[str, str]
+) -> str | None:
+    """Return the SHA-256 of a file that is here already; None when it must be fetched.
+
+    ``verified`` is ``store.verified()``: listed once for many files.
+    """
+    if file.sha256 and store.has_blob(file.sha256, file.size_bytes):
+        return file.sha256
+    return verified.get(key)
+
+
+def _fill(transfer: Transfer, file: RemoteFile, part: Part) -> str:
+    """Bring a part to its full size with the right digest; return its SHA-256."""
+    hashes = _Hashes(file.size_bytes, git=bool(file.git_sha1))
+    resumed = part.position > 0
+    part.rehash(hashes.update, transfer.canceller.check)
+    while True:
+        _Stream(transfer, file, part, hashes).run()
+        sha256 = str(hashes.sha256.hexdigest())
+        expected = file.sha256 or file.git_sha1
+        actual = sha256 if file.sha256 or hashes.sha1 is None else str(hashes.sha1.hexdigest())
+        if not expected or actual == expected:
+            return sha256
+        if not resumed:
+            break
+        # What an earlier attempt left may be what is wrong: once more, from the first byte.
+        resumed = False
+        part.restart()
+        hashes.restart()
+    facts = {
+        "source": transfer.source.uri,
+        "revision": transfer.commit,
+        "file": file.path,
+        "model": transfer.model,
+        "expected": expected,
+        "actual": actual,
+    }
+    name = transfer.store.quarantine_part(part, facts)
+    raise _mismatch(file, expected, actual, f"what came is in quarantine as {name}")
+
+
+class _Stream:
+    """The attempts at one file."""
+
+    def __init__(self, transfer: Transfer, file: RemoteFile, part: Part, hashes: _Hashes) -> None:
+        self._transfer = transfer
+        self._file = file
+        self._part = part
+        self._hashes = hashes
+        self._url = ""
+        self._renewals = 0
+        self._ranges = True
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+
+    def run(self) -> None:
+        """Try until every byte is there, or patience ends."""
+        transfer, path = self._transfer, self._file.path
+        attempt = 0
+        for _ in range(ATTEMPTS_MAX):
+            start = self._part.position
+            if start == self._file.size_bytes:
+                return
+            try:
+                self._attempt()
+            except Transient as failure:
+                gained = self._part.position - start
+                attempt = 1 if gained >= GAIN_BYTES_MIN else attempt + 1
+                wait_for_next(
+                    failure,
+                    attempt,
+                    transfer.hub.config.retry,
+                    transfer.canceller,
+                    lambda count: transfer.meter.retrying(path, count),
+                )
+        raise bad_reply(transfer.source.uri, f"{printable(path)} did not end")
+
+    def _attempt(self) -> None:
+        transfer = self._transfer
+        if not self._url:
+            self._url = self._location()
+        if self._part.position and not self._ranges:
+            self._restart()
+        position = self._part.position
+        headers = {"User-Agent": transfer.hub.user_agent, "X-HF-Download-Counter": "1"}
+        if position:
+            headers["Range"] = f"bytes={position}-"
+        response = transfer.connections.request(
+            "GET", self._url, headers, credential=transfer.hub.credential()
+        )
+        try:
+            self._judge(response, position)
+            self._copy(response)
+        except BaseException:
+            response.close()
+            raise
+
+    def _location(self) -> str:
+        """Return where to ask. Of LFS files the Hub is asked first, which also tells of gating."""
+        transfer, file = self._transfer, self._file
+        if file.sha256:
+            return transfer.hub.locate(transfer.connections, transfer.source, transfer.commit, file)
+        return transfer.hub.resolve_url(transfer.source, transfer.commit, file.path)
+
+    def _judge(self, response: Response, position: int) -> None:
+        """Return when the body is what was asked for; a 200 to a range restarts the file."""
+        status, size, source = response.status, self._file.size_bytes, self._transfer.source.uri
+        if status == 206 and position:
+            found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+            got = tuple(map(int, found.groups())) if found else ()
+            if got == (position, size - 1, size) and response.length in {None, size - position}:
+                return
+            self._ranges = False
+            raise Transient(bad_reply(source, "a range that was not asked for"), 0.0)
+        if status == 200:
+            if position:
+                self._restart()
+            if response.length not in {None, size}:
+                raise _mismatch(self._file, f"{size} bytes", f"{response.length} bytes", "")
+            return
+        if status == 416 and position:
+            self._ranges = False
+            raise Transient(bad_reply(source, "a range refused that should be there"), 0.0)
+        self._refuse(response)
+
+    def _refuse(self, response: Response) -> None:
+        transfer, headers = self._transfer, response.headers
+        asked = transfer.hub.asked(transfer.source, self._file.path)
+        if response.status in TRANSIENT_STATUSES:
+            raise transient(asked, response.status, headers)
+        error = refusal(
+            asked,
+            response.status,
+            headers.get("X-Error-Code") or "",
+            headers.get("X-Error-Message") or "",
+        )
+        signed = response.origin != transfer.hub.origin
+        if response.status in {401, 403} and signed and self._renewals < RENEWALS_MAX:
+            # A signed location has run out: ask the Hub for a fresh one.
+            self._renewals += 1
+            self._url = ""
+            raise Transient(error, 0.0)
+        raise error
+
+    def _copy(self, response: Response) -> None:
+        transfer, part, size = self._transfer, self._part, self._file.size_bytes
+        while count := response.read_into(self._buffer):
+            if part.position + count > size:
+                raise _mismatch(self._file, f"{size} bytes", "more", "")
+            data = self._buffer[:count]
+            part.write(data)
+            self._hashes.update(data)
+            transfer.written(count)
+            transfer.meter.advance(self._file.path, part.position)
+            transfer.canceller.check()
+        if part.position < size:
+            cause = f"the body ended at byte {part.position} of {size}"
+            raise Transient(bad_reply(transfer.source.uri, cause))
+        self._renewals = 0
+
+    def _restart(self) -> None:
+        self._part.restart()
+        self._hashes.restart()
+
+
+def _mismatch(file: RemoteFile, expected: str, actual: str, then: str) -> ModelhostError:
+    shown = printable(file.path)
+    return ModelhostError(
+        Reason.CHECKSUM_MISMATCH,
+        f"{shown}: expected {expected}, got {actual}"
+        + (f"; {then}" if then else "")
+        + "; download again, and tell the publisher if it happens again",
+        {"file": shown, "expected": expected, "actual": actual},
+    )
