@@ -1,0 +1,171 @@
+"""The whole main job on a real model, on this machine alone: ``make demo``.
+
+Starts a hub on loopback that serves the real all-MiniLM-L6-v2 and a small random classifier over the Hub's
+protocol, and the unchanged daemon beside it. Then: pull with progress, load, embed (checked against the bare
+library), evict, come back, while a subscriber prints every event. Exit code 0 only if every step held.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Run as a script, `python bench/demo.py`: the repository's root is not on the path by itself.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.loopback_hub import LoopbackHub, Repo
+from bench.models import SENTENCES, make_classifier, minilm_dir, reference_embeddings
+from modelhost import Client
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+CLASSIFIER = "modelhost/tiny-classifier"
+TOLERANCE = 1e-4
+START_S = 30.0
+STOP_S = 40.0
+
+
+def main() -> int:
+    """Run the demo; returns 0 if everything was as it must be."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--keep", metavar="DIR", help="keep the daemon's home in DIR")
+    parser.add_argument("--rate", type=int, default=40_000_000, help="the hub's bytes per second")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="modelhost-demo-") as scratch:
+        home = Path(arguments.keep).absolute() if arguments.keep else Path(scratch, "home")
+        say("models", "all-MiniLM-L6-v2 (real weights) and a random classifier")
+        make_classifier(Path(scratch, "classifier"))
+        repos = {
+            MINILM: Repo.from_folder(
+                minilm_dir(), pipeline_tag="sentence-similarity", licence="apache-2.0"
+            ),
+            CLASSIFIER: Repo.from_folder(
+                Path(scratch, "classifier"), pipeline_tag="text-classification"
+            ),
+        }
+        with (
+            LoopbackHub(repos, rate=arguments.rate) as hub,
+            daemon(home, hub.endpoint, Path(scratch, "s")) as target,
+            Client(target) as host,
+        ):
+            return job(host)
+
+
+def job(host: Client) -> int:
+    """Do the main job against a running daemon."""
+    stop = threading.Event()
+    watcher = threading.Thread(target=watch, args=(host, stop), daemon=True)
+    watcher.start()
+
+    say("pull", f"hf://{MINILM}")
+    host.pull(f"hf://{MINILM}", progress=Bar())
+    say("load", "in a worker process on devices/cpu")
+    host.load("all-minilm-l6-v2")
+    found = host.embed("all-minilm-l6-v2", SENTENCES)
+    expected = reference_embeddings(minilm_dir(), SENTENCES)
+    worst = float(abs(found - expected).max())
+    say("embed", f"{found.shape[0]} sentences -> {found.shape[1]} numbers each")
+    say("check", f"largest difference from the bare library {worst:.1e} (allowed {TOLERANCE:g})")
+
+    say("pull", f"hf://{CLASSIFIER}")
+    host.pull(f"hf://{CLASSIFIER}", progress=Bar())
+    used = measured(host, "all-minilm-l6-v2")
+    say("budget", f"devices/cpu: {used} bytes, room for one of the two")
+    host.set_budget("cpu", used)
+    host.load("tiny-classifier")
+    gone = "all-minilm-l6-v2" not in resident(host)
+    say("evict", f"resident now: {', '.join(resident(host))}")
+
+    started = time.monotonic()
+    again = host.embed("all-minilm-l6-v2", SENTENCES)
+    say("return", f"a request brought it back in {time.monotonic() - started:.2f} s")
+    same = bool((again == found).all())
+    back = resident(host) == ["all-minilm-l6-v2"]
+    stop.set()
+    good = worst <= TOLERANCE and gone and same and back
+    say("result", "everything as promised" if good else "NOT as promised")
+    return 0 if good else 1
+
+
+def resident(host: Client) -> list[str]:
+    """Return the ids of the models that are READY."""
+    return sorted(i.model.removeprefix("models/") for i in host.instances() if i.state == i.READY)
+
+
+def measured(host: Client, model: str) -> int:
+    """Return the bytes that a model's instance takes."""
+    return next(i.measured_bytes for i in host.instances() if i.model == f"models/{model}")
+
+
+def watch(host: Client, stop: threading.Event) -> None:
+    """Print every event of models and instances, with its sequence."""
+    with Client(host.target) as own:
+        for event in own.watch():
+            if stop.is_set():
+                return
+            kind = event.name.partition("/")[0]
+            if kind == "models":
+                details = " ".join(f"{k}={v}" for k, v in sorted(event.details.items()))
+                say(f"event {event.sequence}", f"{event.name} {event.reason} {details[:90]}")
+
+
+class Bar:
+    """Prints an operation's progress, one line a second and one at the end of each phase."""
+
+    def __init__(self) -> None:
+        self._printed = 0.0
+        self._phase = 0
+
+    def __call__(self, operation: object) -> None:
+        progress = operation.progress  # type: ignore[attr-defined]
+        now = time.monotonic()
+        if progress.phase == self._phase and now - self._printed < 1.0:
+            return
+        self._printed, self._phase = now, progress.phase
+        if progress.total_bytes:
+            share = progress.done_bytes / progress.total_bytes
+            rate = progress.bytes_per_second / 1e6
+            name = progress.Phase.Name(progress.phase).lower()
+            say("progress", f"{name} {share:5.0%} of {progress.total_bytes} bytes, {rate:.0f} MB/s")
+
+
+@contextmanager
+def daemon(home: Path, endpoint: str, sockets: Path) -> Iterator[str]:
+    """Start the unchanged daemon; yields its target, and ends it with SIGTERM."""
+    address = f"unix:{sockets}/modelhost.sock"
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "RUNTIME_DIRECTORY": str(sockets)}
+    sockets.mkdir(mode=0o700)
+    command = [sys.executable, "-m", "modelhostd", "--home", str(home), "--grpc", address]
+    say("daemon", " ".join(command[1:]))
+    log = sockets.parent / "modelhostd.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--log-level", "warning"], env=environment, stderr=output
+        )
+        try:
+            with Client(address) as client:
+                client.wait_until_serving(timeout=START_S)
+            yield address
+        finally:
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(timeout=STOP_S)
+            say("daemon", f"ended with exit code {code}")
+            errors = log.read_text(errors="replace")
+            if errors:
+                sys.stderr.write(errors)
+
+
+def say(topic: str, text: str) -> None:
+    """Print one line."""
+    sys.stdout.write(f"{topic:>10}  {text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
