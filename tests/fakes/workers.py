@@ -161,7 +161,9 @@ class FakeWorkers:
             self._bytes.pop((device, instance, generation), None)
         self.log.append(("crash", device, model, 0))
         if self._listener is not None:
-            self._listener.worker_exited(WorkerExit(device, process.pid, exit, blamed, stderr_tail, model))
+            self._listener.worker_exited(
+                WorkerExit(device, process.pid, exit, blamed, stderr_tail, model)
+            )
         if replace:
             asyncio.get_running_loop().call_soon(self._process, device, model)
 

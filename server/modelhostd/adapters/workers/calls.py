@@ -1,0 +1,305 @@
+"""Requests in flight in one worker: sent without waiting, answered by frames, payloads by arena.
+
+Order of choice for a request's payload: in the frame when small; a slot of the arena; else in several
+frames, one request's at a time, between which small ones pass. So no request waits for another's slot, and what this
+costs in memory is bounded by ``inline_bytes``.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from modelhostd.adapters.workers import errors
+from modelhostd.adapters.workers.call import Call, Reply, to_reply
+from modelhostd.adapters.workers.config import WorkersConfig
+from modelhostd.adapters.workers.streams import FrameStream
+from modelhostd.core.errors import ModelhostError
+from modelhostd.ports import InferReply, LoadSpec
+from modelhostd.worker.v1 import worker_pb2
+from modelhostd.worker.wire import frames
+from modelhostd.worker.wire.arena import Arena
+from modelhostd.worker.wire.frames import Frame, Kind, ProtocolError
+from modelhostd.worker.wire.slots import Slots
+
+STREAM_WINDOW = 8
+"""Responses of a stream that may lie here unread; the worker waits for CREDIT beyond them."""
+
+
+class Calls:
+    """The data socket of one worker and what is in flight on it."""
+
+    def __init__(
+        self,
+        config: WorkersConfig,
+        device: str,
+        requests: Arena,
+        responses: Arena,
+        send_cancel: Callable[[int], None],
+    ) -> None:
+        self._config = config
+        self._device = device
+        self._requests = requests
+        self._responses = responses
+        self._slots = Slots(requests.size)
+        self._send_cancel = send_cancel
+        self._in_flight: dict[int, Call] = {}
+        self._backlog: deque[Call] = deque()
+        self._inline_bytes = 0
+        self._next = 0
+        self._gone: Callable[[str], ModelhostError] | None = None
+        self._loop = asyncio.get_running_loop()
+        self.stream: FrameStream
+
+    @property
+    def count(self) -> int:
+        """Requests whose final frame has not come, abandoned ones included."""
+        return len(self._in_flight)
+
+    @property
+    def slots_taken(self) -> int:
+        """Slots of the request arena that are in use."""
+        return len(self._slots.taken)
+
+    def infer(
+        self, spec: LoadSpec, name: str, payload: bytes, timeout_s: float | None, priority: int
+    ) -> "asyncio.Future[InferReply]":
+        """Send one request now; see :meth:`modelhostd.ports.Workers.infer`."""
+        model = spec.model
+        reply = Reply(loop=self._loop)
+        error = self._refusal(model, payload, timeout_s)
+        if error is not None:
+            reply.set_exception(error)
+            return reply
+        call = self._open(spec.generation, model)
+        call.reply = reply
+        reply.call = call
+        header = worker_pb2.RequestHeader(
+            instance=spec.instance, model_name=name, priority=priority
+        )
+        self._send(call, header, payload, timeout_s)
+        return reply
+
+    async def stream_infer(
+        self, spec: LoadSpec, name: str, payload: bytes, timeout_s: float | None, priority: int
+    ) -> AsyncIterator[InferReply]:
+        """Send one request and yield its responses; leaving the iterator early cancels it.
+
+        At most ``STREAM_WINDOW`` responses lie here unread: each one taken allows the worker one more.
+        """
+        error = self._refusal(spec.model, payload, timeout_s)
+        if error is not None:
+            raise error
+        call = self._open(spec.generation, spec.model)
+        messages: asyncio.Queue[InferReply | ModelhostError | None] = asyncio.Queue()
+        call.on_message = messages.put_nowait
+        call.credit = STREAM_WINDOW
+        header = worker_pb2.RequestHeader(
+            instance=spec.instance, model_name=name, priority=priority, credit=STREAM_WINDOW
+        )
+        self._send(call, header, payload, timeout_s)
+        try:
+            while (message := await messages.get()) is not None:
+                if isinstance(message, ModelhostError):
+                    raise message
+                call.credit += 1
+                self._give_back(call.request, responses=1)
+                yield message
+        finally:
+            if call.request in self._in_flight:
+                call.abandon()
+
+    def cancel(self, call: Call) -> None:
+        """Stop a request that nobody waits for: not sent at all, or cancelled in the worker."""
+        if call.unsent is not None and call.size == 0:
+            self._backlog.remove(call)
+            self._close(call)
+        elif call.request in self._in_flight:
+            self._send_cancel(call.request)
+
+    def pump(self) -> None:
+        """Send more of the large requests that do not go by the arena, while there is room."""
+        while self._backlog and not self.stream.paused:
+            call = self._backlog[0]
+            assert call.unsent is not None
+            end = call.size + frames.MAX_PAYLOAD_BYTES
+            part = call.unsent[call.size : end]
+            call.size += len(part)
+            last = call.size == len(call.unsent)
+            header, call.header = call.header, b""
+            self.stream.write(
+                frames.encode(
+                    Kind.REQUEST,
+                    0 if last else frames.MORE,
+                    call.request,
+                    call.generation,
+                    header,
+                    payload=part,
+                )
+            )
+            if last:
+                call.unsent = None
+                call.size = 0
+                self._backlog.popleft()
+
+    def take(self, frame: Frame) -> None:
+        """Take a frame of the worker. Raises :class:`ProtocolError` for what answers nothing."""
+        call = self._in_flight.get(frame.request)
+        if call is None or call.generation != frame.generation:
+            raise ProtocolError(f"an answer to request {frame.request}, which is not in flight")
+        final = bool(frame.flags & frames.FINAL)
+        if frame.kind == Kind.ERROR:
+            error = errors.from_header(frame.header)
+            self._close(call)
+            call.fail(error)
+            return
+        if frame.flags & frames.MORE:
+            self._collect(call, frame)
+            return
+        if call.on_message is not None:
+            self._take_of_stream(call, frame, final=final)
+            return
+        if not final:
+            raise ProtocolError(f"more than one response to request {frame.request}")
+        self._take_response(call, frame)
+
+    def fail_all(self, error: Callable[[str], ModelhostError]) -> None:
+        """Answer everything in flight with ``error(model)``, and whatever is asked from now on."""
+        self._gone = error
+        calls = list(self._in_flight.values())
+        self._in_flight.clear()
+        self._backlog.clear()
+        for call in calls:
+            call.fail(error(call.model))
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _refusal(
+        self, model: str, payload: bytes, timeout_s: float | None
+    ) -> ModelhostError | None:
+        if self._gone is not None:
+            return self._gone(model)
+        if timeout_s is not None and timeout_s <= 0:
+            return errors.too_late(model)
+        limit = self._config.max_message_bytes
+        if len(payload) > limit:
+            return errors.too_large(len(payload), limit)
+        if len(self._in_flight) >= self._config.queue_limit:
+            return errors.queue_full(model, self._device, self._config.queue_limit)
+        return None
+
+    def _open(self, generation: int, model: str) -> Call:
+        self._next += 1
+        call = self._in_flight[self._next] = Call(self, self._next, generation, model)
+        return call
+
+    def _close(self, call: Call) -> None:
+        del self._in_flight[call.request]
+        if call.slot is not None:
+            self._slots.free(call.slot)
+        self._inline_bytes -= call.inline_bytes
+        if call.unsent is not None and call in self._backlog:
+            # The worker refused before all was sent; the rest would be a request of its own.
+            raise ProtocolError(f"request {call.request} was answered before it was sent")
+
+    def _send(
+        self,
+        call: Call,
+        header: worker_pb2.RequestHeader,
+        payload: bytes,
+        timeout_s: float | None,
+    ) -> None:
+        if timeout_s is not None:
+            header.timeout_ns = max(1, int(timeout_s * 1e9))
+        size = len(payload)
+        flags = 0
+        if size >= frames.ARENA_MIN_BYTES:
+            call.slot = self._slots.allocate(size)
+            if call.slot is None:
+                self._send_later(call, header, payload)
+                return
+            self._requests.write(call.slot, payload)
+            header.slot_offset = call.slot
+            header.slot_length = size
+            flags = frames.ARENA
+            payload = b""
+        self.stream.write(
+            frames.encode(
+                Kind.REQUEST,
+                flags,
+                call.request,
+                call.generation,
+                header.SerializeToString(),
+                payload=payload,
+            )
+        )
+
+    def _send_later(self, call: Call, header: worker_pb2.RequestHeader, payload: bytes) -> None:
+        limit = self._config.inline_bytes
+        if self._inline_bytes and self._inline_bytes + len(payload) > limit:
+            self._close(call)
+            call.fail(errors.bytes_full(call.model, self._device, limit))
+            return
+        self._inline_bytes += len(payload)
+        call.inline_bytes = len(payload)
+        header.total_length = len(payload)
+        call.header = header.SerializeToString()
+        call.unsent = memoryview(payload)
+        self._backlog.append(call)
+        self.pump()
+
+    def _collect(self, call: Call, frame: Frame) -> None:
+        if not call.parts:
+            call.header = frame.header
+            total = worker_pb2.ResponseHeader.FromString(frame.header).total_length
+            if total > self._config.max_message_bytes:
+                raise ProtocolError(f"a response of {total} bytes")
+        call.parts.append(frame.payload)
+        call.size += len(frame.payload)
+        if call.size > self._config.max_message_bytes:
+            raise ProtocolError(f"a response of more than {self._config.max_message_bytes} bytes")
+
+    def _take_response(self, call: Call, frame: Frame) -> None:
+        header, payload = self._read(call, frame)
+        self._close(call)
+        reply = call.reply
+        if reply is not None and not reply.done():
+            reply.set_result(to_reply(header, payload))
+
+    def _take_of_stream(self, call: Call, frame: Frame, *, final: bool) -> None:
+        if final:
+            self._close(call)
+            if call.on_message is not None:
+                call.on_message(None)
+            return
+        call.credit -= 1
+        if call.credit < 0:
+            raise ProtocolError(f"more responses to request {call.request} than it had credit for")
+        header, payload = self._read(call, frame)
+        if not call.abandoned and call.on_message is not None:
+            call.on_message(to_reply(header, payload))
+
+    def _read(self, call: Call, frame: Frame) -> tuple[worker_pb2.ResponseHeader, bytes]:
+        data = frame.header
+        payload = frame.payload
+        if call.parts:
+            data = call.header
+            payload = b"".join((*call.parts, payload))
+            call.parts = []
+            call.size = 0
+        header = worker_pb2.ResponseHeader.FromString(data)
+        if header.total_length and header.total_length != len(payload):
+            raise ProtocolError(f"{len(payload)} bytes of a response of {header.total_length}")
+        if frame.flags & frames.ARENA:
+            offset, length = header.slot_offset, header.slot_length
+            if offset + length > self._config.arena_bytes or not length:
+                raise ProtocolError(f"a response slot of {length} bytes at {offset}")
+            # Abandoned or not: the slot goes back. Only the copy is spared.
+            payload = b"" if call.abandoned else self._responses.read(offset, length)
+            self._give_back(0, slot=offset)
+        return header, payload
+
+    def _give_back(self, request: int, *, responses: int = 0, slot: int | None = None) -> None:
+        header = worker_pb2.CreditHeader(responses=responses)
+        if slot is not None:
+            header.slots.append(slot)
+        self.stream.write(frames.encode(Kind.CREDIT, 0, request, 0, header.SerializeToString()))

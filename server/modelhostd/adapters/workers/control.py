@@ -1,0 +1,102 @@
+"""What the daemon asks of a worker on its control socket, with types."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from google.protobuf import json_format
+
+from modelhostd.adapters.workers.commands import Commands
+from modelhostd.adapters.workers.config import WorkersConfig
+from modelhostd.core.errors import ModelhostError
+from modelhostd.core.resources import Health, Progress
+from modelhostd.ports import Loaded, LoadSpec, TensorSpec
+from modelhostd.worker.v1 import worker_pb2
+from modelhostd.worker.wire import frames
+from modelhostd.worker.wire.frames import Kind
+
+log = logging.getLogger("modelhostd.workers")
+
+
+class Control(Commands):
+    """The commands that a worker knows."""
+
+    async def hello(self, config: WorkersConfig, device: str) -> worker_pb2.HelloResponse:
+        """Greet the worker and wait, without a limit of its own, until it takes requests."""
+        hello = worker_pb2.HelloRequest(
+            protocol_version=frames.PROTOCOL_VERSION,
+            device=device,
+            request_arena_bytes=config.arena_bytes,
+            response_arena_bytes=config.arena_bytes,
+            max_message_bytes=config.max_message_bytes,
+            queue_limit=config.queue_limit,
+            executor_threads=config.executor_threads,
+            heartbeat_interval_ms=max(1, round(config.heartbeat_interval_s * 1000)),
+            log_level=config.log_level,
+        )
+        for name, target in config.allowed_backends():
+            hello.backends.add(name=name, target=target)
+        _, answer = self.send(Kind.HELLO, 0, hello)
+        return worker_pb2.HelloResponse.FromString(await answer)
+
+    def load(
+        self, spec: LoadSpec, report: Callable[[Progress], None]
+    ) -> tuple[int, "asyncio.Future[bytes]"]:
+        """Send LOAD; return its number, and the future of an answer for :func:`to_loaded`."""
+        config = spec.config
+        header = worker_pb2.LoadHeader(
+            instance=spec.instance,
+            model=spec.model,
+            version=spec.version,
+            model_dir=str(spec.model_dir),
+            task=spec.task,
+            backend=config.backend,
+            precision=config.precision,
+            max_batch_size=config.max_batch_size or 0,
+            max_sequence_length=config.max_sequence_length or 0,
+            predicted_bytes=spec.predicted_bytes,
+        )
+        json_format.ParseDict(dict(config.backend_options), header.backend_options)
+        return self.send(Kind.LOAD, spec.generation, header, model=spec.model, report=report)
+
+    async def unload(self, instance: str, generation: int) -> None:
+        """Free an instance; returns when the worker did, or is gone itself."""
+        header = worker_pb2.UnloadHeader(instance=instance)
+        _, answer = self.send(Kind.UNLOAD, generation, header)
+        await asyncio.wait((answer,))
+        if (error := answer.exception()) is not None:
+            log.info("an unload ended with its worker: %s", error)
+
+    async def check(self, instance: str, generation: int, timeout_s: float) -> tuple[Health, str]:
+        """Run a health check; one that is not answered in time says UNHEALTHY."""
+        header = worker_pb2.CheckHeader(instance=instance)
+        _, answer = self.send(Kind.CHECK, generation, header)
+        try:
+            async with asyncio.timeout(timeout_s):
+                checked = worker_pb2.CheckedHeader.FromString(await answer)
+        except TimeoutError:
+            return Health.UNHEALTHY, f"The health check was not answered within {timeout_s:g} s."
+        except ModelhostError as error:
+            return Health.UNHEALTHY, error.message
+        known = checked.health in Health.__members__
+        return Health(checked.health) if known else Health.UNKNOWN, checked.message
+
+
+def to_loaded(data: bytes) -> Loaded:
+    """Return what a LOADED frame says."""
+    header = worker_pb2.LoadedHeader.FromString(data)
+    return Loaded(
+        backend=header.backend,
+        platform=header.platform,
+        measured_bytes=header.measured_bytes,
+        inputs=_specs(header.inputs),
+        outputs=_specs(header.outputs),
+        max_batch_size=header.max_batch_size,
+        load_s=header.load_s,
+    )
+
+
+def _specs(specs: Iterable[worker_pb2.TensorSpec]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(spec.name, spec.datatype, tuple(spec.shape), spec.description) for spec in specs
+    )

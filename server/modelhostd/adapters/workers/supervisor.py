@@ -1,0 +1,183 @@
+"""All worker processes: who holds which instance, and the port that the host uses."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping
+
+from modelhostd.adapters.workers import errors
+from modelhostd.adapters.workers.config import WorkersConfig
+from modelhostd.adapters.workers.seat import Seat
+from modelhostd.adapters.workers.worker import Worker
+from modelhostd.core.errors import ModelhostError
+from modelhostd.core.resources import Health, Isolation, Phase, Progress
+from modelhostd.ports import InferReply, Loaded, LoadSpec, WorkerExit, WorkerListener
+
+REAP_S = 10.0
+"""After SIGKILL; longer only where the kernel itself is stuck (a device driver, a dead file system)."""
+
+Key = tuple[str, str, int]
+
+
+class ProcessWorkers:
+    """Implements :class:`modelhostd.ports.Workers` with processes. Make and use it in one loop.
+
+    Beyond the port: ``infer`` takes ``name``, the name that the client used where it is not the model's id;
+    ``stream_infer`` yields several responses; ``libraries`` tells what a device's worker runs.
+    """
+
+    def __init__(self, config: WorkersConfig) -> None:
+        self._config = config
+        self._listener: WorkerListener | None = None
+        self._seats: dict[tuple[str, str], Seat] = {}
+        self._held: dict[Key, tuple[Worker, LoadSpec]] = {}
+        self._stopping = False
+
+    def set_listener(self, listener: WorkerListener) -> None:
+        """Set who is told of starts and of exits that nobody asked for."""
+        self._listener = listener
+
+    async def load(self, device: str, spec: LoadSpec, report: Callable[[Progress], None]) -> Loaded:
+        """Load an instance; see :meth:`modelhostd.ports.Workers.load`."""
+        seat = self._seat(device, spec)
+        if seat.worker is None or not seat.worker.ready:
+            report(Progress(phase=Phase.STARTING_WORKER, total_bytes=spec.predicted_bytes))
+        try:
+            worker = await seat.ready()
+            loaded = await worker.load(spec, report)
+        except BaseException:
+            self._end_if_unused(seat)
+            raise
+        if not worker.ready:
+            raise errors.lost(device, spec.model, "it ended right after the load")
+        self._held[device, spec.instance, spec.generation] = worker, spec
+        return loaded
+
+    async def unload(self, device: str, instance: str, generation: int) -> None:
+        """Free an instance; see :meth:`modelhostd.ports.Workers.unload`."""
+        worker, spec = self._held.pop((device, instance, generation), (None, None))
+        if worker is None or spec is None:
+            return
+        await worker.unload(instance, generation)
+        seat = self._seats.get((device, _own(spec)))
+        if seat is not None and seat.model and self._end_if_unused(seat):
+            await asyncio.wait((worker.exited,))
+
+    def infer(
+        self,
+        device: str,
+        instance: str,
+        generation: int,
+        payload: bytes,
+        *,
+        timeout_s: float | None,
+        priority: int = 0,
+        name: str = "",
+    ) -> "asyncio.Future[InferReply]":
+        """Send one request now; see :meth:`modelhostd.ports.Workers.infer`."""
+        held = self._held.get((device, instance, generation))
+        if held is None:
+            reply: asyncio.Future[InferReply] = asyncio.get_running_loop().create_future()
+            reply.set_exception(self._missing(device, instance))
+            return reply
+        worker, spec = held
+        return worker.infer(spec, name, payload, timeout_s, priority)
+
+    def stream_infer(
+        self,
+        device: str,
+        instance: str,
+        generation: int,
+        payload: bytes,
+        *,
+        timeout_s: float | None,
+        priority: int = 0,
+        name: str = "",
+    ) -> AsyncIterator[InferReply]:
+        """Send one request and yield its responses; leaving the iterator cancels it."""
+        held = self._held.get((device, instance, generation))
+        if held is None:
+            raise self._missing(device, instance)
+        worker, spec = held
+        return worker.stream_infer(spec, name, payload, timeout_s, priority)
+
+    async def check(self, device: str, instance: str, generation: int) -> tuple[Health, str]:
+        """Run a health check; see :meth:`modelhostd.ports.Workers.check`."""
+        worker, _ = self._held.get((device, instance, generation), (None, None))
+        if worker is None:
+            return Health.UNHEALTHY, "No worker holds this instance."
+        return await worker.check(instance, generation)
+
+    def pids(self) -> Mapping[int, str]:
+        """Return worker process id -> device."""
+        return {worker.pid: worker.device for worker in self._workers()}
+
+    def libraries(self, device: str) -> Mapping[str, str]:
+        """Return library -> version of the device's worker; empty when none runs."""
+        seat = self._seats.get((device, ""))
+        return {} if seat is None or seat.worker is None else dict(seat.worker.libraries)
+
+    async def stop(self, timeout_s: float) -> None:
+        """End every worker; see :meth:`modelhostd.ports.Workers.stop`."""
+        self._stopping = True
+        for seat in self._seats.values():
+            seat.close()
+        workers = self._workers()
+        for worker in workers:
+            worker.terminate()
+        if not workers:
+            return
+        exits = [worker.exited for worker in workers]
+        await asyncio.wait(exits, timeout=timeout_s)
+        for worker in workers:
+            if not worker.exited.done():
+                worker.kill(f"still running {timeout_s:g} s after {signal.SIGTERM.name}")
+        await asyncio.wait(exits, timeout=REAP_S)
+        self._held.clear()
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _workers(self) -> list[Worker]:
+        workers = (seat.worker for seat in self._seats.values())
+        return [worker for worker in workers if worker is not None and worker.running]
+
+    def _seat(self, device: str, spec: LoadSpec) -> Seat:
+        if self._stopping:
+            raise errors.shutting_down()
+        key = device, _own(spec)
+        seat = self._seats.get(key)
+        if seat is None:
+            seat = Seat(self._config, *key, self._ready, self._exited)
+            self._seats[key] = seat
+        return seat
+
+    def _end_if_unused(self, seat: Seat) -> bool:
+        """End the process of a single model when nothing of it is held any more."""
+        worker = seat.worker
+        if not seat.model or worker is None:
+            return False
+        if any(holder is worker for holder, _ in self._held.values()):
+            return False
+        worker.terminate()
+        return True
+
+    def _missing(self, device: str, instance: str) -> ModelhostError:
+        if self._stopping:
+            return errors.shutting_down()
+        running = any(worker.device == device and worker.ready for worker in self._workers())
+        if running:
+            return errors.not_loaded(instance)
+        return errors.lost(device, "", "not running")
+
+    def _ready(self, worker: Worker) -> None:
+        if self._listener is not None and not self._stopping:
+            self._listener.worker_ready(worker.device, worker.pid)
+
+    def _exited(self, worker: Worker, exit: WorkerExit) -> None:
+        for key in [key for key, (holder, _) in self._held.items() if holder is worker]:
+            del self._held[key]
+        if self._listener is not None and not self._stopping:
+            self._listener.worker_exited(exit)
+
+
+def _own(spec: LoadSpec) -> str:
+    return spec.model if spec.config.isolation is Isolation.PROCESS else ""

@@ -1,0 +1,228 @@
+"""The interface that a backend implements: the code in a worker that knows one kind of model.
+
+A backend is a class derived from :class:`Backend`, one object per instance. To add one:
+
+1. Derive from :class:`Backend` and implement its five methods.
+2. Register the class in your distribution under the entry point group ``modelhost.backends``::
+
+       [project.entry-points."modelhost.backends"]
+       mine = "my_package.my_module:MyBackend"
+
+3. Have the operator allow it: a backend that the daemon's configuration does not name is never imported.
+
+What the worker promises to a backend: ``load``, ``signature`` and the first ``health_check`` are called once, in
+this order, in one thread. ``infer`` and later health checks come from other threads, at most ``concurrency`` of
+them at a time for one object. Inputs are validated against the signature before ``infer`` sees them. ``unload`` is the last
+call and comes when nothing runs; it also comes after a ``load`` that failed or was cancelled.
+
+What a backend may raise: :class:`BadInputError` for what the caller can mend, :class:`UnsupportedModelError` and
+:class:`LoadError` from ``load``, ``MemoryError`` (or torch's own) where there is no memory, and :class:`Cancelled`
+through ``check_cancelled``. Anything else is a bug: the caller gets INFERENCE_FAILED with an opaque id, and the
+traceback goes to the log.
+"""
+
+import abc
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+class BadInputError(Exception):
+    """The request cannot be served as it is; becomes INVALID_ARGUMENT.
+
+    ``field`` is the tensor or parameter, ``expected`` what it must be, ``actual`` what it was.
+    """
+
+    def __init__(self, field: str, expected: str, actual: object) -> None:
+        super().__init__(f"{field}: expected {expected}, got {actual!r}")
+        self.field = field
+        self.expected = expected
+        self.actual = actual
+
+
+class UnsupportedModelError(Exception):
+    """The files are not of a model that this backend serves; the text says what was found instead."""
+
+
+class LoadError(Exception):
+    """The files cannot be loaded; the text says which and why."""
+
+
+class Cancelled(BaseException):
+    """Nobody waits for this work any more. Not an ``Exception``, so that no handler swallows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output: its name, Open Inference Protocol datatype, and shape (-1 = any size)."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    description: str = ""
+    optional: bool = False
+    """Whether a request may leave this input out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What requests and responses look like.
+
+    ``inputs`` empty = any tensors are taken as they are. ``alternatives`` are further sets of inputs, of which a request
+    may carry one in place of ``inputs`` (token ids in place of text, say). ``batched`` = the first
+    dimension of each input and output counts the items; ``max_batch_size`` then bounds it (0 = no bound).
+    """
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    alternatives: tuple[tuple[TensorSpec, ...], ...] = ()
+    batched: bool = False
+    max_batch_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor by its datatype and a numpy array of its shape.
+
+    The arrays' dtypes: BOOL ``bool``, INT8..64 and UINT8..64 the same, FP16/32/64 ``float16/32/64``, BF16 ``uint16``
+    (the bits; numpy has no such type), BYTES ``object`` with one ``bytes`` per element.
+
+    Arrays of a request are views into shared memory: read-only, not always aligned, and valid only until ``infer``
+    returns. Copy what shall live longer.
+    """
+
+    datatype: str
+    array: Array
+
+
+Output = Tensor | Array
+"""What ``infer`` may return for a tensor; a plain array's datatype follows from its dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """What a health check found: ``ok``, and one sentence why."""
+
+    ok: bool
+    message: str
+
+
+@dataclass
+class LoadContext:
+    """Everything that a load needs to know, and the way to tell how far it is."""
+
+    model: str
+    model_dir: Path
+    """Files of the artifact: read-only, and to be left so."""
+    task: str
+    device: str
+    """Id of the device: ``cpu``, ``cuda-0``, ``sim-0``."""
+    precision: str = ""
+    """``fp32``, ``fp16``, ``bf16``, or empty = as the files are stored."""
+    max_batch_size: int = 0
+    """Most items that the operator allows in a request; 0 = the backend decides."""
+    max_sequence_length: int = 0
+    """Longest input in tokens that the operator allows; 0 = the model's own."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """``backend_options`` of the model's configuration. Refuse keys that mean nothing to you."""
+    report: Callable[[int, int], None] = lambda done_bytes, total_bytes: None
+    """Call with (bytes in memory, bytes in all) as often as you like; 0 in all = not known."""
+    cancelled: Callable[[], bool] = lambda: False
+
+    def check_cancelled(self) -> None:
+        """Raise :class:`Cancelled` when the load is not wanted any more. Call it between files."""
+        if self.cancelled():
+            raise Cancelled
+
+
+@dataclass
+class InferContext:
+    """What belongs to one request beside its tensors."""
+
+    parameters: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    """Request parameters that the worker does not act on itself."""
+    outputs: frozenset[str] = frozenset()
+    """Names of the outputs that are wanted; empty = all. Others may be left out."""
+    cancelled: Callable[[], bool] = lambda: False
+    """Whether the caller is gone, or its deadline has passed."""
+    progress: Callable[[], None] = lambda: None
+    """Call between batches or tokens of long work: a thread without progress counts as hung."""
+
+    def check_cancelled(self) -> None:
+        """Report progress, and raise :class:`Cancelled` when nobody waits. Call between batches."""
+        self.progress()
+        if self.cancelled():
+            raise Cancelled
+
+
+class Backend(abc.ABC):
+    """One model in a worker. See this module's text for who calls what, when."""
+
+    tasks: ClassVar[frozenset[str]] = frozenset()
+    """Tasks that it serves by itself; empty = only where a model's configuration names it."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Import names of what it needs; where one is missing the backend is not available."""
+    platform: ClassVar[str] = "python"
+    """Platform in a model's metadata."""
+    concurrency: int = 1
+    """How many ``infer`` calls of one object may run at a time."""
+
+    @classmethod
+    def prepare(cls) -> Mapping[str, str]:
+        """Import what is needed, before the worker takes requests; return library -> version.
+
+        An import while requests run would hold them up. Called once for each allowed backend.
+        """
+        return {}
+
+    @abc.abstractmethod
+    def load(self, context: LoadContext) -> None:
+        """Load the model. Raise rather than leave anything half; ``unload`` follows either way."""
+
+    @abc.abstractmethod
+    def signature(self) -> Signature:
+        """Return what requests and responses look like; asked once, after ``load``."""
+
+    @abc.abstractmethod
+    def infer(self, inputs: Mapping[str, Tensor], context: InferContext) -> Mapping[str, Output]:
+        """Answer one request: outputs by name, in the order in which they are sent."""
+
+    @abc.abstractmethod
+    def health_check(self) -> HealthReport:
+        """Run a small inference for real and judge the answer. An exception counts as not ok."""
+
+    @abc.abstractmethod
+    def unload(self) -> None:
+        """Let go of all memory. Must be harmless when nothing, or only a part, was loaded."""
+
+    @property
+    def measured_bytes(self) -> int:
+        """Device memory that the loaded model holds, in bytes; 0 = none worth counting."""
+        return 0
+
+    def torch_module(self) -> Any | None:
+        """Return the ``torch.nn.Module`` that holds the weights; None = the model cannot be imaged.
+
+        A module that is given here may be moved between tiers by the worker, which then swaps the
+        storage of its parameters and buffers while nothing runs.
+        """
+        return None
+
+    def infer_stream(
+        self, inputs: Mapping[str, Tensor], context: InferContext
+    ) -> Iterator[Mapping[str, Output]]:
+        """Answer one request in several responses. By default the one of ``infer``."""
+        yield self.infer(inputs, context)
+
+    def is_poisoned(self, error: BaseException) -> bool:
+        """Whether after ``error`` nothing in this process can be trusted any more.
+
+        True for device faults that leave a broken context behind: the worker then answers this
+        request and ends, and a new process takes its place.
+        """
+        return False

@@ -1,0 +1,140 @@
+"""Turns what a backend raised into the one typed error that the caller is told."""
+
+import logging
+import uuid
+from pathlib import Path
+
+from modelhostd.core.errors import REASONS, ModelhostError, Reason
+from modelhostd.worker.backend import (
+    BadInputError,
+    Cancelled,
+    LoadError,
+    UnsupportedModelError,
+)
+from modelhostd.worker.tensors import refuse
+from modelhostd.worker.v1 import worker_pb2
+
+log = logging.getLogger("modelhostd.worker")
+
+MAX_TEXT_CHARACTERS = 2_000
+
+
+def cancelled() -> ModelhostError:
+    """Return what a request that nobody waits for is answered with."""
+    return ModelhostError(Reason.CANCELLED, "The request was cancelled by its caller.")
+
+
+def late(model: str, *, started: bool) -> ModelhostError:
+    """Return what a request is answered with whose deadline has passed."""
+    when = "while model '{}' worked on the request" if started else "before model '{}' could start"
+    return ModelhostError(
+        Reason.DEADLINE_EXCEEDED,
+        f"The deadline passed {when.format(model)}; give it more time or send less at once.",
+        {"method": "ModelInfer"},
+    )
+
+
+def not_loaded(model: str) -> ModelhostError:
+    """Return what a request for an instance that is not here (any more) is answered with."""
+    return ModelhostError(
+        Reason.MODEL_NOT_LOADED,
+        f"Model '{model}' is not loaded in this worker (any more); retry the request.",
+        {"model": model, "state": "GONE"},
+    )
+
+
+def from_infer(error: BaseException, model: str, device: str) -> ModelhostError:
+    """Return the error of an inference that raised ``error``; an unexpected one is logged with its id."""
+    if isinstance(error, ModelhostError):
+        return error
+    if isinstance(error, Cancelled):
+        return cancelled()
+    if isinstance(error, BadInputError):
+        return _bad_input(error, model)
+    if is_out_of_memory(error):
+        return _out_of_memory(model, device, "The request")
+    error_id = uuid.uuid4().hex[:12]
+    log.error("inference of model %s failed, error %s", model, error_id, exc_info=error)
+    return ModelhostError(
+        Reason.INFERENCE_FAILED,
+        f"Model '{model}' failed on this request (error {error_id}); the daemon's log has the "
+        "details under this id.",
+        {"model": model, "errorId": error_id},
+    )
+
+
+def from_load(
+    error: BaseException, model: str, backend: str, task: str, device: str, model_dir: Path
+) -> ModelhostError:
+    """Return the error of a load that raised ``error``. Paths are cut out of library texts."""
+    if isinstance(error, ModelhostError):
+        return error
+    if isinstance(error, Cancelled):
+        return ModelhostError(Reason.CANCELLED, f"The load of model '{model}' was cancelled.")
+    if is_out_of_memory(error):
+        return _out_of_memory(model, device, "Loading it")
+    cause = clean(str(error), model_dir) or "no details"
+    if isinstance(error, UnsupportedModelError):
+        return ModelhostError(
+            Reason.UNSUPPORTED_MODEL,
+            f"Backend '{backend}' cannot serve model '{model}': {cause}",
+            {"model": model, "task": task, "cause": cause},
+        )
+    if isinstance(error, BadInputError):
+        cause = f"backend option {error}"
+    if not isinstance(error, LoadError | BadInputError | OSError | ValueError):
+        error_id = uuid.uuid4().hex[:12]
+        log.error("load of model %s failed, error %s", model, error_id, exc_info=error)
+        cause = f"{cause} (error {error_id} in the daemon's log)"
+    return ModelhostError(
+        Reason.LOAD_FAILED,
+        f"Backend '{backend}' could not load model '{model}': {cause}",
+        {"model": model, "backend": backend, "cause": cause},
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory: Python's own error, or torch's by name (torch may not be here)."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def clean(text: str, model_dir: Path) -> str:
+    """Return a library's message as one bounded line that names no path of this host."""
+    line = " ".join(text.replace(str(model_dir), "<model>").split())
+    return line if len(line) <= 500 else line[:497] + "..."
+
+
+def encode(error: ModelhostError) -> bytes:
+    """Return an error as an ERROR frame's header, its texts cut to what a frame holds."""
+    header = worker_pb2.ErrorHeader(
+        code=REASONS[error.reason].code,
+        reason=error.reason,
+        message=_cut(error.message),
+        metadata={key: _cut(value) for key, value in error.metadata.items()},
+    )
+    if error.retry_delay_s is not None:
+        header.retry_delay_s = error.retry_delay_s
+    return header.SerializeToString()
+
+
+def _cut(text: str) -> str:
+    # Lone surrogates (from undecodable file names) have no UTF-8 form.
+    return text[:MAX_TEXT_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
+
+
+def _bad_input(error: BadInputError, model: str) -> ModelhostError:
+    return refuse(
+        f"{error.field} for model '{model}': expected {error.expected}, got {error.actual!r}"[:500],
+        error.field,
+        error.expected,
+        error.actual,
+    )
+
+
+def _out_of_memory(model: str, device: str, what: str) -> ModelhostError:
+    return ModelhostError(
+        Reason.OUT_OF_DEVICE_MEMORY,
+        f"{what} needs more memory than devices/{device} has left for model '{model}'; unload "
+        "another model, send smaller batches, or raise the device's budget.",
+        {"model": model, "device": device},
+    )

@@ -1,0 +1,236 @@
+"""What a worker's threads run: one inference, or one health check."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.resources import Health
+from modelhostd.worker import failures, oip
+from modelhostd.worker.backend import Backend, Cancelled, InferContext, Signature
+from modelhostd.worker.channel import Channel, DataChannel
+from modelhostd.worker.v1 import worker_pb2
+from modelhostd.worker.wire import frames
+from modelhostd.worker.wire.blackbox import BlackBox, Work
+from modelhostd.worker.wire.frames import Kind
+
+CREDIT_WAIT_S = 0.5
+CHECK_PRIORITY = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """An instance that is loaded here."""
+
+    instance: str
+    generation: int
+    model: str
+    version: int
+    device: str
+    backend_name: str
+    backend: Backend
+    signature: Signature
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What a request has to name."""
+        return self.instance, self.generation
+
+
+@dataclass
+class Activity:
+    """What a thread does, for the heartbeat and for the black box. Written by that thread alone."""
+
+    name: str
+    box: BlackBox
+    entry: int
+    """Its place in the black box."""
+    loading: bool = False
+    progress: int = 0
+    model: str = ""
+
+    def begin(self, model: str) -> None:
+        """Note that work for ``model`` starts."""
+        self.model = model
+        self.progress += 1
+        work = Work(threading.get_ident(), time.monotonic_ns(), model, self.loading)
+        self.box.write(self.entry, work)
+
+    def advance(self) -> None:
+        """Note that the work gets on."""
+        self.progress += 1
+
+    def end(self) -> None:
+        """Note that the work is done."""
+        self.box.clear(self.entry)
+        self.progress += 1
+        self.model = ""
+
+
+@dataclass
+class InferJob:
+    """One request from its arrival to its final frame."""
+
+    channel: DataChannel
+    request: int
+    generation: int
+    instance: str
+    name: str
+    priority: int
+    payload: bytes | memoryview
+    arrived_ns: int
+    deadline_ns: int | None
+    credit: int = 0
+    """Responses that may be sent now; 0 at arrival = one response is wanted."""
+    streaming: bool = False
+    cancelled: bool = False
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Instance and generation that it is for."""
+        return self.instance, self.generation
+
+    @property
+    def ticket(self) -> int:
+        """Its number in the queue."""
+        return self.request
+
+    def cancel(self) -> None:
+        """Note that nobody waits any more; work in progress stops at its next check."""
+        self.cancelled = True
+        if self.streaming:
+            with self._changed:
+                self._changed.notify_all()
+
+    def add_credit(self, responses: int) -> None:
+        """Allow more responses."""
+        with self._changed:
+            self.credit += responses
+            self._changed.notify_all()
+
+    def refuse(self, error: ModelhostError) -> None:
+        """Answer with an error."""
+        self.channel.send_error(self.request, self.generation, error)
+
+    def run(self, hosted: Hosted, activity: Activity) -> BaseException | None:
+        """Serve the request and send its final frame; return what the backend raised, if it did."""
+        started_ns = time.monotonic_ns()
+        if self.cancelled:
+            self.refuse(failures.cancelled())
+            return None
+        if self.deadline_ns is not None and started_ns >= self.deadline_ns:
+            self.refuse(failures.late(hosted.model, started=False))
+            return None
+        try:
+            self._serve(hosted, activity, started_ns)
+        except BaseException as error:
+            failure = failures.from_infer(error, hosted.model, hosted.device)
+            if isinstance(error, Cancelled) and not self.cancelled:
+                failure = failures.late(hosted.model, started=True)
+            self.refuse(failure)
+            return error
+        return None
+
+    def _serve(self, hosted: Hosted, activity: Activity, started_ns: int) -> None:
+        header = worker_pb2.ResponseHeader(queue_ns=started_ns - self.arrived_ns)
+        signature = hosted.signature
+        parsed = oip.parse(
+            self.payload, name=self.name, version=hosted.version, signature=signature
+        )
+        context = InferContext(
+            parameters=parsed.parameters,
+            outputs=frozenset(parsed.outputs),
+            cancelled=self._unwanted,
+            progress=activity.advance,
+        )
+        parsed_ns = time.monotonic_ns()
+        header.input_ns = parsed_ns - started_ns
+        header.item_count = header.batch_size = parsed.item_count
+        if self.streaming:
+            self._stream(hosted, parsed, context, header)
+            return
+        outputs = hosted.backend.infer(parsed.inputs, context)
+        inferred_ns = time.monotonic_ns()
+        response = oip.Response(parsed, hosted.version, outputs)
+        header.infer_ns = inferred_ns - parsed_ns
+        header.output_ns = time.monotonic_ns() - inferred_ns
+        self.channel.send_response(self.request, self.generation, header, response, frames.FINAL)
+
+    def _stream(
+        self,
+        hosted: Hosted,
+        parsed: oip.ParsedRequest,
+        context: InferContext,
+        header: worker_pb2.ResponseHeader,
+    ) -> None:
+        for outputs in hosted.backend.infer_stream(parsed.inputs, context):
+            response = oip.Response(parsed, hosted.version, outputs)
+            self._await_credit(context)
+            self.channel.send_response(self.request, self.generation, header, response, 0)
+            context.check_cancelled()
+            header = worker_pb2.ResponseHeader(item_count=0)
+        self.channel.send(Kind.RESPONSE, frames.FINAL, self.request, self.generation)
+
+    def _await_credit(self, context: InferContext) -> None:
+        with self._changed:
+            while self.credit <= 0:
+                context.check_cancelled()
+                self._changed.wait(CREDIT_WAIT_S)
+            self.credit -= 1
+
+    def _unwanted(self) -> bool:
+        if self.cancelled:
+            return True
+        return self.deadline_ns is not None and time.monotonic_ns() >= self.deadline_ns
+
+
+@dataclass
+class CheckJob:
+    """One health check, in turn with the requests of its instance."""
+
+    channel: Channel
+    request: int
+    generation: int
+    instance: str
+    priority: int = CHECK_PRIORITY
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Instance and generation that it is for."""
+        return self.instance, self.generation
+
+    @property
+    def ticket(self) -> int:
+        """Its number in the queue: the two sockets count their requests apart, so below zero."""
+        return -self.request
+
+    def refuse(self, error: ModelhostError) -> None:
+        """Answer without a check."""
+        if error.reason is Reason.MODEL_NOT_LOADED:
+            self._answer(Health.UNHEALTHY, "The worker does not hold this instance.")
+        else:
+            self._answer(Health.UNKNOWN, error.message)
+
+    def run(self, hosted: Hosted, activity: Activity) -> BaseException | None:
+        """Run the check and send what it found; return what the backend raised, if it did."""
+        del activity
+        try:
+            report = hosted.backend.health_check()
+        except BaseException as error:
+            failure = failures.from_infer(error, hosted.model, hosted.device)
+            self._answer(Health.UNHEALTHY, f"The health check failed: {failure.message}")
+            return error
+        self._answer(Health.HEALTHY if report.ok else Health.UNHEALTHY, report.message)
+        return None
+
+    def _answer(self, health: Health, message: str) -> None:
+        header = worker_pb2.CheckedHeader(
+            health=health, message=message[: failures.MAX_TEXT_CHARACTERS]
+        )
+        self.channel.send(
+            Kind.CHECKED, frames.FINAL, self.request, self.generation, header.SerializeToString()
+        )
+
+
+Job = InferJob | CheckJob

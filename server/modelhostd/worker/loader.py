@@ -1,0 +1,230 @@
+"""Loads and unloads instances, each in a thread of its own, so that inference goes on meanwhile."""
+
+import gc
+import logging
+import threading
+import time
+from pathlib import Path
+
+from google.protobuf import json_format
+
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.resources import Phase
+from modelhostd.worker import failures
+from modelhostd.worker.backend import Backend, Cancelled, LoadContext, Signature
+from modelhostd.worker.channel import Channel
+from modelhostd.worker.executor import Executor
+from modelhostd.worker.jobs import Activity, Hosted
+from modelhostd.worker.process import give_back_heap
+from modelhostd.worker.registry import Registry
+from modelhostd.worker.v1 import worker_pb2
+from modelhostd.worker.wire import frames
+from modelhostd.worker.wire.blackbox import ENTRIES, BlackBox
+from modelhostd.worker.wire.frames import Frame, Kind
+
+log = logging.getLogger("modelhostd.worker")
+
+PROGRESS_INTERVAL_S = 0.1
+
+
+class Loader:
+    """The loads in progress, and the commands that begin and end them."""
+
+    def __init__(
+        self,
+        device: str,
+        registry: Registry,
+        executor: Executor,
+        channel: Channel,
+        box: BlackBox,
+    ) -> None:
+        self._device = device
+        self._box = box
+        self._registry = registry
+        self._executor = executor
+        self._channel = channel
+        self._loads: dict[int, _Load] = {}
+
+    @property
+    def activities(self) -> list[Activity]:
+        """What each load in progress does."""
+        return [load.activity for load in list(self._loads.values())]
+
+    def load(self, frame: Frame) -> None:
+        """Begin a LOAD; it is answered by LOADED or ERROR."""
+        first = len(self._executor.activities)
+        entry = first + frame.request % max(1, ENTRIES - first)
+        activity = Activity(f"load-{frame.request}", self._box, entry, loading=True)
+        load = _Load(self._device, self._channel, activity, frame)
+        self._loads[frame.request] = load
+        threading.Thread(
+            target=self._run, args=(load,), name=load.activity.name, daemon=True
+        ).start()
+
+    def cancel(self, request: int) -> None:
+        """Have a load stop at its next check; it is answered CANCELLED, with nothing held."""
+        load = self._loads.get(request)
+        if load is not None:
+            load.cancelled.set()
+
+    def unload(self, frame: Frame) -> None:
+        """Begin an UNLOAD; it is answered by UNLOADED when the memory is free."""
+        threading.Thread(
+            target=self._unload, args=(frame,), name=f"unload-{frame.request}", daemon=True
+        ).start()
+
+    def _run(self, load: "_Load") -> None:
+        load.activity.begin(load.header.model)
+        failure = self._try(load)
+        if failure is not None:
+            load.discard()
+            free_memory()
+        load.activity.end()
+        self._loads.pop(load.request, None)
+        if failure is not None:
+            self._channel.send_error(load.request, load.generation, failure)
+
+    def _try(self, load: "_Load") -> ModelhostError | None:
+        # Returns instead of raising: a traceback would hold the frames that hold the weights.
+        header = load.header
+        name = header.backend
+        try:
+            name, kind = self._registry.choose(header.model, name, header.task)
+            hosted, loaded = load.run(name, kind(), self._device)
+            if load.cancelled.is_set():
+                return failures.from_load(Cancelled(), header.model, name, *load.about)
+        except BaseException as error:
+            return failures.from_load(error, header.model, name, *load.about)
+        self._executor.add(hosted)
+        self._channel.send(
+            Kind.LOADED, frames.FINAL, load.request, load.generation, loaded.SerializeToString()
+        )
+        return None
+
+    def _unload(self, frame: Frame) -> None:
+        header = worker_pb2.UnloadHeader.FromString(frame.header)
+        hosted = self._executor.remove((header.instance, frame.generation))
+        found = hosted is not None
+        if hosted is not None:
+            let_go(hosted.backend)
+            del hosted
+            free_memory()
+        answer = worker_pb2.UnloadedHeader(found=found).SerializeToString()
+        self._channel.send(Kind.UNLOADED, frames.FINAL, frame.request, frame.generation, answer)
+
+
+class _Load:
+    """One load: what was asked, how far it is, and what it holds."""
+
+    def __init__(self, device: str, channel: Channel, activity: Activity, frame: Frame) -> None:
+        self.request = frame.request
+        self.generation = frame.generation
+        self.header = worker_pb2.LoadHeader.FromString(frame.header)
+        self.cancelled = threading.Event()
+        self.activity = activity
+        self.about = (self.header.task, device, Path(self.header.model_dir))
+        self._channel = channel
+        self._backend: Backend | None = None
+        self._reported_at = 0.0
+
+    def run(
+        self, name: str, backend: Backend, device: str
+    ) -> tuple[Hosted, worker_pb2.LoadedHeader]:
+        """Load, ask for the signature, and check that the model answers."""
+        header = self.header
+        begin = time.monotonic()
+        self._backend = backend
+        backend.load(
+            LoadContext(
+                model=header.model,
+                model_dir=Path(header.model_dir),
+                task=header.task,
+                device=device,
+                precision=header.precision,
+                max_batch_size=header.max_batch_size,
+                max_sequence_length=header.max_sequence_length,
+                options=json_format.MessageToDict(header.backend_options),
+                report=self._report,
+                cancelled=self.cancelled.is_set,
+            )
+        )
+        self._send_progress(Phase.CHECKING, backend.measured_bytes, backend.measured_bytes)
+        signature = backend.signature()
+        self._check(name, backend)
+        hosted = Hosted(
+            header.instance,
+            self.generation,
+            header.model,
+            header.version,
+            device,
+            name,
+            backend,
+            signature,
+        )
+        loaded = worker_pb2.LoadedHeader(
+            backend=name,
+            platform=backend.platform,
+            measured_bytes=backend.measured_bytes,
+            inputs=_specs(signature, "inputs"),
+            outputs=_specs(signature, "outputs"),
+            max_batch_size=signature.max_batch_size,
+            load_s=time.monotonic() - begin,
+        )
+        return hosted, loaded
+
+    def discard(self) -> None:
+        """Let go of what a load that failed had taken."""
+        if self._backend is not None:
+            let_go(self._backend)
+            self._backend = None
+
+    def _check(self, name: str, backend: Backend) -> None:
+        report = backend.health_check()
+        if not report.ok:
+            model = self.header.model
+            raise ModelhostError(
+                Reason.LOAD_FAILED,
+                f"Model '{model}' was loaded and failed its first health check: {report.message}",
+                {"model": model, "backend": name, "cause": report.message},
+            )
+
+    def _report(self, done_bytes: int, total_bytes: int) -> None:
+        self.activity.advance()
+        now = time.monotonic()
+        if now - self._reported_at >= PROGRESS_INTERVAL_S or done_bytes == total_bytes:
+            self._reported_at = now
+            self._send_progress(Phase.LOADING, done_bytes, total_bytes)
+
+    def _send_progress(self, phase: Phase, done_bytes: int, total_bytes: int) -> None:
+        header = worker_pb2.LoadProgressHeader(
+            phase=phase, done_bytes=done_bytes, total_bytes=total_bytes
+        )
+        self._channel.send(
+            Kind.LOAD_PROGRESS, 0, self.request, self.generation, header.SerializeToString()
+        )
+
+
+def let_go(backend: Backend) -> None:
+    """Have a backend drop its memory; a backend that cannot even do that is logged and dropped."""
+    try:
+        backend.unload()
+    except Exception:
+        log.exception("a backend failed to unload")
+
+
+def free_memory() -> None:
+    """Return what was dropped to the system, so that the ledger's figure is the true one."""
+    gc.collect()
+    give_back_heap()
+
+
+def _specs(signature: Signature, side: str) -> list[worker_pb2.TensorSpec]:
+    return [
+        worker_pb2.TensorSpec(
+            name=spec.name,
+            datatype=spec.datatype,
+            shape=spec.shape,
+            description=spec.description,
+        )
+        for spec in getattr(signature, side)
+    ]

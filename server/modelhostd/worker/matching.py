@@ -1,0 +1,151 @@
+"""Whether a request fits a model: its tensors against the signature, its outputs, its batch.
+
+Every refusal is INVALID_ARGUMENT with the field, what is expected and what came.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from modelhost.oip import open_inference_pb2 as oip
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.worker.backend import Signature, Tensor, TensorSpec
+from modelhostd.worker.tensors import MAX_NAME_CHARACTERS, refuse
+
+
+def check_name(name: str, field: str, model: str) -> None:
+    """Refuse an empty or endless tensor name."""
+    if not 0 < len(name) <= MAX_NAME_CHARACTERS:
+        raise refuse(
+            f"a tensor of the request for model '{model}' has a name of {len(name)} characters",
+            f"{field}.name",
+            f"1 to {MAX_NAME_CHARACTERS} characters",
+            len(name),
+        )
+
+
+def match(signature: Signature, inputs: Mapping[str, Tensor], model: str) -> None:
+    """Check inputs against a signature. Raises INVALID_ARGUMENT for the set that comes nearest."""
+    if not signature.inputs:
+        return
+    first: ModelhostError | None = None
+    for group in (signature.inputs, *signature.alternatives):
+        error = _mismatch(group, inputs, model)
+        if error is None:
+            return
+        same_names = {spec.name for spec in group} >= inputs.keys()
+        if first is None or (same_names and first.metadata["field"] == "inputs"):
+            first = error
+    assert first is not None
+    raise first
+
+
+def _mismatch(
+    group: Sequence[TensorSpec], inputs: Mapping[str, Tensor], model: str
+) -> ModelhostError | None:
+    specs = {spec.name: spec for spec in group}
+    names = ", ".join(specs)
+    for name in inputs:
+        if name not in specs:
+            return refuse(
+                f"unexpected inference input '{name}' for model '{model}'. Allowed inputs are: "
+                f"{names}",
+                "inputs",
+                names,
+                name,
+            )
+    for name, spec in specs.items():
+        tensor = inputs.get(name)
+        if tensor is None:
+            if spec.optional:
+                continue
+            return refuse(
+                f"expected {len(specs)} inputs but got {len(inputs)} inputs for model '{model}'. "
+                f"Missing: '{name}'",
+                "inputs",
+                names,
+                ", ".join(inputs) or "none",
+            )
+        if tensor.datatype != spec.datatype:
+            return refuse(
+                f"inference input '{name}' data-type is '{tensor.datatype}', but model '{model}' "
+                f"expects '{spec.datatype}'",
+                f"inputs[{name}].datatype",
+                spec.datatype,
+                tensor.datatype,
+            )
+        shape = tensor.array.shape
+        if len(shape) != len(spec.shape) or any(
+            want not in (-1, size) for want, size in zip(spec.shape, shape, strict=True)
+        ):
+            return refuse(
+                f"unexpected shape for input '{name}' for model '{model}'. Expected "
+                f"{list(spec.shape)}, got {list(shape)}",
+                f"inputs[{name}].shape",
+                str(list(spec.shape)),
+                list(shape),
+            )
+    return None
+
+
+def count_items(signature: Signature, inputs: Mapping[str, Tensor], model: str) -> int:
+    """Return how many items a request holds, after checking them against the signature's bounds."""
+    if not signature.batched:
+        return 1
+    counts = {name: tensor.array.shape[0] for name, tensor in inputs.items() if tensor.array.ndim}
+    items = next(iter(counts.values()), 0)
+    for name, count in counts.items():
+        if count != items:
+            raise refuse(
+                f"input '{name}' for model '{model}' has {count} items and another input {items}",
+                f"inputs[{name}].shape",
+                f"{items} items",
+                count,
+            )
+    if items == 0:
+        raise refuse(
+            f"the request for model '{model}' is an empty batch", "inputs", "1 item or more", 0
+        )
+    if 0 < signature.max_batch_size < items:
+        raise refuse(
+            f"inference request batch-size must be <= {signature.max_batch_size} for '{model}', "
+            f"got {items}",
+            "inputs",
+            f"at most {signature.max_batch_size} items",
+            items,
+        )
+    return items
+
+
+def read_requested(
+    request: oip.ModelInferRequest,
+    signature: Signature,
+    inputs: Mapping[str, Tensor],
+    model: str,
+) -> tuple[str, ...]:
+    """Return the names of the outputs that a request asks for; none = all."""
+    known = {spec.name for spec in signature.outputs} or set(inputs)
+    wanted: dict[str, None] = {}
+    for item in request.outputs:
+        name = item.name
+        check_name(name, "outputs", model)
+        if name in wanted:
+            raise refuse(
+                f"output '{name}' already exists in request", "outputs", "each name once", name
+            )
+        if name not in known:
+            raise refuse(
+                f"unexpected inference output '{name}' for model '{model}'. Known outputs are: "
+                f"{', '.join(sorted(known))}",
+                "outputs",
+                ", ".join(sorted(known)),
+                name,
+            )
+        for key in ("classification", "shared_memory_region"):
+            if key in item.parameters:
+                raise ModelhostError(
+                    Reason.UNIMPLEMENTED,
+                    f"parameter '{key}' of output '{name}' is not supported; ask for the output "
+                    "without it",
+                    {"method": "ModelInfer"},
+                )
+        wanted[name] = None
+    return tuple(wanted)

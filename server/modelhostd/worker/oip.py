@@ -1,0 +1,304 @@
+"""Parses and validates ModelInferRequest, encodes ModelInferResponse; no tensor is copied on the way.
+
+The texts of errors are those that clients of existing servers match on. What comes in is hostile
+until the end of :func:`parse`: the daemon in front has looked at nothing but top-level fields.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from modelhost.oip import open_inference_pb2 as oip
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.worker.backend import Output, Signature, Tensor
+from modelhostd.worker.matching import check_name, count_items, match, read_requested
+from modelhostd.worker.tensors import (
+    CONTENTS_FIELD,
+    MAX_NAME_CHARACTERS,
+    MAX_TENSORS,
+    as_tensor,
+    from_contents,
+    from_raw,
+    refuse,
+    to_raw,
+)
+
+MAX_FIELDS = 1024
+"""Top-level fields of a request. Inputs, outputs and raw contents need 3 x 64."""
+MAX_STRUCTURE_BYTES = 16 * 2**20
+"""All of a request but its raw contents. Typed contents blow up when they are parsed (an empty
+element of two bytes takes 16), so tensors beyond this have to come raw."""
+
+_RAW_INPUT_FIELD = 7
+_RAW_OUTPUT_KEY = b"\x32"
+_SIZES = {1: 8, 5: 4}
+
+Parameter = bool | int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRequest:
+    """A request that passed every check."""
+
+    id: str
+    model_name: str
+    inputs: Mapping[str, Tensor]
+    outputs: tuple[str, ...]
+    parameters: Mapping[str, Parameter]
+    item_count: int
+
+
+def parse(
+    payload: bytes | memoryview, *, name: str, version: int, signature: Signature
+) -> ParsedRequest:
+    """Parse and check one encoded ModelInferRequest for the model called ``name`` by its client.
+
+    The tensors are views into ``payload``. Raises INVALID_ARGUMENT naming field, expected and actual, or MODEL_NOT_FOUND for
+    another version.
+    """
+    structure, raw = split(payload)
+    try:
+        request = oip.ModelInferRequest.FromString(structure)
+    except DecodeError:
+        raise refuse(
+            "the request is not a ModelInferRequest: its encoding is malformed",
+            "request",
+            "an encoded inference.ModelInferRequest",
+            "malformed bytes",
+        ) from None
+    _check_route(request, name, version)
+    inputs = _read_inputs(request, raw, name)
+    match(signature, inputs, name)
+    outputs = read_requested(request, signature, inputs, name)
+    parameters = _read_parameters(request, name)
+    return ParsedRequest(
+        request.id, name, inputs, outputs, parameters, count_items(signature, inputs, name)
+    )
+
+
+def split(payload: bytes | memoryview) -> tuple[bytes, list[memoryview]]:
+    """Return a message without its raw contents, and the raw contents as views.
+
+    protobuf would copy them three times. Only top-level fields are looked at, at most ``MAX_FIELDS``.
+    """
+    view = memoryview(payload)
+    raw: list[memoryview] = []
+    kept: list[memoryview] = []
+    position = start = 0
+    end = len(view)
+    for _ in range(MAX_FIELDS):
+        if position >= end:
+            break
+        field_start = position
+        key, position = _varint(view, position, end)
+        wire_type = key & 7
+        if wire_type == 2:
+            length, position = _varint(view, position, end)
+            if length > end - position:
+                raise _malformed(f"a field of {length} bytes at byte {field_start}")
+            if key >> 3 == _RAW_INPUT_FIELD:
+                kept.append(view[start:field_start])
+                raw.append(view[position : position + length])
+                start = position + length
+            position += length
+        elif wire_type == 0:
+            _, position = _varint(view, position, end)
+        elif wire_type in _SIZES:
+            position += _SIZES[wire_type]
+        else:
+            raise _malformed(f"wire type {wire_type} at byte {field_start}")
+    if position != end:
+        raise _malformed(
+            f"more than {MAX_FIELDS} top-level fields" if position < end else "a cut field"
+        )
+    kept.append(view[start:])
+    if (size := sum(map(len, kept))) > MAX_STRUCTURE_BYTES:
+        raise refuse(
+            f"the request holds {size} bytes beside its raw_input_contents, at most "
+            f"{MAX_STRUCTURE_BYTES} are taken; send large tensors as raw_input_contents",
+            "inputs",
+            f"at most {MAX_STRUCTURE_BYTES} bytes of typed contents",
+            size,
+        )
+    return b"".join(kept), raw
+
+
+def _varint(view: memoryview, position: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while position < end and shift < 70:
+        byte = view[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+    raise _malformed(f"a number that does not end at byte {position}")
+
+
+def _malformed(found: str) -> ModelhostError:
+    return refuse(
+        f"the request is not a ModelInferRequest: {found}",
+        "request",
+        "an encoded inference.ModelInferRequest",
+        found,
+    )
+
+
+def _check_route(request: oip.ModelInferRequest, name: str, version: int) -> None:
+    if request.model_name != name:
+        raise refuse(
+            f"the request names the model twice: it was routed to '{name}' and says "
+            f"'{request.model_name[:MAX_NAME_CHARACTERS]}' at its end",
+            "model_name",
+            name,
+            request.model_name,
+        )
+    if request.model_version not in ("", str(version)):
+        raise ModelhostError(
+            Reason.MODEL_NOT_FOUND,
+            f"Request for unknown model: '{name}' version {request.model_version[:32]} is not "
+            f"found; version {version} is loaded",
+            {"model": name},
+        )
+
+
+def _read_inputs(
+    request: oip.ModelInferRequest, raw: Sequence[memoryview], model: str
+) -> dict[str, Tensor]:
+    if len(request.inputs) > MAX_TENSORS or len(request.outputs) > MAX_TENSORS:
+        raise refuse(
+            f"{len(request.inputs)} inputs and {len(request.outputs)} requested outputs for model "
+            f"'{model}', at most {MAX_TENSORS} of each are taken",
+            "inputs",
+            f"at most {MAX_TENSORS}",
+            max(len(request.inputs), len(request.outputs)),
+        )
+    inputs: dict[str, Tensor] = {}
+    used = 0
+    for item in request.inputs:
+        name = item.name
+        check_name(name, "inputs", model)
+        if name in inputs:
+            raise refuse(
+                f"input '{name}' already exists in request", "inputs", "each name once", name
+            )
+        if "shared_memory_region" in item.parameters:
+            raise refuse(
+                f"Unable to find shared memory region: input '{name}' for model '{model}' names "
+                "one, and this server has none; send the data as raw_input_contents",
+                f"inputs[{name}].parameters",
+                "no shared_memory_region",
+                "shared_memory_region",
+            )
+        if item.HasField("contents"):
+            if raw:
+                raise refuse(
+                    "contents field must not be specified when using raw_input_contents for "
+                    f"'{name}' for model '{model}'",
+                    f"inputs[{name}].contents",
+                    "no contents beside raw_input_contents",
+                    "both",
+                )
+            inputs[name] = _read_contents(item, model)
+            continue
+        if used >= len(raw):
+            raise refuse(
+                f"unable to find data for input tensor '{name}' for model '{model}' in request.",
+                f"inputs[{name}]",
+                "contents or an entry of raw_input_contents",
+                "neither",
+            )
+        inputs[name] = from_raw(name, model, item.datatype, tuple(item.shape), raw[used])
+        used += 1
+    if used < len(raw):
+        raise refuse(
+            f"expected {used} raw_input_contents for model '{model}', one for each input, "
+            f"got {len(raw)}",
+            "raw_input_contents",
+            f"{used} entries",
+            len(raw),
+        )
+    return inputs
+
+
+def _read_contents(item: oip.ModelInferRequest.InferInputTensor, model: str) -> Tensor:
+    wanted = CONTENTS_FIELD.get(item.datatype)
+    if wanted is None and item.datatype in ("FP16", "BF16"):
+        raise refuse(
+            f"contents of input '{item.name}' for model '{model}': {item.datatype} has none, send "
+            "it as raw_input_contents",
+            f"inputs[{item.name}].contents",
+            "raw_input_contents",
+            item.datatype,
+        )
+    for field, _ in item.contents.ListFields():
+        if wanted is not None and field.name != wanted:
+            raise refuse(
+                f"contents of input '{item.name}' for model '{model}' are in {field.name}, "
+                f"{item.datatype} belongs in {wanted}",
+                f"inputs[{item.name}].contents",
+                wanted,
+                field.name,
+            )
+    values = getattr(item.contents, wanted) if wanted is not None else ()
+    return from_contents(item.name, model, item.datatype, tuple(item.shape), values)
+
+
+def _read_parameters(request: oip.ModelInferRequest, model: str) -> dict[str, Parameter]:
+    parameters: dict[str, Parameter] = {}
+    for key, value in request.parameters.items():
+        if key.startswith("triton_") and key != "triton_enable_empty_final_response":
+            raise refuse(
+                f"parameter keys starting with 'triton_' are reserved: '{key[:64]}' in the request "
+                f"for model '{model}' is not known",
+                f"parameters[{key[:64]}]",
+                "a key that does not start with triton_",
+                key,
+            )
+        choice = value.WhichOneof("parameter_choice")
+        if choice is not None:
+            parameters[key] = getattr(value, choice)
+    return parameters
+
+
+class Response:
+    """An encoded ModelInferResponse in parts, so that large tensors are copied once: to where they go."""
+
+    def __init__(self, request: ParsedRequest, version: int, outputs: Mapping[str, Output]) -> None:
+        """Encode ``outputs`` (those the request wants).
+
+        Raises ``TypeError``, ``ValueError`` or ``KeyError`` where a backend answered what cannot be sent.
+        """
+        head = oip.ModelInferResponse(
+            model_name=request.model_name, model_version=str(version), id=request.id
+        )
+        parts: list[bytes | memoryview] = [b""]
+        for name in request.outputs or outputs:
+            tensor = as_tensor(outputs[name])
+            head.outputs.add(name=name, datatype=tensor.datatype, shape=tensor.array.shape)
+            raw = to_raw(tensor)
+            parts += (_RAW_OUTPUT_KEY + _encode_varint(len(raw)), raw)
+        parts[0] = head.SerializeToString()
+        self.parts = parts
+        self.size = sum(map(len, parts))
+
+    def to_bytes(self) -> bytes:
+        """Return the whole message."""
+        return b"".join(self.parts)
+
+    def write(self, target: memoryview) -> None:
+        """Write the whole message to ``target``, which is ``size`` bytes long."""
+        position = 0
+        for part in self.parts:
+            target[position : position + len(part)] = part
+            position += len(part)
+
+
+def _encode_varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
