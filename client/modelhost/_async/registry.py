@@ -1,0 +1,263 @@
+"""The registry: models, their files, and where these come from."""
+# ruff: noqa: ASYNC109 - a timeout is sent with the call, so that the daemon keeps it, too
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from modelhost import _enums, _masks, _names, _sources
+from modelhost._async.operations import PAGE_SIZE, AsyncOperationHandle, AsyncOperations
+from modelhost._errors import AlreadyExists, invalid
+from modelhost._progress import Report
+from modelhost.v1 import model_service_pb2, models_pb2
+
+
+class AsyncRegistry(AsyncOperations):
+    """What ``AsyncClient`` does with models and their files."""
+
+    async def pull(
+        self,
+        source: str,
+        name: str | None = None,
+        *,
+        task: str = "",
+        allow_patterns: Iterable[str] = (),
+        ignore_patterns: Iterable[str] = (),
+        priority: int = 0,
+        rate_limit_bytes_per_second: int = 0,
+        allow_unsafe: bool = False,
+        wait: bool = True,
+        progress: Report | bool | None = None,
+        timeout: float | None = None,
+    ) -> AsyncOperationHandle:
+        """Bring a model's files to the host's disk, and register it first where it is not yet.
+
+        ``source`` is a URI (``hf://org/name@revision``) or the id of a model that is registered; ``name``
+        the id it is to have, by default the source's last segment in lower case. A model of the same id
+        and source is no error: what is on disk already is not fetched again. ``task`` and the patterns
+        only count for a model that is new.
+
+        Returns the operation, at its end unless ``wait`` is False; ``progress`` and ``timeout`` are
+        those of ``AsyncOperationHandle.result``. A caller that goes away stops nothing. Raises
+        AlreadyExists where the id belongs to another source, and what the download failed with.
+        """
+        model = _names.model_name(source)
+        if _sources.is_source(source):
+            model = await self._registered(source, name, task, allow_patterns, ignore_patterns)
+        elif name is not None:
+            raise invalid("name", "no name for a model that is registered", repr(name))
+        request = model_service_pb2.DownloadModelRequest(
+            name=model,
+            priority=priority,
+            rate_limit_bytes_per_second=rate_limit_bytes_per_second,
+            allow_unsafe=allow_unsafe,
+        )
+        operation = await self._transport.unary(self._transport.models.DownloadModel, request)
+        return await self._handle(operation, wait=wait, progress=progress, timeout=timeout)
+
+    async def add(
+        self,
+        source: str | None,
+        name: str | None = None,
+        *,
+        display_name: str = "",
+        description: str = "",
+        labels: Mapping[str, str] | None = None,
+        licence: str = "",
+        task: str = "",
+        config: models_pb2.ModelConfig | Mapping[str, Any] | None = None,
+        requirements: models_pb2.Requirements | Mapping[str, Any] | None = None,
+        base_model: str = "",
+        allow_patterns: Iterable[str] = (),
+        ignore_patterns: Iterable[str] = (),
+    ) -> models_pb2.Model:
+        """Register a model and fetch nothing. ``source`` None = its files will be uploaded.
+
+        Raises AlreadyExists where a model or a slot has the id, InvalidArgument, PreconditionFailed
+        where the host's policy forbids the source.
+        """
+        model = models_pb2.Model(
+            display_name=display_name,
+            description=description,
+            labels=labels,
+            licence=licence,
+            task=task,
+            base_model=_names.model_name(base_model) if base_model else "",
+        )
+        if source is not None:
+            model.source.uri = source
+            model.source.allow_patterns.extend(allow_patterns)
+            model.source.ignore_patterns.extend(ignore_patterns)
+        if config is not None:
+            model.config.CopyFrom(_masks.as_message(models_pb2.ModelConfig, config, "config"))
+        if requirements is not None:
+            model.requirements.CopyFrom(
+                _masks.as_message(models_pb2.Requirements, requirements, "requirements")
+            )
+        request = model_service_pb2.CreateModelRequest(model=model, model_id=name or "")
+        return await self._transport.unary(self._transport.models.CreateModel, request)
+
+    async def models(
+        self,
+        *,
+        task: str = "",
+        states: Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
+        loaded_only: bool = False,
+    ) -> list[models_pb2.Model]:
+        """List models by name, those that pass every filter.
+
+        ``states`` are names of the contract (``AVAILABLE``); an empty value in ``labels`` = any.
+        """
+        request = model_service_pb2.ListModelsRequest(
+            page_size=PAGE_SIZE,
+            task=task,
+            states=[
+                _enums.number_of(models_pb2.Artifact.State, state, "states") for state in states
+            ],
+            labels=labels,
+            loaded_only=loaded_only,
+        )
+        found: list[models_pb2.Model] = []
+        while True:
+            page = await self._transport.unary(self._transport.models.ListModels, request)
+            found.extend(page.models)
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    async def get(self, model: str) -> models_pb2.Model:
+        """Return one model, by id, name or slot. Raises NotFound."""
+        request = model_service_pb2.GetModelRequest(name=_names.model_name(model))
+        return await self._transport.unary(self._transport.models.GetModel, request)
+
+    async def update(
+        self, model: str, changes: Mapping[str, Any], *, etag: str = ""
+    ) -> models_pb2.Model:
+        """Change what ``changes`` names, all of it or, on an error, nothing; return the model after it.
+
+        Keys are paths of the contract, None clears::
+
+            await client.update("e5", {"description": "...", "config.keep_alive": timedelta(minutes=5)})
+
+        Raises NotFound, InvalidArgument, and Conflict where ``etag`` is given and not current.
+        """
+        changed = models_pb2.Model(name=_names.model_name(model), etag=etag)
+        mask = _masks.fill(changed, changes)
+        request = model_service_pb2.UpdateModelRequest(model=changed, update_mask=mask)
+        return await self._transport.unary(self._transport.models.UpdateModel, request)
+
+    async def delete(
+        self,
+        model: str,
+        *,
+        force: bool = False,
+        etag: str = "",
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> AsyncOperationHandle:
+        """Delete a model and its files. Raises NotFound; PreconditionFailed where it is loaded.
+
+        ``force`` unloads it first, and cancels its download.
+        """
+        request = model_service_pb2.DeleteModelRequest(
+            name=_names.model_name(model), force=force, etag=etag
+        )
+        operation = await self._transport.unary(self._transport.models.DeleteModel, request)
+        return await self._handle(operation, wait=wait, timeout=timeout)
+
+    async def delete_files(
+        self,
+        model: str,
+        *,
+        version: int = 0,
+        force: bool = False,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> AsyncOperationHandle:
+        """Delete a model's files and keep its entry; ``version`` 0 = of all versions."""
+        request = model_service_pb2.DeleteModelFilesRequest(
+            model=_names.model_name(model), version=version, force=force
+        )
+        operation = await self._transport.unary(self._transport.models.DeleteModelFiles, request)
+        return await self._handle(operation, wait=wait, timeout=timeout)
+
+    async def verify(
+        self,
+        model: str,
+        *,
+        version: int = 0,
+        wait: bool = True,
+        progress: Report | bool | None = None,
+        timeout: float | None = None,
+    ) -> AsyncOperationHandle:
+        """Hash a model's files again; ``operation.verify_result`` lists what is wrong."""
+        request = model_service_pb2.VerifyModelRequest(
+            name=_names.model_name(model), version=version
+        )
+        operation = await self._transport.unary(self._transport.models.VerifyModel, request)
+        return await self._handle(operation, wait=wait, progress=progress, timeout=timeout)
+
+    async def files(self, model: str, *, version: int = 0) -> list[models_pb2.ModelFile]:
+        """List a model's files with their paths on the host's disk; ``version`` 0 = the current one."""
+        request = model_service_pb2.ListModelFilesRequest(
+            model=_names.model_name(model), version=version, page_size=PAGE_SIZE
+        )
+        found: list[models_pb2.ModelFile] = []
+        while True:
+            page = await self._transport.unary(self._transport.models.ListModelFiles, request)
+            found.extend(page.files)
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    async def inspect(
+        self,
+        source: str,
+        *,
+        allow_patterns: Iterable[str] = (),
+        ignore_patterns: Iterable[str] = (),
+        timeout: float | None = None,
+    ) -> model_service_pb2.InspectSourceResponse:
+        """Ask a source what a pull would fetch, and fetch nothing of it."""
+        request = model_service_pb2.InspectSourceRequest(
+            source=models_pb2.Source(
+                uri=source, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+            )
+        )
+        return await self._transport.unary(self._transport.models.InspectSource, request, timeout)
+
+    async def check_compatibility(
+        self, model: str, device: str | None = None
+    ) -> model_service_pb2.CheckCompatibilityResponse:
+        """Tell whether a model can work on this host, check by check and with numbers."""
+        request = model_service_pb2.CheckCompatibilityRequest(
+            model=_names.model_name(model), device=_names.device_name(device)
+        )
+        return await self._transport.unary(self._transport.models.CheckCompatibility, request)
+
+    async def _registered(
+        self,
+        source: str,
+        name: str | None,
+        task: str,
+        allow_patterns: Iterable[str],
+        ignore_patterns: Iterable[str],
+    ) -> str:
+        """Return the name of the model with this source and id, which is made where there is none."""
+        try:
+            made = await self.add(
+                source,
+                name,
+                task=task,
+                allow_patterns=allow_patterns,
+                ignore_patterns=ignore_patterns,
+            )
+        except AlreadyExists as error:
+            taken = error.metadata.get("name", "")
+            if not taken.startswith("models/"):
+                raise
+            known = await self.get(taken)
+            if not _sources.same_source(source, known.source):
+                raise
+            return known.name
+        return made.name

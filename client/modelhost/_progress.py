@@ -1,0 +1,129 @@
+"""Progress of an operation for people: a bar on a terminal, plain lines elsewhere, on stderr."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TextIO
+
+from modelhost import _names
+from modelhost._text import plain, show_bytes, show_seconds
+from modelhost.v1 import operations_pb2
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Operation = operations_pb2.Operation
+Report = Callable[[Operation], None]
+
+STEP_PERCENT = 10
+"""How often plain lines come: at each phase, and at each of so many per cent."""
+
+
+@contextlib.contextmanager
+def reporter(progress: Report | bool | None) -> Iterator[Report]:
+    """Return what is to be called with each state of an operation.
+
+    ``progress`` True = shown on stderr; a callable is called itself; None and False = nothing.
+    """
+    if callable(progress):
+        yield progress
+    elif not progress:
+        yield lambda operation: None
+    else:
+        with shown(sys.stderr) as report:
+            yield report
+
+
+@contextlib.contextmanager
+def shown(stream: TextIO, console: "Console | None" = None) -> Iterator[Report]:
+    """Show progress on ``stream``: a bar where it is a terminal, lines where it is not."""
+    if stream.isatty():
+        with _bar(stream, console) as report:
+            yield report
+    else:
+        yield Lines(stream)
+
+
+class Lines:
+    """Progress as lines of text: one for each phase, and one for each tenth of the bytes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._last: tuple[object, ...] = ()
+
+    def __call__(self, operation: Operation) -> None:
+        """Write a line, if there is something new to say."""
+        progress = operation.progress
+        percent = 100 * progress.done_bytes // progress.total_bytes if progress.total_bytes else -1
+        step = percent // STEP_PERCENT if percent >= 0 else -1
+        seen = (operation.state, progress.phase, step)
+        if seen != self._last:
+            self._last = seen
+            line = f"{title(operation)}: {phase_word(operation)}"
+            if percent >= 0:
+                line += f" {percent} % {amounts(operation)}"
+            self._stream.write(line.rstrip() + "\n")
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _bar(stream: TextIO, console: "Console | None") -> Iterator[Report]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    with Progress(
+        TextColumn("{task.fields[title]}", markup=False),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[percent]}", markup=False),
+        TextColumn("{task.fields[amounts]}", markup=False),
+        TextColumn("{task.fields[phase]}", markup=False),
+        console=console or Console(file=stream),
+        transient=True,
+    ) as bars:
+        task = bars.add_task("", total=None, title="", percent="", amounts="", phase="")
+
+        def report(operation: Operation) -> None:
+            progress = operation.progress
+            total = progress.total_bytes or None
+            bars.update(
+                task,
+                total=total,
+                completed=progress.done_bytes,
+                title=title(operation),
+                percent=f"{100 * progress.done_bytes // total:3d} %" if total else "",
+                amounts=amounts(operation),
+                phase=phase_word(operation),
+            )
+
+        yield report
+
+
+def title(operation: Operation) -> str:
+    """Return what is being done to what: ``download minilm``."""
+    kind = Operation.Kind.Name(operation.kind).lower().replace("_", " ")
+    return f"{kind} {plain(_names.short(operation.model))}".strip()
+
+
+def phase_word(operation: Operation) -> str:
+    """Return what an operation is busy with, in one or two words."""
+    if operation.state != Operation.RUNNING:
+        word = Operation.State.Name(operation.state).lower()
+        return f"{word} ({operation.queue_position})" if operation.queue_position else word
+    phase = operation.progress.phase
+    if not phase:
+        return "running"
+    names = operations_pb2.OperationProgress.Phase
+    return names.Name(phase).lower().replace("_", " ") if phase in names.values() else "running"
+
+
+def amounts(operation: Operation) -> str:
+    """Return bytes done and in all, the rate and the time left, as far as they are known."""
+    progress = operation.progress
+    parts = []
+    if progress.total_bytes:
+        parts.append(f"{show_bytes(progress.done_bytes)} of {show_bytes(progress.total_bytes)}")
+    if operation.state == Operation.RUNNING and progress.bytes_per_second >= 1:
+        parts.append(f"{show_bytes(int(progress.bytes_per_second))}/s")
+    if operation.state == Operation.RUNNING and progress.HasField("eta"):
+        parts.append(f"{show_seconds(progress.eta.ToTimedelta().total_seconds())} left")
+    return ", ".join(parts)

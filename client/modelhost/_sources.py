@@ -1,0 +1,30 @@
+"""Whether two writings of a source mean the same; the daemon alone decides what a source is."""
+
+from modelhost.v1 import models_pb2
+
+
+def is_source(text: str) -> bool:
+    """Whether a text is a source's URI, not a model's id."""
+    return "://" in text
+
+
+def same_source(asked: str, stored: models_pb2.Source) -> bool:
+    """Whether what a caller wrote is a model's stored source, its revision included."""
+    uri, revision = _split(asked)
+    return uri == stored.uri and revision == stored.revision
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Return URI and revision as the daemon stores them, for the usual writings."""
+    scheme, _, rest = text.partition("://")
+    scheme = scheme.lower()
+    revision = ""
+    if scheme == "hf":
+        rest, _, revision = rest.partition("@")
+    elif scheme == "ollama":
+        rest, _, revision = rest.removeprefix("library/").partition(":")
+    elif scheme == "github" and "@" in rest:
+        repo, _, tail = rest.partition("@")
+        revision, _, asset = tail.rpartition("/")
+        rest = f"{repo}/{asset}"
+    return f"{scheme}://{rest}", revision
