@@ -80,7 +80,7 @@ test: $(READY) ## every test that needs neither a GPU nor minutes
 	@$(PY) -m pytest $(ARGS)
 
 .PHONY: check
-check: check-lint check-types check-imports check-protos check-unit ## lint, types, import directions, protos, unit file
+check: check-lint check-types check-imports check-protos check-twins check-unit ## lint, types, import directions, protos, unit file
 
 .PHONY: check-lint
 check-lint: $(READY)
@@ -99,6 +99,11 @@ check-imports: $(READY)
 check-protos: $(READY)
 	@$(PY) protos/check.py
 
+# The synchronous client is made from the asynchronous one.
+.PHONY: check-twins
+check-twins: $(READY)
+	@$(PY) client/generate_sync.py --check || { echo "to repair: make fix" >&2; exit 1; }
+
 # The installed unit names a program that is not here; what is checked is the rest.
 .PHONY: check-unit
 check-unit:
@@ -115,6 +120,7 @@ check-unit:
 fix: $(READY) ## repair what `make check` can repair by itself
 	@$(VENV)/bin/ruff check --fix-only .
 	@$(VENV)/bin/ruff format .
+	@$(PY) client/generate_sync.py
 	@$(VENV)/bin/buf format -w protos
 
 .PHONY: proto
