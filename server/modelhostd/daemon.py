@@ -25,11 +25,12 @@ from modelhostd.adapters.clock import SystemClock
 from modelhostd.adapters.database import FILE_NAME, SqliteDatabase
 from modelhostd.adapters.devices import MachineDevices
 from modelhostd.adapters.downloads import HubDownloads
-from modelhostd.adapters.files import StoreFiles
+from modelhostd.adapters.files import FileStore
 from modelhostd.adapters.hub import HubConfig
 from modelhostd.adapters.notify import Notifier
 from modelhostd.adapters.trees import TreeStore
-from modelhostd.adapters.workers import Supervisor, WorkersConfig
+from modelhostd.adapters.workers.config import WorkersConfig
+from modelhostd.adapters.workers.supervisor import ProcessWorkers
 from modelhostd.api.server import ApiConfig, ApiServer, build
 from modelhostd.config import Config
 from modelhostd.config_values import ConfigError
@@ -72,14 +73,14 @@ class Daemon:
         self._store = BlobStore(StoreConfig(home=config.home))
         trees = TreeStore(self._store)
         self._database = SqliteDatabase(config.home / FILE_NAME)
-        self._workers = Supervisor(_workers_config(config))
+        self._workers = ProcessWorkers(_workers_config(config))
         self.host = Host(
             _host_config(config),
             clock=SystemClock(),
             database=self._database,
             devices=MachineDevices(config.devices.sim_bytes),
             downloads=HubDownloads(_hub_config(config), self._store, trees),
-            files=StoreFiles(self._store, trees),
+            files=FileStore(self._store, trees),
             workers=self._workers,
         )
         self._api: ApiServer | None = None
