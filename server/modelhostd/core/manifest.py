@@ -99,8 +99,8 @@ def decode(data: bytes, name: str) -> Manifest:
 
 def _decode(document: Mapping[str, Any]) -> Manifest:
     source, entry = document["source"], document["entry"]
-    if len(document["files"]) > FILES_MAX:
-        raise ValueError(f"{len(document['files'])} files")
+    if not isinstance(document["files"], list) or len(document["files"]) > FILES_MAX:
+        raise TypeError(f"expected a list of up to {FILES_MAX} files")
     if not isinstance(entry, dict):
         raise TypeError("entry is not an object")
     files = tuple(

@@ -1,0 +1,202 @@
+"""Source URIs: what parses into what, and what is refused before any network."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.names import ID
+from modelhostd.core.resources import Source
+from modelhostd.core.sources import (
+    SCHEMES,
+    derive_model_id,
+    hub_repo,
+    not_implemented,
+    parse_source,
+    scheme_of,
+    split_uri,
+)
+from tests.core.attempt import attempt
+
+GOOD = {
+    "hf://org/MiniLM-L6": ("hf://org/MiniLM-L6", "", "minilm-l6"),
+    "HF://org/name@main": ("hf://org/name", "main", "name"),
+    "hf://org/name@refs/pr/1": ("hf://org/name", "refs/pr/1", "name"),
+    "hf://gpt2": ("hf://gpt2", "", "gpt2"),
+    "https://Example.com:443/a/model.safetensors": (
+        "https://example.com/a/model.safetensors",
+        "",
+        "model.safetensors",
+    ),
+    "https://example.com:8443/x%20y.gguf?download=1": (
+        "https://example.com:8443/x%20y.gguf?download=1",
+        "",
+        None,
+    ),
+    "github://owner/repo@v1.0/asset.gguf": ("github://owner/repo/asset.gguf", "v1.0", "asset.gguf"),
+    "github://owner/repo/asset.gguf": ("github://owner/repo/asset.gguf", "", "asset.gguf"),
+    "github://owner/repo@release/2026/a.gguf": (
+        "github://owner/repo/a.gguf",
+        "release/2026",
+        "a.gguf",
+    ),
+    "ollama://llama3:8b": ("ollama://llama3", "8b", "llama3"),
+    "ollama://library/llama3": ("ollama://llama3", "", "llama3"),
+    "ollama://someone/tiny:latest": ("ollama://someone/tiny", "latest", "tiny"),
+    "file:///models/Tiny": ("file:///models/Tiny", "", "tiny"),
+    "s3://bucket/a/b.safetensors": ("s3://bucket/a/b.safetensors", "", "b.safetensors"),
+}
+
+BAD = [
+    "",
+    "org/name",
+    "name",
+    "org/name@main",
+    "/etc/passwd",
+    "a/b/c",
+    "ftp://host/file",
+    "http://example.com/file",
+    "javascript://x",
+    "hf://",
+    "hf://org/",
+    "hf:///name",
+    "hf://a/b/c",
+    "hf://org/na me",
+    "hf://org/name@",
+    "hf://org/name@a..b",
+    "hf://org/name@-x",
+    "hf://org/name@a//b",
+    "hf://org/name@x.lock",
+    "hf://org/na--me",
+    "hf://org/..",
+    "hf://../name",
+    "hf://org/name.git",
+    "hf://org/name?x=1",
+    "hf://org/name#frag",
+    "hf://org/n\u0430me",
+    "hf://org/name\n",
+    "hf://org/\x00",
+    "hf://user:secret@org/name",
+    "hf://" + "a" * 2000,
+    "https://user:secret@example.com/f",
+    "https://user@example.com/f",
+    "https://example.com",
+    "https://example.com/",
+    "https://example.com/../x",
+    "https://example.com/%2e%2e/x",
+    "https://example.com/a%2F..%2Fb/../c",
+    "https://example.com/a%00b",
+    "https://example.com/f?token=abc",
+    "https://example.com/f?X-Amz-Signature=abc",
+    "https://example.com/f#x",
+    "https://example.com:0/f",
+    "https://example.com:99999/f",
+    "https://exa mple.com/f",
+    "https://ex_ample.com\\@evil/f",
+    "https://huggingface.co/org/name",
+    "github://owner/repo",
+    "github://owner/repo@/asset",
+    "github://owner/repo@v1/",
+    "github://owner",
+    "github://owner/repo/%2e%2e",
+    "ollama://",
+    "ollama://a/b/c:x",
+    "ollama://name:",
+    "file://host/path",
+    "file:///",
+    "file:///a/../b",
+    "file:///a//b",
+    "file:///a%2f..%2f..",
+    "s3://b/key",
+    "s3://bucket",
+    "s3://bucket/",
+    "s3://BUCKET/key",
+]
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_a_good_uri_has_one_canonical_form(text: str) -> None:
+    """The canonical URI carries no revision, parses to itself, and names the model."""
+    uri, revision, model = GOOD[text]
+    source = parse_source(text)
+    assert (source.uri, source.revision) == (uri, revision)
+    assert split_uri(source.uri).uri == source.uri
+    assert source.uri.startswith(f"{scheme_of(source)}://")
+    if model is not None:
+        assert derive_model_id(source) == model
+
+
+@pytest.mark.parametrize("text", BAD, ids=lambda text: ascii(text[:40]))
+def test_a_bad_uri_is_refused_with_its_field(text: str) -> None:
+    """INVALID_ARGUMENT names the field, and no secret of the URL is repeated."""
+    with pytest.raises(ModelhostError) as caught:
+        parse_source(text)
+    assert caught.value.reason is Reason.INVALID_ARGUMENT
+    assert caught.value.metadata["field"].startswith("source")
+    assert "abc" not in caught.value.message
+    assert "secret@example" not in caught.value.message
+
+
+def test_a_bare_repository_gets_the_hint() -> None:
+    """Who writes org/name is told what to write."""
+    with pytest.raises(ModelhostError, match="hf://org/name@main"):
+        parse_source("org/name@main")
+    with pytest.raises(ModelhostError, match="hf://org/name "):
+        parse_source("https://huggingface.co/org/name/tree/main")
+
+
+def test_an_unknown_scheme_names_the_known_ones() -> None:
+    """The error lists every scheme."""
+    with pytest.raises(ModelhostError) as caught:
+        parse_source("ftp://host/file")
+    assert all(scheme in caught.value.message for scheme in SCHEMES)
+
+
+def test_a_revision_may_stand_beside_the_uri() -> None:
+    """Beside it, in it, or both alike; two different ones are an error, and so is one for https."""
+    assert parse_source("hf://org/name", revision="v1").revision == "v1"
+    assert parse_source("hf://org/name@v1", revision="v1").revision == "v1"
+    with pytest.raises(ModelhostError, match="not two"):
+        parse_source("hf://org/name@v1", revision="v2")
+    with pytest.raises(ModelhostError, match="no revisions"):
+        parse_source("https://example.com/f", revision="v2")
+
+
+def test_patterns_travel_with_the_source() -> None:
+    """They belong to the model, not to one request."""
+    source = parse_source("hf://org/name", allow_patterns=["*.json"], ignore_patterns=["a/*"])
+    assert source == Source("hf://org/name", "", ("*.json",), ("a/*",))
+    assert hub_repo(source) == "org/name"
+
+
+def test_a_last_segment_that_is_no_id_asks_for_a_name() -> None:
+    """The way out is an id of one's own."""
+    with pytest.raises(ModelhostError, match="--name"):
+        derive_model_id(Source("hf://org/trailing_"))
+    with pytest.raises(ModelhostError, match="--name"):
+        derive_model_id(Source("hf://org/" + "a" * 90))
+
+
+def test_other_schemes_parse_and_say_that_nothing_fetches_them() -> None:
+    """A typed error, not a crash."""
+    error = not_implemented(parse_source("s3://bucket/a/b"))
+    assert error.reason is Reason.UNIMPLEMENTED
+    assert "s3://" in error.message
+
+
+@given(st.text(max_size=80) | st.text("hf:/@.-_?#%az AZ09\\", max_size=60))
+def test_any_text_gives_a_canonical_source_or_invalid_argument(text: str) -> None:
+    """Nothing else is raised, and what parses is printable, stable and free of user names."""
+    for candidate in (text, f"hf://{text}", f"https://{text}", f"file:///{text}"):
+        source = attempt(lambda candidate=candidate: parse_source(candidate))
+        if isinstance(source, ModelhostError):
+            assert source.reason is Reason.INVALID_ARGUMENT
+            continue
+        assert source.uri.isascii()
+        assert source.uri.isprintable()
+        assert parse_source(source.uri).uri == source.uri
+        model = attempt(lambda source=source: derive_model_id(source))
+        if isinstance(model, ModelhostError):
+            assert model.reason is Reason.INVALID_ARGUMENT
+        else:
+            assert ID.fullmatch(model)
