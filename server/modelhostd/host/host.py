@@ -1,12 +1,12 @@
 """The host: builds its parts over the ports, starts them in order, and stops them in order."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 
 from modelhostd.core import operations as op_rules
-from modelhostd.core.errors import invalid
+from modelhostd.core.registry import check_etag
 from modelhostd.core.resources import (
     Device,
     DeviceKind,
@@ -15,12 +15,15 @@ from modelhostd.core.resources import (
     Kind,
     Settings,
 )
+from modelhostd.core.settings import check_settings
 from modelhostd.core.state import SETTINGS_KEY, Edit
+from modelhostd.host.fetched_loads import FetchedLoads
 from modelhostd.host.inference import Inference
 from modelhostd.host.models import Models
 from modelhostd.host.occupancy import Occupancy, gone
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import History, Registry
+from modelhostd.host.registry_io import RegistryIo
 from modelhostd.host.residency import Residency
 from modelhostd.host.routes import Routes
 from modelhostd.host.storage import Storage
@@ -80,6 +83,10 @@ class Host:
         self.models = Models(
             self.registry, self.operations, self.transfers, self.residency, downloads, files
         )
+        self.fetched_loads = FetchedLoads(
+            self.registry, self.operations, self.transfers, self.residency
+        )
+        self.registry_io = RegistryIo(self.registry, self.transfers)
         self.storage = Storage(self.registry, self.operations, files)
         self.inference = Inference(self.registry, self.residency, workers, self.routes)
         self.start_time = clock.time()
@@ -107,6 +114,7 @@ class Host:
         between ``stop`` and ``close``.
         """
         self.inference.stop()
+        await self.fetched_loads.stop()
         await self.transfers.stop()
         await self.models.stop()
         await self.storage.stop()
@@ -123,8 +131,7 @@ class Host:
     ) -> Settings:
         """Take the fields named in ``changed`` from ``settings``; all of them act at once."""
         current = self.registry.decided.settings
-        if etag and etag != str(current.edit):
-            raise invalid("settings.etag", f"the current one, {current.edit}", etag)
+        check_etag("settings", etag, str(current.edit))
         updated = replace(current, **{name: getattr(settings, name) for name in changed})
         check_settings(updated)
         if updated != current:
@@ -162,7 +169,10 @@ class Host:
         for resource in list(decided.instances.values()):
             assert isinstance(resource, Instance)
             edits += gone(resource, "DAEMON_RESTARTED")
-        edits += [Edit(Kind.LEASE, key, None, "DAEMON_RESTARTED") for key in decided.leases]
+        edits += [
+            Edit(Kind.LEASE, key, None, "DAEMON_RESTARTED", {"model": lease.model})
+            for key, lease in decided.leases.items()
+        ]
         for operation in decided.operations.values():
             after = op_rules.after_restart(operation, now)
             if after != operation:
@@ -188,7 +198,8 @@ class Host:
         default = facts.total_bytes - headroom
         if kind is DeviceKind.CPU:
             default = int(facts.total_bytes * CPU_SHARE)
-        budget = self.config.budgets.get(facts.id)
+        budgets = self.config.budgets
+        budget = budgets.get(facts.id, budgets.get(facts.uuid))
         if budget is None and known is not None and known.uuid == facts.uuid:
             # A budget that an operator set while running outlives the daemon.
             budget = known.budget_bytes
@@ -224,29 +235,3 @@ class Host:
         for model in decided.models.values():
             if (model.pinned or model.config.autoload or model.id in active) and model.available:
                 self.residency.want_for_queue(model.id, "autoload")
-
-
-def check_settings(settings: Settings) -> None:
-    """Raise INVALID_ARGUMENT for a setting out of its range."""
-    for name, low, high in (
-        ("max_concurrent_downloads", 1, 64),
-        ("max_concurrent_loads", 1, 64),
-        ("queue_limit", 1, 65_536),
-        ("drain_timeout_s", 0.0, 3600.0),
-        ("min_residency_s", 0.0, 86_400.0),
-        ("download_rate_limit_bytes_per_second", 0, 1 << 50),
-    ):
-        value = getattr(settings, name)
-        if not low <= value <= high:
-            raise invalid(f"settings.{name}", f"{low} to {high}", value)
-    if settings.keep_alive_s is not None and not 0.0 <= settings.keep_alive_s <= 1e9:
-        raise invalid("settings.keep_alive", "0 s or more", settings.keep_alive_s)
-    if settings.eviction_policy != "lru":
-        raise invalid("settings.eviction_policy", "lru", settings.eviction_policy)
-    if settings.log_level not in ("debug", "info", "warning", "error"):
-        raise invalid("settings.log_level", "debug, info, warning or error", settings.log_level)
-
-
-SETTINGS_FIELDS = tuple(f.name for f in fields(Settings) if f.name != "edit")
-
-__all__ = ["SETTINGS_FIELDS", "Host", "HostConfig", "check_settings"]

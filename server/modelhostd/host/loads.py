@@ -114,7 +114,7 @@ class Loads:
             return () if route is not None else self._queued(model, operation.id, wanted.device)
 
         try:
-            operation, new, done = self._operations.begin(
+            operation, _, done = self._operations.begin(
                 OperationKind.LOAD,
                 model=model_id,
                 join_key=f"load:{model_id}",
@@ -125,7 +125,8 @@ class Loads:
         except ModelhostError:
             self._wanted.pop(model_id, None)
             raise
-        if new:
+        if not wanted.operation:
+            # New, or one that has waited for the model's files (fetched_loads) and goes on here.
             wanted.operation = operation.id
             self._operations.on_cancel(operation.id, lambda: self.cancel(model_id))
         self.pump()

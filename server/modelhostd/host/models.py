@@ -13,6 +13,7 @@ from modelhostd.core.resources import (
     Artifact,
     ArtifactState,
     Instance,
+    InstanceState,
     Kind,
     Model,
     ModelFile,
@@ -21,7 +22,7 @@ from modelhostd.core.resources import (
     Phase,
     Source,
 )
-from modelhostd.core.state import Edit
+from modelhostd.core.state import Edit, State, instance_key
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry, Request
 from modelhostd.host.residency import Residency
@@ -65,19 +66,7 @@ class Models:
 
         Raises MODEL_NOT_DOWNLOADED when there is none.
         """
-        model = self.get(model_id)
-        found = model.available
-        if version:
-            found = next(
-                (
-                    a
-                    for a in model.artifacts
-                    if a.version == version and a.state is ArtifactState.AVAILABLE
-                ),
-                None,
-            )
-        if found is None:
-            raise rules.not_downloaded(model)
+        found = _artifact(self.get(model_id), version)
         return found, await self._files.list_files(model_id, found.version)
 
     def local_path(self, model_id: str, version: int, path: str) -> str:
@@ -135,7 +124,10 @@ class Models:
         if updated is model:
             await self._registry.flush()
             return model
-        edits = [rules.model_edit(updated, "UPDATED"), *self._stale(model, updated)]
+        edits = [
+            rules.model_edit(updated, "UPDATED"),
+            *stale_instance(self._registry.decided, model, updated),
+        ]
         await self._registry.stage(edits, principal)
         return updated
 
@@ -155,23 +147,28 @@ class Models:
         *,
         force: bool,
         keep_entry: bool = False,
+        version: int = 0,
         etag: str = "",
         principal: str = "",
         request: Request | None = None,
     ) -> Operation:
         """Delete a model, or only its files (``keep_entry``); a loaded one only with ``force``.
 
-        The operation drains and frees the instance first, then removes files and entry.
+        The operation drains and frees the instance first, then removes files and entry. ``version``
+        narrows it to one artifact (0 = all), and is for ``keep_entry`` only.
         """
+        assert keep_entry or not version
         answered = await self._registry.answered(request)
         if answered is not None:
             return self._operations.get(answered)
         model = self._registry.decided.model(model_id)
         rules.check_etag(f"models/{model_id}", etag, model.etag)
-        instance = self._registry.decided.instance_of(model_id)
-        if not force and (instance is not None or self._downloading(model_id)):
+        instance = self._user_of(model_id, version)
+        if instance is not None and instance.state in (InstanceState.FAILED, InstanceState.BLOCKED):
+            instance = None  # it holds nothing
+        if not force and (instance is not None or self._downloading(model, version)):
             raise _in_use(model, instance)
-        verb = "delete-files" if keep_entry else "delete"
+        verb = f"delete-files:{version}" if keep_entry else "delete"
         operation, new = await self._operations.start(
             OperationKind.DELETE,
             model=model_id,
@@ -180,22 +177,30 @@ class Models:
             request=request,
         )
         if new:
-            self._spawn(self._delete(model_id, operation.id, keep_entry))
+            self._spawn(self._delete(model_id, operation.id, keep_entry, version))
         return self._operations.get(operation.id)
 
-    async def verify(self, model_id: str, principal: str = "") -> Operation:
-        """Hash the model's files again; the operation's result lists what differs."""
-        model = self._registry.decided.model(model_id)
-        if model.available is None:
-            raise rules.not_downloaded(model)
+    async def verify(
+        self,
+        model_id: str,
+        version: int = 0,
+        principal: str = "",
+        request: Request | None = None,
+    ) -> Operation:
+        """Hash an artifact's files again (0 = the newest); the operation's result lists what differs."""
+        answered = await self._registry.answered(request)
+        if answered is not None:
+            return self._operations.get(answered)
+        artifact = _artifact(self._registry.decided.model(model_id), version)
         operation, new = await self._operations.start(
             OperationKind.VERIFY,
             model=model_id,
-            join_key=f"verify:{model_id}",
+            join_key=f"verify:{model_id}:{artifact.version}",
             principal=principal,
+            request=request,
         )
         if new:
-            self._spawn(self._verify(model_id, model.available.version, operation.id))
+            self._spawn(self._verify(model_id, artifact, operation.id))
         return self._operations.get(operation.id)
 
     async def stop(self) -> None:
@@ -212,17 +217,21 @@ class Models:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _delete(self, model_id: str, operation: str, keep_entry: bool) -> None:
+    async def _delete(self, model_id: str, operation: str, keep_entry: bool, version: int) -> None:
         """Drain, then the row and its event, then the files: a crash between leaves only strays."""
         self._registry.record(self._operations.running(operation, Phase.DRAINING))
         try:
-            await self._transfers.abandon(model_id)
-            await self._residency.remove(model_id, "MODEL_DELETED")
-            versions = [a.version for a in self._registry.decided.model(model_id).artifacts]
-            await self._registry.stage([self._removed(model_id, keep_entry)])
+            model = self._registry.decided.model(model_id)
+            if self._downloading(model, version):
+                await self._transfers.abandon(model_id)
+            if not version or self._user_of(model_id, version) is not None:
+                await self._residency.remove(model_id, "MODEL_DELETED")
+            artifacts = self._registry.decided.model(model_id).artifacts
+            versions = [a.version for a in artifacts if version in (0, a.version)]
+            await self._registry.stage([self._removed(model_id, keep_entry, versions)])
             freed = 0
-            for version in versions:
-                freed += await self._files.delete_artifact(model_id, version)
+            for gone in versions:
+                freed += await self._files.delete_artifact(model_id, gone)
         except ModelhostError as error:
             failure = error
             await self._operations.settle(lambda: self._operations.failed(operation, failure))
@@ -230,37 +239,65 @@ class Models:
         result = {"freed_bytes": freed}
         await self._operations.settle(lambda: self._operations.succeeded(operation, result))
 
-    def _removed(self, model_id: str, keep_entry: bool) -> Edit:
+    def _removed(self, model_id: str, keep_entry: bool, versions: Sequence[int]) -> Edit:
         model = self._registry.decided.model(model_id)
         if not keep_entry:
             return Edit(Kind.MODEL, model_id, None, "DELETED")
-        return rules.model_edit(replace(model, artifacts=()), "FILES_DELETED")
+        kept = tuple(a for a in model.artifacts if a.version not in versions)
+        return rules.model_edit(replace(model, artifacts=kept), "FILES_DELETED")
 
-    async def _verify(self, model_id: str, version: int, operation: str) -> None:
+    async def _verify(self, model_id: str, artifact: Artifact, operation: str) -> None:
         self._registry.record(self._operations.running(operation, Phase.VERIFYING))
         try:
             findings = await self._files.verify(
-                model_id, version, lambda p: self._operations.report(operation, p)
+                model_id, artifact.version, lambda p: self._operations.report(operation, p)
             )
         except ModelhostError as error:
             failure = error
             await self._operations.settle(lambda: self._operations.failed(operation, failure))
             return
-        result = {"findings": findings_result(findings)}
+        result = {
+            "file_count": artifact.file_count,
+            "size_bytes": artifact.size_bytes,
+            "findings": findings_result(findings),
+        }
         await self._operations.settle(lambda: self._operations.succeeded(operation, result))
 
-    def _stale(self, old: Model, new: Model) -> Sequence[Edit]:
-        instance = self._registry.decided.instance_of(new.id)
-        if instance is None or not rules.needs_reload(old.config, new.config):
-            return ()
-        key = f"{instance.model}/{instance.id}"
-        return [Edit(Kind.INSTANCE, key, replace(instance, config_stale=True), "CONFIG_STALE")]
-
-    def _downloading(self, model_id: str) -> bool:
-        return any(
-            o.model == model_id and o.kind is OperationKind.DOWNLOAD and o.state not in FINAL_STATES
+    def _downloading(self, model: Model, version: int) -> bool:
+        """Whether a download works on one artifact of the model (0 = on any)."""
+        active = {
+            o.id
             for o in self._registry.decided.operations.values()
-        )
+            if o.kind is OperationKind.DOWNLOAD and o.state not in FINAL_STATES
+        }
+        return any(a.operation in active and version in (0, a.version) for a in model.artifacts)
+
+    def _user_of(self, model_id: str, version: int) -> Instance | None:
+        """Return the instance that uses one artifact of the model (0 = any)."""
+        instance = self._registry.decided.instance_of(model_id)
+        if instance is None or version not in (0, instance.artifact_version):
+            return None
+        return instance
+
+
+def stale_instance(state: State, old: Model, new: Model) -> Sequence[Edit]:
+    """Return the edits that mark a loaded instance whose config has changed in what needs a reload."""
+    instance = state.instance_of(new.id)
+    if instance is None or not rules.needs_reload(old.config, new.config):
+        return ()
+    key = instance_key(instance.model, instance.id)
+    return [Edit(Kind.INSTANCE, key, replace(instance, config_stale=True), "CONFIG_STALE")]
+
+
+def _artifact(model: Model, version: int) -> Artifact:
+    """Return an AVAILABLE artifact (0 = the newest), or raise MODEL_NOT_DOWNLOADED."""
+    found = model.available
+    if version:
+        have = {a.version: a for a in model.artifacts if a.state is ArtifactState.AVAILABLE}
+        found = have.get(version)
+    if found is None:
+        raise rules.not_downloaded(model)
+    return found
 
 
 def _canonical(source: Source) -> Source:
