@@ -1,0 +1,136 @@
+"""Repositories, a home and the real adapters around a loopback Hub, for tests of downloads."""
+
+import json
+import random
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.loopback_hub import LoopbackHub
+from modelhostd.adapters.blobs import BlobStore, StoreConfig
+from modelhostd.adapters.downloads import HubDownloads
+from modelhostd.adapters.files import FileStore
+from modelhostd.adapters.hub import HubConfig
+from modelhostd.adapters.trees import TreeStore
+from modelhostd.adapters.wire import Limits
+from modelhostd.core.resources import Phase, Progress
+from modelhostd.core.sources import parse_source
+from modelhostd.core.transfer import RetryPolicy
+from modelhostd.ports import DownloadJob, Fetched
+
+URI = "hf://org/tiny"
+PATIENT = RetryPolicy(tries=4, base_s=0.001, cap_s=0.002)
+"""Several tries, next to no waiting between them."""
+
+
+def safetensors(data_bytes: int, seed: int = 0) -> bytes:
+    """Return a valid safetensors file with one tensor of so many random bytes."""
+    entry = {"dtype": "U8", "shape": [data_bytes], "data_offsets": [0, data_bytes]}
+    header = json.dumps({"w": entry}).encode()
+    return struct.pack("<Q", len(header)) + header + random.Random(seed).randbytes(data_bytes)
+
+
+def tiny(data_bytes: int = 1000, seed: int = 0) -> dict[str, bytes]:
+    """Return the files of a small repository."""
+    return {
+        "config.json": b'{"model_type": "bert"}',
+        "model.safetensors": safetensors(data_bytes, seed),
+        "nested/vocab.txt": b"a\nb\n",
+        "empty.txt": b"",
+    }
+
+
+@dataclass
+class Site:
+    """One home directory with its adapters, talking to one hub."""
+
+    home: Path
+    hub: LoopbackHub
+    token: str | None = None
+    retry: RetryPolicy = PATIENT
+    limits: Limits = field(default_factory=Limits)
+    free_bytes: Callable[[], tuple[int, int]] | None = None
+    sync_bytes: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        config = StoreConfig(
+            self.home,
+            sync_bytes=self.sync_bytes,
+            reserve_bytes=0,
+            free_bytes=self.free_bytes,
+        )
+        self.store = BlobStore(config)
+        self.trees = TreeStore(self.store)
+        self.files = FileStore(self.store, self.trees)
+        self.downloads = HubDownloads(
+            HubConfig(
+                endpoint=self.hub.endpoint,
+                token=lambda: self.token,
+                retry=self.retry,
+                limits=self.limits,
+            ),
+            self.store,
+            self.trees,
+        )
+        self.reports: list[Progress] = []
+
+    async def fetch(
+        self,
+        uri: str = URI,
+        model: str = "tiny",
+        version: int = 1,
+        *,
+        manifest: Mapping[str, object] | None = None,
+        allow_unsafe: bool = False,
+        report: Callable[[Progress], None] = lambda _: None,
+        **patterns: tuple[str, ...],
+    ) -> Fetched:
+        """Run one download; its progress is in ``reports``."""
+        self.reports = []
+
+        def both(progress: Progress) -> None:
+            self.reports.append(progress)
+            report(progress)
+
+        job = DownloadJob(
+            operation=f"op-{model}-{version}",
+            model=model,
+            version=version,
+            source=parse_source(uri, **patterns),
+            manifest=manifest or {},
+            allow_unsafe=allow_unsafe,
+        )
+        return await self.downloads.fetch(job, both)
+
+    def content(self, model: str = "tiny", version: int = 1) -> dict[str, bytes]:
+        """Return what a reader of the model's directory sees."""
+        root = self.files.model_dir(model, version)
+        return {
+            str(path.relative_to(root)): path.read_bytes()
+            for path in sorted(root.rglob("*"))
+            if path.is_file()
+        }
+
+    def visible(self) -> list[str]:
+        """Return the artifacts that are there, as model/version."""
+        return sorted(
+            str(path.relative_to(self.home / "models")) for path in self.home.glob("models/*/*")
+        )
+
+    def parts(self) -> list[Path]:
+        """Return what is kept of unfinished files."""
+        return sorted(self.home.glob("staging/parts/*.part"))
+
+    def quarantined(self) -> list[Path]:
+        """Return what is in quarantine, notes left out."""
+        return [p for p in sorted(self.home.glob("quarantine/*")) if p.suffix != ".json"]
+
+    @property
+    def phases(self) -> list[Phase]:
+        """The phases of the last download, each once, in order."""
+        seen: list[Phase] = []
+        for report in self.reports:
+            if not seen or seen[-1] is not report.phase:
+                seen.append(report.phase)
+        return seen
