@@ -9,6 +9,7 @@ from pathlib import Path
 from modelhostd.core import registry as rules
 from modelhostd.core.resources import Model, Operation, OperationState, Source
 from modelhostd.host import Host, HostConfig
+from modelhostd.host.registry import History
 from tests.fakes.clock import FakeClock
 from tests.fakes.database import FakeDatabase, FakeDisk
 from tests.fakes.devices import FakeDevices, sim
@@ -33,13 +34,15 @@ class World:
         self.downloads = FakeDownloads(self.files)
 
     @asynccontextmanager
-    async def host(self, *, budget: int = BUDGET, devices: int = 1) -> AsyncIterator["Running"]:
+    async def host(
+        self, *, budget: int = BUDGET, devices: int = 1, history: History | None = None
+    ) -> AsyncIterator["Running"]:
         """Start a host on this world and stop it at the end."""
         database = FakeDatabase(self.disk)
         workers = FakeWorkers()
         ids = [f"sim-{i}" for i in range(devices)]
         host = Host(
-            HostConfig(budgets=dict.fromkeys(ids, budget)),
+            HostConfig(budgets=dict.fromkeys(ids, budget), history=history or History()),
             clock=self.clock,
             database=database,
             devices=FakeDevices(*(sim(i, 10_000) for i in range(devices))),

@@ -108,7 +108,7 @@ def forgettable(
     """Return the edits that drop finished operations beyond the newest ``keep_count`` or too old."""
     finished = sorted((o for o in operations if o.state in FINAL_STATES), key=lambda o: -o.end_time)
     return [
-        Edit(Kind.OPERATION, o.id, None, "FORGOTTEN")
+        Edit(Kind.OPERATION, o.id, None, "FORGOTTEN", {"model": o.model} if o.model else {})
         for place, o in enumerate(finished)
         if place >= keep_count or now - o.end_time > keep_age_s
     ]

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.journal import Ring, check_start
 from modelhostd.core.resources import Event
 from modelhostd.ports import Database
@@ -68,7 +69,8 @@ class Journal:
     async def read(self, start: int, limit: int = PAGE) -> Sequence[Event]:
         """Return up to ``limit`` (at most 256) events from ``start``; empty at the end.
 
-        Raises SEQUENCE_COMPACTED when ``start`` has been compacted meanwhile.
+        Raises SEQUENCE_COMPACTED when ``start`` has been compacted meanwhile, and STORAGE_ERROR when
+        the database does not have what it should.
         """
         self.check(start)
         recent = self._ring.read(start, min(limit, PAGE))
@@ -76,7 +78,18 @@ class Journal:
             return recent
         page = await self._page(start)
         self.check(start)
-        return page[:limit]
+        # The database may be ahead: what is committed there and not published here yet is left out.
+        found = [e for e in page[:limit] if e.sequence <= self.last_sequence]
+        if not found:
+            raise ModelhostError(
+                Reason.STORAGE_ERROR,
+                f"the events from sequence {start} on cannot be read; take a snapshot "
+                f"(include_snapshot) and run `modelhostd fsck`",
+                {"path": "modelhost.db", "cause": "missing events"},
+            )
+        # Compacted there already, and here in a moment.
+        check_start(start, found[0].sequence, self.last_sequence)
+        return found
 
     async def _page(self, start: int) -> Sequence[Event]:
         """Read history in aligned pages, so that readers who lag together share one read."""
