@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelhostd.config import SECTIONS, Config, Rule, build, flat, rules, user_home
+from modelhostd.config import SECTIONS, Config, Rule, build, default_home, flat, rules, user_home
 from modelhostd.config_values import ConfigError, Expected, Secret, address, shown
 
 PREFIX = "MODELHOST_"
@@ -65,6 +65,29 @@ def load(
 ) -> Config:
     """Return the configuration. Raises ConfigError, which says in one line what is wrong and where."""
     environment = os.environ if environment is None else environment
+    path, given = _gather(arguments, environment)
+    table = rules()
+    parsed = {name: parse(name, table[name], one) for name, one in given.items()}
+    config = dataclasses.replace(build(parsed, environment), path=path)
+    check(config, given)
+    return config
+
+
+def load_home(
+    arguments: argparse.Namespace | None = None, environment: Mapping[str, str] | None = None
+) -> Path:
+    """Return the home alone, for commands that serve nobody. Raises ConfigError."""
+    environment = os.environ if environment is None else environment
+    _, given = _gather(arguments, environment)
+    if "home" not in given:
+        return default_home(environment)
+    home: Path = parse("home", rules()["home"], given["home"])
+    return home
+
+
+def _gather(
+    arguments: argparse.Namespace | None, environment: Mapping[str, str]
+) -> tuple[Path | None, Mapping[str, Given]]:
     path = file_path(arguments, environment)
     given: dict[str, Given] = {}
     for source in (
@@ -73,11 +96,7 @@ def load(
         from_arguments(arguments),
     ):
         given.update(source)
-    table = rules()
-    parsed = {name: parse(name, table[name], one) for name, one in given.items()}
-    config = dataclasses.replace(build(parsed, environment), path=path)
-    check(config, given)
-    return config
+    return path, given
 
 
 def reload(

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from modelhostd.adapters import database_check
 from modelhostd.adapters.database import FILE_NAME, SqliteDatabase
 from modelhostd.adapters.database_file import DatabaseFile
 from modelhostd.core.resources import Event, Kind, Model, Source
@@ -102,10 +103,10 @@ def kill_one(home: Path, chance: random.Random) -> int | None:
 def look(home: Path) -> Stored:
     """Open the database and return what it holds, after checking it against itself."""
     file = DatabaseFile(home / FILE_NAME)
+    if findings := database_check.look(file.path, deep=True).findings:
+        raise AssertionError(findings)
     stored = file.open()
     try:
-        if errors := file.integrity_errors():
-            raise AssertionError(errors)
         found = [
             event
             for n in range(2)

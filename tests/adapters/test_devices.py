@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modelhostd.adapters import memory
-from modelhostd.adapters.devices import SystemDevices
+from modelhostd.adapters.devices import MachineDevices
 from modelhostd.adapters.nvml import Nvml
 from tests.fakes.nvml import GIB, FakeGpu, FakeLibrary
 from tests.support import wait_until_async
@@ -34,7 +34,7 @@ def root(tmp_path: Path) -> Path:
 
 async def devices_of(library: FakeLibrary, **environment: str) -> list[str]:
     """Return ``id uuid GiB`` of the GPUs that are found."""
-    found = await SystemDevices(nvml=Nvml(lambda: library), environment=environment).discover()
+    found = await MachineDevices(nvml=Nvml(lambda: library), environment=environment).discover()
     return [f"{f.id} {f.uuid} {f.total_bytes // GIB}" for f in found if f.kind == "CUDA"]
 
 
@@ -81,7 +81,7 @@ def test_an_odd_control_group_is_no_limit(root: Path, line: str) -> None:
 async def test_the_cpu_has_the_machine_s_memory_and_name(root: Path) -> None:
     """Foreign use of the CPU is what is not available and not ours."""
     write(root, "proc/77/status", "VmRSS:\t 2097152 kB\n")
-    devices = SystemDevices(root=root, nvml=Nvml(FakeLibrary))
+    devices = MachineDevices(root=root, nvml=Nvml(FakeLibrary))
     (cpu,) = await devices.discover()
     assert (cpu.display_name, cpu.total_bytes) == ("Fast CPU 9000", 16 * GIB)
     assert await devices.foreign_bytes("cpu", []) == 3 * GIB
@@ -102,7 +102,7 @@ def test_this_machine_can_be_read() -> None:
 async def test_gpus_are_what_the_driver_says() -> None:
     """Name, UUID, capability, driver and memory less what the driver keeps."""
     library = FakeLibrary(FakeGpu("GPU-a", "H200", 141 * GIB, capability=(9, 0)))
-    devices = SystemDevices(nvml=Nvml(lambda: library), environment={})
+    devices = MachineDevices(nvml=Nvml(lambda: library), environment={})
     _, gpu = await devices.discover()
     assert (gpu.id, gpu.kind, gpu.uuid, gpu.display_name) == ("cuda-0", "CUDA", "GPU-a", "H200")
     assert (gpu.total_bytes, gpu.compute_capability) == (140 * GIB, "9.0")
@@ -153,7 +153,7 @@ async def test_foreign_memory_is_that_of_other_processes() -> None:
     library = FakeLibrary(
         FakeGpu("GPU-a", processes={10: 3 * GIB, 11: GIB, os.getpid(): GIB, 12: None})
     )
-    devices = SystemDevices(nvml=Nvml(lambda: library), environment={})
+    devices = MachineDevices(nvml=Nvml(lambda: library), environment={})
     await devices.discover()
     assert await devices.foreign_bytes("cuda-0", [11]) == 3 * GIB
     library.gpus.clear()
@@ -169,7 +169,7 @@ async def test_without_a_driver_there_is_the_cpu(why: str) -> None:
             raise ImportError("No module named 'pynvml'")
         return FakeLibrary(driver=None)
 
-    found = await SystemDevices(nvml=Nvml(missing), environment={}).discover()
+    found = await MachineDevices(nvml=Nvml(missing), environment={}).discover()
     assert [facts.id for facts in found] == ["cpu"]
 
 
@@ -183,7 +183,7 @@ async def test_a_driver_that_hangs_does_not_hang_the_daemon() -> None:
             answer.wait()
             return super().gpus()
 
-    devices = SystemDevices(
+    devices = MachineDevices(
         nvml=Hung(lambda: library), environment={}, driver_timeout_s=0.02, sim_bytes=GIB
     )
     assert [facts.id for facts in await devices.discover()] == ["cpu", "sim-0"]
@@ -193,4 +193,4 @@ async def test_a_driver_that_hangs_does_not_hang_the_daemon() -> None:
     async def answered() -> bool:
         return len(await devices.discover()) == 3
 
-    await wait_until_async(answered)
+    assert await wait_until_async(answered)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from modelhostd.adapters.devices import SystemDevices
+from modelhostd.adapters.devices import MachineDevices
 from modelhostd.adapters.nvml import Nvml
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import DeviceKind
@@ -16,12 +16,12 @@ from tests.fakes.nvml import FakeGpu, FakeLibrary
 def system() -> Devices:
     """Return this machine's CPU with two GPUs that are not there, and a simulated device."""
     library = FakeLibrary(FakeGpu("GPU-a"), FakeGpu("GPU-b"))
-    return SystemDevices(sim_bytes=GIB, nvml=Nvml(lambda: library), environment={})
+    return MachineDevices(sim_bytes=GIB, nvml=Nvml(lambda: library), environment={})
 
 
 def bare() -> Devices:
     """Return the devices of this machine as it is."""
-    return SystemDevices()
+    return MachineDevices()
 
 
 def fake() -> Devices:

@@ -12,6 +12,10 @@ _NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _DENIED_BY_SQLITE = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH})
 
 
+class CorruptDatabaseError(ModelhostError):
+    """The database is not what it should be; only a rebuild helps."""
+
+
 def _primary(error: Exception) -> int | None:
     """Return SQLite's primary result code: the low byte of the extended one."""
     code = getattr(error, "sqlite_errorcode", None)
@@ -29,12 +33,12 @@ def _storage(path: Path, message: str, cause: str) -> ModelhostError:
 
 def corrupt(path: Path, cause: str) -> ModelhostError:
     """Return the error of a database that cannot be read; it was left as it is."""
-    return _storage(
-        path,
+    return CorruptDatabaseError(
+        Reason.STORAGE_ERROR,
         f"the database {path} cannot be read: {cause}. It was left as it is; "
         "`modelhostd fsck --rebuild` moves it aside and rebuilds the registry from the models' "
         "manifests",
-        cause,
+        {"path": str(path), "cause": cause[:200]},
     )
 
 

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from modelhostd.adapters import database_errors as errors
@@ -44,7 +44,7 @@ class DatabaseFile:
     @property
     def wal_path(self) -> Path:
         """Where SQLite keeps the write-ahead log."""
-        return self.path.with_name(self.path.name + "-wal")
+        return log_path(self.path)
 
     def open(self) -> Stored:
         """Open or create, migrate, and read everything but the events.
@@ -52,7 +52,7 @@ class DatabaseFile:
         What cannot be used is found by a look that writes nothing, so that it stays as it was.
         """
         stored = None
-        if self._exists():
+        if self.exists():
             stored = self._look()
         else:
             self._create_file()
@@ -114,15 +114,6 @@ class DatabaseFile:
         except (sqlite3.Error, OSError) as error:
             log.warning("checkpoint of %s failed: %s", self.path, error)
 
-    def integrity_errors(self, limit: int = 20) -> Sequence[str]:
-        """Return what SQLite's integrity_check finds, at most ``limit`` lines; nothing = sound."""
-        connection = self._required()
-        try:
-            found = connection.execute(f"PRAGMA integrity_check({limit})").fetchall()
-        except sqlite3.Error as error:
-            return [str(error)]
-        return [str(row[0]) for row in found if row[0] != "ok"]
-
     def close(self) -> None:
         """Copy the log into the database, empty it, and close. Idempotent."""
         if self._connection is not None:
@@ -134,7 +125,7 @@ class DatabaseFile:
             raise errors.closed(self.path)
         return self._connection
 
-    def _exists(self) -> bool:
+    def exists(self) -> bool:
         """Tell whether there is a database to read. Raises for one whose parts are missing."""
         try:
             size = self.path.stat().st_size
@@ -170,28 +161,15 @@ class DatabaseFile:
             with self.path.open("rb") as file:
                 if file.read(len(_MAGIC)) != _MAGIC:
                     raise errors.corrupt(self.path, "file is not a database")
-            return self._read_only()
+            with read_only(self.path) as connection:
+                if schema.is_empty(connection):
+                    return None
+                found = schema.version(connection)
+                if found > schema.VERSION:
+                    raise errors.newer(self.path, found, schema.VERSION)
+                return rows.read_stored(connection) if found == schema.VERSION else None
         except (sqlite3.Error, OSError, schema.SchemaError, CodecError) as error:
             raise errors.opening(self.path, error) from error
-
-    def _read_only(self) -> Stored | None:
-        log_was_there = self.wal_path.exists()
-        uri = self.path.absolute().as_uri() + "?mode=ro"
-        connection = sqlite3.connect(uri, uri=True, isolation_level=None)
-        try:
-            if schema.is_empty(connection):
-                return None
-            found = schema.version(connection)
-            if found > schema.VERSION:
-                raise errors.newer(self.path, found, schema.VERSION)
-            return rows.read_stored(connection) if found == schema.VERSION else None
-        finally:
-            connection.close()
-            # A read-only connection makes its index and an empty log, and cannot take them away.
-            with contextlib.suppress(OSError):
-                self.path.with_name(self.path.name + "-shm").unlink()
-                if not log_was_there:
-                    self.wal_path.unlink()
 
     def _connect(self) -> sqlite3.Connection:
         self._connection = connection = sqlite3.connect(
@@ -229,3 +207,26 @@ class DatabaseFile:
             with contextlib.suppress(sqlite3.Error):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
+
+
+def log_path(path: Path) -> Path:
+    """Return where SQLite keeps the write-ahead log of a database."""
+    return path.with_name(path.name + "-wal")
+
+
+@contextlib.contextmanager
+def read_only(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database that nobody else has open, its log included, and leave both as they are."""
+    log_was_there = log_path(path).exists()
+    connection = sqlite3.connect(
+        path.absolute().as_uri() + "?mode=ro", uri=True, isolation_level=None
+    )
+    try:
+        yield connection
+    finally:
+        connection.close()
+        # A read-only connection makes its index and an empty log, and cannot take them away.
+        with contextlib.suppress(OSError):
+            path.with_name(path.name + "-shm").unlink()
+            if not log_was_there:
+                log_path(path).unlink()

@@ -20,7 +20,7 @@ DRIVER_TIMEOUT_S = 10.0
 """A driver that has hung must not hang the daemon's start."""
 
 
-class SystemDevices:
+class MachineDevices:
     """A :class:`modelhostd.ports.Devices`: ``cpu``, ``cuda-N`` and, with ``sim_bytes``, ``sim-0``.
 
     The N of a GPU is its place in the driver's list; a worker is bound to it by UUID.
@@ -28,8 +28,8 @@ class SystemDevices:
 
     def __init__(
         self,
-        *,
         sim_bytes: int = 0,
+        *,
         nvml: Nvml | None = None,
         root: Path = Path("/"),
         environment: Mapping[str, str] = os.environ,

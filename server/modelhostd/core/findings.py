@@ -27,3 +27,11 @@ class FindingKind(enum.StrEnum):
     LEFTOVER_STAGING = "leftover_staging"
     """What an interrupted step left in staging. Repaired: removed. Partial downloads that can still
     be resumed are no finding until they are a week old."""
+    DATABASE_BROKEN = "database_broken"
+    """The registry cannot be read, or is gone. `modelhostd fsck --rebuild`."""
+    DATABASE_VERSION = "database_version"
+    """The registry is of another version of modelhostd. An older one is migrated at the next start."""
+    BROKEN_EVENT = "broken_event"
+    """An event of the log cannot be read. Repaired: the log begins behind it."""
+    SEQUENCE_GAP = "sequence_gap"
+    """A number is missing in the log of events. Repaired: the log begins behind it."""
