@@ -9,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from modelhostd.adapters import fsck
 from modelhostd.adapters.database import FILE_NAME
 from modelhostd.adapters.database_file import DatabaseFile
@@ -105,10 +103,8 @@ def register(home: Path, *models: Model) -> None:
     file.close()
 
 
-@pytest.fixture(name="home")
-def sound_home(tmp_path: Path) -> Path:
-    """Return a home with one sound model of two versions."""
-    home = tmp_path / "home"
+def sound_home(home: Path) -> Path:
+    """Make a home with one sound model of two versions."""
     home.mkdir(mode=0o700)
     minilm = model("minilm", 1, 2)
     register(home, minilm)

@@ -21,9 +21,15 @@ from tests.adapters.fsck_support import (
     put_files,
     register,
     run,
+    sound_home,
     stored_models,
 )
-from tests.adapters.fsck_support import sound_home as sound_home
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Return a home with one sound model of two versions."""
+    return sound_home(tmp_path / "home")
 
 
 def test_a_sound_home_is_clean_and_untouched(home: Path) -> None:

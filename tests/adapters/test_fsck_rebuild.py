@@ -22,9 +22,15 @@ from tests.adapters.fsck_support import (
     model,
     put_files,
     run,
+    sound_home,
     stored_models,
 )
-from tests.adapters.fsck_support import sound_home as sound_home
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Return a home with one sound model of two versions."""
+    return sound_home(tmp_path / "home")
 
 
 def break_database(home: Path, how: str) -> None:
