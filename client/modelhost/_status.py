@@ -91,7 +91,7 @@ def _undocumented(
     """Return code, reason and message of a status that grpc made, not the daemon."""
     broken = code in (Code.INTERNAL, Code.UNKNOWN) and any(word in text for word in _BROKEN)
     if code is Code.UNAVAILABLE or broken:
-        return Code.UNAVAILABLE, "UNREACHABLE", f"no modelhost daemon answers at {target} ({text})"
+        return Code.UNAVAILABLE, "UNREACHABLE", _unreachable(text, call, target)
     if code is Code.DEADLINE_EXCEEDED:
         limit = f"within {timeout:g} s" if timeout is not None else "in time"
         return code, "DEADLINE_EXCEEDED", f"{call} got no answer {limit} from {target}"
@@ -104,6 +104,12 @@ def _undocumented(
         code.name,
         f"{call} failed with {code.name} at {target}" + (f": {text}" if text else ""),
     )
+
+
+def _unreachable(text: str, call: str, target: str) -> str:
+    if text.startswith("failed to connect"):
+        return f"no modelhost daemon answers at {target}: {text.rpartition(': ')[2]}"
+    return f"the connection to the daemon at {target} broke in {call}: {text or 'no reason given'}"
 
 
 def _details(

@@ -112,7 +112,7 @@ class Transport:
         return GRPCInferenceServiceStub(self.channel)
 
     def unary(
-        self, method: grpc.UnaryUnaryMultiCallable[Q, R], request: Q, timeout: float | None = None
+        self, method: "grpc.UnaryUnaryMultiCallable[Q, R]", request: Q, timeout: float | None = None
     ) -> R:
         """Make one call and return its answer. ``timeout`` in seconds; None = the client's."""
         name, seconds = _calls.begin(request, timeout, self.options)
@@ -124,7 +124,10 @@ class Transport:
             ) from None
 
     def stream(
-        self, method: grpc.UnaryStreamMultiCallable[Q, R], request: Q, timeout: float | None = None
+        self,
+        method: "grpc.UnaryStreamMultiCallable[Q, R]",
+        request: Q,
+        timeout: float | None = None,
     ) -> Stream[R]:
         """Open a stream of answers; without a timeout it goes on until it ends or is cancelled."""
         name = _calls.method_of(request)
@@ -132,7 +135,7 @@ class Transport:
 
     def upload(
         self,
-        method: grpc.StreamUnaryMultiCallable[Q, R],
+        method: "grpc.StreamUnaryMultiCallable[Q, R]",
         requests: Iterator[Q],
         name: str,
         timeout: float | None = None,
