@@ -55,13 +55,16 @@ async def commit_for_ever(home: Path, acknowledged: int, chance: random.Random) 
         await database.commit(batch)
         os.write(acknowledged, ACK.pack(batch.events[-1].sequence))
 
+    idle = asyncio.create_task(asyncio.Event().wait())
     while True:
         batches = []
         for _ in range(chance.randint(1, 4)):
             batches.append(batch_after(sequence, chance))
             sequence = batches[-1].events[-1].sequence
         await asyncio.gather(*(commit(batch) for batch in batches))
-        await asyncio.sleep(chance.choice((0, 0, 0, 0.003)))
+        if chance.random() < 0.25:
+            # Idle for longer than the database waits before it copies its log.
+            await asyncio.wait({idle}, timeout=0.003)
 
 
 def acks(pipe: int) -> Iterator[int]:
