@@ -219,17 +219,19 @@ class Config:
         return dataclasses.replace(stored, **explicit)
 
 
-SECTIONS: Mapping[str, type[Any]] = {
-    found.name: found.default_factory
+SECTIONS: Mapping[str, Any] = {
+    found.name: found.type
     for found in dataclasses.fields(Config)
-    if isinstance(found.default_factory, type) and dataclasses.is_dataclass(found.default_factory)
+    if dataclasses.is_dataclass(found.type)
 }
+"""The tables of a file, and the class of each."""
 
 
 def rules() -> Mapping[str, Rule]:
     """Return every key, dotted, with its rule."""
-    found = {}
-    for name, section in {"": Config, **SECTIONS}.items():
+    found: dict[str, Rule] = {}
+    sections: Mapping[str, Any] = {"": Config, **SECTIONS}
+    for name, section in sections.items():
         for part in dataclasses.fields(section):
             if "rule" in part.metadata:
                 found[f"{name}.{part.name}" if name else part.name] = part.metadata["rule"]
