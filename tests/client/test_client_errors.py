@@ -85,9 +85,9 @@ def test_an_error_has_what_the_daemon_said(double: Double, both) -> None:
 def test_an_unreachable_daemon_names_the_target_and_the_next_command(tmp_path) -> None:
     """Where nobody listens, the error says where, why, and how to start a daemon."""
     target = f"unix:{tmp_path}/none.sock"
-    with modelhost.Client(target, retries=False) as client:
-        with pytest.raises(modelhost.Unreachable) as caught:
-            client.host()
+    client = modelhost.Client(target, retries=False)
+    with pytest.raises(modelhost.Unreachable) as caught:
+        client.host()
     assert target in str(caught.value)
     assert "No such file" in str(caught.value)
     assert "modelhost serve" in caught.value.hint

@@ -59,7 +59,7 @@ class AsyncWatch:
 
     async def __anext__(self) -> WatchItem:
         while not self._items:
-            if self._closed:
+            if self._ended:
                 raise StopAsyncIteration
             await self._step()
         return self._items.popleft()
@@ -69,6 +69,10 @@ class AsyncWatch:
         self._closed = True
         if self._stream is not None:
             self._stream.cancel()
+
+    @property
+    def _ended(self) -> bool:
+        return self._closed or self._transport.closed
 
     async def _step(self) -> None:
         """Wait for one message, or for the moment to open the next stream."""
@@ -100,7 +104,7 @@ class AsyncWatch:
             if not goes_on:
                 stream.cancel()
                 self._stream = None
-        elif not self._closed:
+        elif not self._ended:
             self._stream = None
             items, self._delay = self._state.broken(error)
             self._items.extend(items)

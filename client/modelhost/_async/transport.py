@@ -69,11 +69,20 @@ class AsyncTransport:
         self.options = options
         self._closed = asyncio.Event()
 
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._closed.is_set()
+
+    def check_open(self) -> None:
+        """Raise RuntimeError once closed."""
+        if self.closed:
+            raise RuntimeError("this client is closed")
+
     @functools.cached_property
     def channel(self) -> grpc.aio.Channel:
         """The channel. Raises RuntimeError once closed."""
-        if self._closed.is_set():
-            raise RuntimeError("this client is closed")
+        self.check_open()
         options = self.options.channel_options(service_config())
         return grpc.aio.insecure_channel(self.options.target, options=options)
 
@@ -114,6 +123,7 @@ class AsyncTransport:
         timeout: float | None = None,
     ) -> R:
         """Make one call and return its answer. ``timeout`` in seconds; None = the client's."""
+        self.check_open()
         name, seconds = _calls.begin(request, timeout, self.options)
         try:
             return await method(request, timeout=seconds)
@@ -129,6 +139,7 @@ class AsyncTransport:
         timeout: float | None = None,
     ) -> AsyncStream[R]:
         """Open a stream of answers; without a timeout it goes on until it ends or is cancelled."""
+        self.check_open()
         name = _calls.method_of(request)
         return AsyncStream(method(request, timeout=timeout), name, self.options.target, timeout)
 
@@ -140,6 +151,7 @@ class AsyncTransport:
         timeout: float | None = None,
     ) -> R:
         """Send a stream of requests and return the one answer."""
+        self.check_open()
         seconds = timeout or self.options.timeout
         try:
             return await method(requests, timeout=seconds)

@@ -60,7 +60,7 @@ class Watch:
 
     def __next__(self) -> WatchItem:
         while not self._items:
-            if self._closed:
+            if self._ended:
                 raise StopIteration
             self._step()
         return self._items.popleft()
@@ -70,6 +70,10 @@ class Watch:
         self._closed = True
         if self._stream is not None:
             self._stream.cancel()
+
+    @property
+    def _ended(self) -> bool:
+        return self._closed or self._transport.closed
 
     def _step(self) -> None:
         """Wait for one message, or for the moment to open the next stream."""
@@ -101,7 +105,7 @@ class Watch:
             if not goes_on:
                 stream.cancel()
                 self._stream = None
-        elif not self._closed:
+        elif not self._ended:
             self._stream = None
             items, self._delay = self._state.broken(error)
             self._items.extend(items)

@@ -67,6 +67,16 @@ class Transport:
         self._closed = threading.Event()
         self._making = threading.Lock()
 
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._closed.is_set()
+
+    def check_open(self) -> None:
+        """Raise RuntimeError once closed."""
+        if self.closed:
+            raise RuntimeError("this client is closed")
+
     @functools.cached_property
     def channel(self) -> grpc.Channel:
         """The channel. Raises RuntimeError once closed."""
@@ -74,8 +84,7 @@ class Transport:
             made = self.__dict__.get("channel")
             if made is not None:
                 return cast("grpc.Channel", made)
-            if self._closed.is_set():
-                raise RuntimeError("this client is closed")
+            self.check_open()
             options = self.options.channel_options(service_config())
             # Stored under the lock: cached_property itself has none.
             self.__dict__["channel"] = grpc.insecure_channel(self.options.target, options=options)
@@ -115,6 +124,7 @@ class Transport:
         self, method: "grpc.UnaryUnaryMultiCallable[Q, R]", request: Q, timeout: float | None = None
     ) -> R:
         """Make one call and return its answer. ``timeout`` in seconds; None = the client's."""
+        self.check_open()
         name, seconds = _calls.begin(request, timeout, self.options)
         try:
             return method(request, timeout=seconds)
@@ -130,6 +140,7 @@ class Transport:
         timeout: float | None = None,
     ) -> Stream[R]:
         """Open a stream of answers; without a timeout it goes on until it ends or is cancelled."""
+        self.check_open()
         name = _calls.method_of(request)
         return Stream(method(request, timeout=timeout), name, self.options.target, timeout)
 
@@ -141,6 +152,7 @@ class Transport:
         timeout: float | None = None,
     ) -> R:
         """Send a stream of requests and return the one answer."""
+        self.check_open()
         seconds = timeout or self.options.timeout
         try:
             return method(requests, timeout=seconds)
