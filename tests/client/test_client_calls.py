@@ -9,6 +9,7 @@ import pytest
 from modelhost import (
     AlreadyExists,
     AsyncOperationHandle,
+    Classification,
     Client,
     InvalidArgument,
     OperationHandle,
@@ -308,6 +309,25 @@ def test_embed_refuses_what_is_no_embedding(double: Double, both, outputs) -> No
     double.on("ModelInfer", answer_with(**outputs))
     with pytest.raises(Unimplemented, match="feature-extraction"):
         both(lambda c: c.embed("m", ["a", "b"]))
+
+
+def test_classify_returns_labels_and_scores(double: Double, both) -> None:
+    """Each text gets its best label with its score, and the scores of all classes."""
+    response = answer_with(scores=np.array([[0.25, 0.75], [0.5, 0.5]]))
+    response.outputs.add(name="label", datatype="BYTES", shape=[2])
+    response.raw_output_contents.append(b"\x03\x00\x00\x00bad\x04\x00\x00\x00good")
+    double.on("ModelInfer", response)
+    assert both(lambda c: c.classify("m", ["a", "b"])) == [
+        Classification("bad", 0.75, (0.25, 0.75)),
+        Classification("good", 0.5, (0.5, 0.5)),
+    ]
+
+
+def test_classify_refuses_what_is_no_classifier(double: Double, both) -> None:
+    """A model that answers otherwise is told by what came."""
+    double.on("ModelInfer", answer_with(embedding=np.ones((1, 3))))
+    with pytest.raises(Unimplemented, match="text-classification"):
+        both(lambda c: c.classify("m", ["a"]))
 
 
 def test_ready_and_health(double: Double, both) -> None:

@@ -62,6 +62,22 @@ class AsyncInference:
         )
         return _inference.embeddings(model, outputs, len(array))
 
+    async def classify(
+        self, model: str, texts: Iterable[str], *, timeout: float | None = None
+    ) -> list[_inference.Classification]:
+        """Return for each text its best label, the score of it, and those of all classes.
+
+        For models of the task ``text-classification``; raises Unimplemented for what answers otherwise.
+        """
+        array = _tensors.text_array(texts)
+        outputs = await self.infer(
+            model,
+            {_inference.TEXT: array},
+            outputs=[_inference.LABEL, _inference.SCORES],
+            timeout=timeout,
+        )
+        return _inference.classifications(model, outputs, len(array))
+
     async def metadata(
         self, model: str, *, version: int = 0
     ) -> open_inference_pb2.ModelMetadataResponse:

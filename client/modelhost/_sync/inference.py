@@ -60,6 +60,22 @@ class Inference:
         )
         return _inference.embeddings(model, outputs, len(array))
 
+    def classify(
+        self, model: str, texts: Iterable[str], *, timeout: float | None = None
+    ) -> list[_inference.Classification]:
+        """Return for each text its best label, the score of it, and those of all classes.
+
+        For models of the task ``text-classification``; raises Unimplemented for what answers otherwise.
+        """
+        array = _tensors.text_array(texts)
+        outputs = self.infer(
+            model,
+            {_inference.TEXT: array},
+            outputs=[_inference.LABEL, _inference.SCORES],
+            timeout=timeout,
+        )
+        return _inference.classifications(model, outputs, len(array))
+
     def metadata(self, model: str, *, version: int = 0) -> open_inference_pb2.ModelMetadataResponse:
         """Return the names, datatypes and shapes of a model's inputs and outputs (-1 = any size)."""
         request = open_inference_pb2.ModelMetadataRequest(
