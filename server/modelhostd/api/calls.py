@@ -1,7 +1,7 @@
 """Calls under way: what a handler knows of its call, and the registry that draining waits for."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -36,6 +36,8 @@ class Calls:
         self._idle.set()
         self.draining = asyncio.Event()
         """Set when the daemon begins to stop: streams and waits end, new calls are refused."""
+        self.closing = False
+        """Whether the time for draining is over and handlers are being cancelled."""
 
     def enter(self, method: str) -> int:
         """Register the current task and return its ticket for ``leave``."""
@@ -66,6 +68,7 @@ class Calls:
 
     def cancel_all(self) -> list[str]:
         """Cancel the handlers of what is still under way; returns their methods."""
+        self.closing = True
         left = list(self._tasks.values())
         for _, task in left:
             task.cancel()
@@ -124,7 +127,7 @@ class Call:
                 # Its finally blocks run before the caller goes on.
                 await asyncio.wait({task})
 
-    async def until_shutdown(self, items: AsyncIterator[T]) -> AsyncIterator[T]:
+    async def until_shutdown(self, items: AsyncIterator[T]) -> AsyncGenerator[T, None]:
         """Yield what ``items`` (an async generator) yields; raise SHUTTING_DOWN once draining begins."""
         async with aclosing(items):  # type: ignore[type-var]
             while True:

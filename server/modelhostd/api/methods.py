@@ -64,11 +64,13 @@ class Service:
     groups: Mapping[str, Group] = field(default_factory=dict)
     limits: Mapping[str, int] = field(default_factory=dict)
     timeouts: Mapping[str, float | None] = field(default_factory=dict)
+    offered_as: str = ""
+    """Another full name for it than the descriptor's."""
 
     @property
     def name(self) -> str:
         """The full name, ``modelhost.v1.ModelService``."""
-        return str(self.descriptor.full_name)
+        return self.offered_as or str(self.descriptor.full_name)
 
     def methods(self, control_bytes_max: int = CONTROL_BYTES_MAX) -> Mapping[str, Method]:
         """Return every method of the service by its name."""

@@ -73,8 +73,9 @@ class Wrapper:
 
     def _handler(self, method: Method) -> "grpc.RpcMethodHandler[Any, Any]":
         # No (de)serializers: bytes come and go, so that limits are checked before anything is parsed.
+        if method.server_streaming and method.client_streaming:
+            return grpc.stream_stream_rpc_method_handler(self._streaming(method))
         if method.server_streaming:
-            assert not method.client_streaming, method.path
             return grpc.unary_stream_rpc_method_handler(self._streaming(method))
         if method.client_streaming:
             return grpc.stream_unary_rpc_method_handler(self._gathering(method))
@@ -109,13 +110,19 @@ class Wrapper:
         return handle
 
     def _streaming(self, method: Method) -> Callable[..., Any]:
-        async def handle(raw: bytes, context: Context) -> None:
+        async def handle(given: bytes | AsyncIterator[bytes], context: Context) -> None:
             call = self._call(method.path, context)
             failure: ModelhostError | None = None
             held = _Held(self, method)
             try:
                 held.take()
-                items = method.handler(_parsed(method, raw), call)
+                request = (
+                    _parsed(method, given)
+                    if isinstance(given, bytes)
+                    # Such a stream may be idle for hours between two requests.
+                    else _requests(method, given, idle_s=None)
+                )
+                items = method.handler(request, call)
                 held.items = items
                 async for item in items:
                     await self._write(context, _encoded(item), held)
@@ -182,6 +189,9 @@ class Wrapper:
         if isinstance(error, asyncio.CancelledError):
             task = asyncio.current_task()
             if task is not None and task.cancelling():
+                if self._calls.closing and task.uncancel() == 0:
+                    # Ours, when the time for draining is over: the client is there and is told.
+                    return errors.shutting_down()
                 raise error
             return ModelhostError(
                 Reason.WORKER_LOST,
@@ -306,12 +316,14 @@ def _parsed(method: Method, raw: bytes) -> Any:
         raise invalid("request", expected, raw[:40]) from None
 
 
-async def _requests(method: Method, messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+async def _requests(
+    method: Method, messages: AsyncIterator[bytes], *, idle_s: float | None = READ_IDLE_S
+) -> AsyncIterator[Any]:
     """Yield the requests of a client's stream; one that sends nothing for long ends it."""
     iterator = aiter(messages)
     while True:
         try:
-            async with asyncio.timeout(READ_IDLE_S):
+            async with asyncio.timeout(idle_s):
                 raw = await anext(iterator)
         except StopAsyncIteration:
             return

@@ -35,7 +35,8 @@ class Surroundings:
     """What the checks compare with.
 
     ``capacity_bytes`` are the bytes modelhost may use of each device, by id. ``packages`` has the
-    version of each package that the model names, empty where it is not installed. ``backends`` maps
+    version of each package that the model names, empty where it is not installed; one that is absent is
+    not known. ``backends`` maps
     those that can be used to their tasks; None = not known.
     """
 
@@ -135,8 +136,8 @@ def _packages(wanted: Sequence[str], installed: Mapping[str, str]) -> Check:
     missing, unclear = [], []
     for requirement in wanted:
         name = package_name(requirement)
-        version = installed.get(name, "")
-        if not name:
+        version = installed.get(name)
+        if not name or version is None:
             unclear.append(requirement)
         elif not version:
             missing.append(requirement)

@@ -389,8 +389,12 @@ class Loads:
             raise blocked
 
     def plan(self, model_id: str, device: str = "") -> tuple[rules.Plan, int]:
-        """Return what a load would do now, and the bytes it would take; changes nothing."""
+        """Return what a load would do now, and the bytes it would take; changes nothing.
+
+        Where it would wait, the plan says who would be drained once its grace has passed.
+        """
         wanted = self._new(self._registry.committed.model(model_id), device, None)
+        wanted.since -= rules.BUSY_GRACE_S
         return self._plan(wanted), wanted.bytes
 
     def _plan(self, wanted: Wanted) -> rules.Plan:

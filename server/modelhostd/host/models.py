@@ -295,6 +295,13 @@ def _artifact(model: Model, version: int) -> Artifact:
     if version:
         have = {a.version: a for a in model.artifacts if a.state is ArtifactState.AVAILABLE}
         found = have.get(version)
+        if found is None and have:
+            raise ModelhostError(
+                Reason.MODEL_NOT_DOWNLOADED,
+                f"model '{model.id}' has no version {version} on disk; it has "
+                f"{', '.join(map(str, have))} (0 takes the newest)",
+                {"model": model.id, "state": model.state.value},
+            )
     if found is None:
         raise rules.not_downloaded(model)
     return found

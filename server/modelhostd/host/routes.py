@@ -26,6 +26,9 @@ class Route:
     loaded: Loaded | None = None
     open: bool = False
     in_flight: int = 0
+    request_count: int = 0
+    """Requests answered since it was loaded, errors included."""
+    error_count: int = 0
     last_used: float = 0.0
     """Monotonic seconds, for ages; ``last_used_time`` is for people."""
     last_used_time: float = 0.0

@@ -1,0 +1,78 @@
+"""What instances do right now: the figures that change with every request, and who would be evicted next."""
+
+from collections.abc import Mapping
+
+from modelhost.v1 import instances_pb2
+from modelhostd.api import convert
+from modelhostd.core import residency as rules
+from modelhostd.core.resources import Instance, InstanceState
+from modelhostd.host import Host
+
+_Blocker = instances_pb2.InstanceActivity.EvictBlocker
+
+
+class Activity:
+    """The figures of all instances at one moment; make one for each answer."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._now = host.clock.monotonic()
+        self._holdings: dict[str, rules.Holding] = {}
+        self._ranks: dict[str, int] = {}
+        min_residency = host.occupancy.min_residency_s()
+        for view in host.occupancy.views().values():
+            self._holdings.update({h.model: h for h in view.holdings})
+            evictable = [
+                h
+                for h in rules.by_recency(view.holdings)
+                if h.idle and self._now - h.ready_since >= min_residency
+            ]
+            self._ranks.update({h.model: place for place, h in enumerate(evictable, 1)})
+
+    def of(self, instance: Instance) -> instances_pb2.InstanceActivity:
+        """Return the figures of one instance."""
+        route = self._host.routes.get(instance.model)
+        if route is not None and route.instance != instance.id:
+            route = None
+        last_used = instance.ready_time
+        if route is not None and route.last_used_time:
+            last_used = route.last_used_time
+        return instances_pb2.InstanceActivity(
+            in_flight=route.in_flight if route is not None else 0,
+            queued=self._host.routes.queued(instance.model),
+            last_used_time=convert.timestamp(last_used),
+            expire_time=convert.timestamp(self._expire_time(instance, last_used)),
+            eviction_rank=self._ranks.get(instance.model, 0),
+            evict_blockers=self._blockers(instance),
+            request_count=route.request_count if route is not None else 0,
+            error_count=route.error_count if route is not None else 0,
+        )
+
+    def last_used_times(self) -> Mapping[str, float]:
+        """Return when each model with a route was last used, by model id."""
+        return {r.model: r.last_used_time for r in self._host.routes if r.last_used_time}
+
+    def _expire_time(self, instance: Instance, last_used: float) -> float:
+        model = self._host.registry.committed.models.get(instance.model)
+        if model is None or model.pinned or instance.state is not InstanceState.READY:
+            return 0.0
+        keep = self._host.occupancy.keep_alive_s(model)
+        return last_used + keep if keep is not None else 0.0
+
+    def _blockers(
+        self, instance: Instance
+    ) -> list[instances_pb2.InstanceActivity.EvictBlocker.ValueType]:
+        holding = self._holdings.get(instance.model)
+        if holding is None:
+            return []
+        if instance.state is not InstanceState.READY:
+            return [_Blocker.Value("IN_TRANSITION")]
+        young = self._now - holding.ready_since < self._host.occupancy.min_residency_s()
+        reasons = {
+            "IN_FLIGHT": holding.in_flight > 0,
+            "QUEUED": holding.queued > 0,
+            "PINNED": holding.pinned,
+            "LEASED": holding.leased,
+            "MIN_RESIDENCY": young,
+        }
+        return [_Blocker.Value(name) for name, holds in reasons.items() if holds]
