@@ -23,14 +23,6 @@ from modelhostd.core.resources import (
     Slot,
 )
 
-VOLATILE = frozenset({Kind.INSTANCE, Kind.DEVICE, Kind.LEASE})
-"""Kinds that follow what really happened: when a commit fails their edits stand and are logged with the
-next commit, while edits of the other kinds are undone. Their rows end with the daemon that wrote them."""
-
-DURABLE = frozenset(Kind)
-"""Kinds that have rows. Volatile ones too: after a crash the next daemon must be able to tell its
-subscribers which instances are gone."""
-
 SETTINGS_KEY = "host"
 
 

@@ -100,9 +100,11 @@ class Host:
             *await self._found_devices(),
             *self._started_settings(),
         ]
-        self.registry.record(edits)
+        first = self.registry.stage(edits)
         # Second: it looks at the operations as the first edits left them.
-        await self.registry.record(self.transfers.recover())
+        second = self.registry.stage(self.transfers.recover())
+        await first
+        await second
         self.residency.start()
         self.transfers.start()
         self._autoload()
@@ -152,7 +154,7 @@ class Host:
         )
         return replace(
             device,
-            reserved_bytes=ledger.used(device.id),
+            reserved_bytes=max(0, ledger.used(device.id) - resident),
             resident_bytes=resident,
             foreign_bytes=self.occupancy.foreign.get(device.id, 0),
         )

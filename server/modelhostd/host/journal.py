@@ -4,6 +4,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.journal import Ring, check_start
@@ -103,12 +104,14 @@ class Journal:
                 self._pages[base] = task
                 while len(self._pages) > PAGES_CACHED:
                     self._pages.popitem(last=False)
-        try:
-            page = await asyncio.shield(task)
-        except Exception:
-            self._pages.pop(base, None)
-            raise
+            task.add_done_callback(partial(self._read, base))
+        page = await asyncio.shield(task)
         return [e for e in page if e.sequence >= start]
+
+    def _read(self, base: int, task: "asyncio.Task[Sequence[Event]]") -> None:
+        """Keep no failure: its readers may all have gone, and the next one asks again."""
+        if (task.cancelled() or task.exception() is not None) and self._pages.get(base) is task:
+            del self._pages[base]
 
     async def _load(self, start: int, limit: int) -> Sequence[Event]:
         return await self._database.read_events(start, limit)
