@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.loopback_hub import LoopbackHub, Repo
 from bench.models import SENTENCES, make_classifier, minilm_dir, reference_embeddings
-from modelhost import Client
+from modelhost import Client, Unreachable
+from modelhost.v1.events_pb2 import Event
+from modelhost.v1.operations_pb2 import Operation
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 CLASSIFIER = "modelhost/tiny-classifier"
@@ -51,14 +53,15 @@ def main() -> int:
         }
         with (
             LoopbackHub(repos, rate=arguments.rate) as hub,
-            daemon(home, hub.endpoint, Path(scratch, "s")) as target,
-            Client(target) as host,
+            daemon(home, hub.endpoint, Path(scratch, "s")) as (users, operators),
+            Client(users) as host,
+            Client(operators) as operator,
         ):
-            return job(host)
+            return job(host, operator)
 
 
-def job(host: Client) -> int:
-    """Do the main job against a running daemon."""
+def job(host: Client, operator: Client) -> int:
+    """Do the main job against a running daemon; budgets are the operator's."""
     stop = threading.Event()
     watcher = threading.Thread(target=watch, args=(host, stop), daemon=True)
     watcher.start()
@@ -77,7 +80,7 @@ def job(host: Client) -> int:
     host.pull(f"hf://{CLASSIFIER}", progress=Bar())
     used = measured(host, "all-minilm-l6-v2")
     say("budget", f"devices/cpu: {used} bytes, room for one of the two")
-    host.set_budget("cpu", used)
+    operator.set_budget("cpu", used)
     host.load("tiny-classifier")
     gone = "all-minilm-l6-v2" not in resident(host)
     say("evict", f"resident now: {', '.join(resident(host))}")
@@ -106,24 +109,25 @@ def measured(host: Client, model: str) -> int:
 def watch(host: Client, stop: threading.Event) -> None:
     """Print every event of models and instances, with its sequence."""
     with Client(host.target) as own:
-        for event in own.watch():
+        for event in own.watch(snapshot=False, kinds=("MODEL", "INSTANCE")):
             if stop.is_set():
                 return
-            kind = event.name.partition("/")[0]
-            if kind == "models":
+            if isinstance(event, Event):
                 details = " ".join(f"{k}={v}" for k, v in sorted(event.details.items()))
-                say(f"event {event.sequence}", f"{event.name} {event.reason} {details[:90]}")
+                gone = "gone: " if event.change == event.DELETED else ""
+                say(f"event {event.sequence}", f"{event.name} {gone}{event.reason} {details[:90]}")
 
 
 class Bar:
-    """Prints an operation's progress, one line a second and one at the end of each phase."""
+    """Prints an operation's progress, one line a second and one at the beginning of each phase."""
 
     def __init__(self) -> None:
         self._printed = 0.0
         self._phase = 0
 
-    def __call__(self, operation: object) -> None:
-        progress = operation.progress  # type: ignore[attr-defined]
+    def __call__(self, operation: Operation) -> None:
+        """Print the operation's progress, if it is time."""
+        progress = operation.progress
         now = time.monotonic()
         if progress.phase == self._phase and now - self._printed < 1.0:
             return
@@ -131,13 +135,13 @@ class Bar:
         if progress.total_bytes:
             share = progress.done_bytes / progress.total_bytes
             rate = progress.bytes_per_second / 1e6
-            name = progress.Phase.Name(progress.phase).lower()
+            name = progress.Phase.Name(progress.phase).lower() if progress.phase else "done"
             say("progress", f"{name} {share:5.0%} of {progress.total_bytes} bytes, {rate:.0f} MB/s")
 
 
 @contextmanager
-def daemon(home: Path, endpoint: str, sockets: Path) -> Iterator[str]:
-    """Start the unchanged daemon; yields its target, and ends it with SIGTERM."""
+def daemon(home: Path, endpoint: str, sockets: Path) -> Iterator[tuple[str, str]]:
+    """Start the unchanged daemon; yields the users' and the operators' target, ends it with SIGTERM."""
     address = f"unix:{sockets}/modelhost.sock"
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "RUNTIME_DIRECTORY": str(sockets)}
     sockets.mkdir(mode=0o700)
@@ -149,9 +153,8 @@ def daemon(home: Path, endpoint: str, sockets: Path) -> Iterator[str]:
             [*command, "--log-level", "warning"], env=environment, stderr=output
         )
         try:
-            with Client(address) as client:
-                client.wait_until_serving(timeout=START_S)
-            yield address
+            wait_until_serving(address, process)
+            yield address, f"unix:{sockets}/admin.sock"
         finally:
             process.send_signal(signal.SIGTERM)
             code = process.wait(timeout=STOP_S)
@@ -159,6 +162,19 @@ def daemon(home: Path, endpoint: str, sockets: Path) -> Iterator[str]:
             errors = log.read_text(errors="replace")
             if errors:
                 sys.stderr.write(errors)
+
+
+def wait_until_serving(address: str, process: "subprocess.Popen[bytes]") -> None:
+    """Return when the daemon answers; raises RuntimeError when it ended or does not in time."""
+    end = time.monotonic() + START_S
+    with Client(address) as client:
+        while process.poll() is None and time.monotonic() < end:
+            try:
+                if client.health() == "SERVING":
+                    return
+            except Unreachable:
+                time.sleep(0.05)
+    raise RuntimeError("the daemon did not start; its log follows")
 
 
 def say(topic: str, text: str) -> None:

@@ -31,6 +31,7 @@ def make_classifier(folder: Path, *, seed: int = 7, hidden: int = 128, layers: i
     import transformers
 
     torch.manual_seed(seed)
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_dir(), local_files_only=True)
     config = transformers.BertConfig(
         vocab_size=len(tokenizer),
@@ -42,7 +43,7 @@ def make_classifier(folder: Path, *, seed: int = 7, hidden: int = 128, layers: i
         label2id={"calm": 0, "neutral": 1, "lively": 2},
     )
     folder.mkdir(parents=True, exist_ok=True)
-    transformers.BertForSequenceClassification(config).eval().save_pretrained(folder)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -52,6 +53,7 @@ def reference_embeddings(folder: Path, sentences: list[str]) -> Any:
     import torch
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
     batch = tokenizer(sentences, padding=True, truncation=True, max_length=256, return_tensors="pt")

@@ -16,8 +16,6 @@ import threading
 from collections.abc import Sequence
 from importlib import metadata
 
-import structlog
-
 from modelhostd import config_load, process
 from modelhostd.adapters import logs
 from modelhostd.adapters.blobs import BlobStore, StoreConfig
@@ -29,6 +27,7 @@ from modelhostd.adapters.files import FileStore
 from modelhostd.adapters.hub import HubConfig
 from modelhostd.adapters.notify import Notifier
 from modelhostd.adapters.trees import TreeStore
+from modelhostd.adapters.wire import Limits
 from modelhostd.adapters.workers.config import WorkersConfig
 from modelhostd.adapters.workers.supervisor import ProcessWorkers
 from modelhostd.api.server import ApiConfig, ApiServer, build
@@ -36,11 +35,12 @@ from modelhostd.config import Config
 from modelhostd.config_values import ConfigError
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.resources import Event, Kind, Settings
+from modelhostd.core.transfer import RetryPolicy
 from modelhostd.host import Host, HostConfig
 from modelhostd.host.registry import History
 from modelhostd.process import ProcessSetting
 
-log = structlog.get_logger(__name__)
+log = logs.get_logger(__name__)
 
 EXIT_STUCK = 75
 TICK_S = 5.0
@@ -209,10 +209,15 @@ def _host_config(config: Config) -> HostConfig:
 
 
 def _hub_config(config: Config) -> HubConfig:
-    token = config.downloads.token
+    downloads = config.downloads
+    token = downloads.token
     return HubConfig(
-        endpoint=config.downloads.endpoint,
+        endpoint=downloads.endpoint,
         token=lambda: token.value if token is not None else None,
+        limits=Limits(
+            connect_s=downloads.connect_timeout_s, stall_s=downloads.read_timeout_s
+        ),
+        retry=RetryPolicy(tries=downloads.attempts),
         version=metadata.version("modelhost"),
     )
 
