@@ -10,6 +10,7 @@ from modelhostd.core import registry as rules
 from modelhostd.core.resources import Model, Operation, OperationState, Source
 from modelhostd.host import Host, HostConfig
 from modelhostd.host.registry import History
+from modelhostd.ports import Clock, Workers
 from tests.fakes.clock import FakeClock
 from tests.fakes.database import FakeDatabase, FakeDisk
 from tests.fakes.devices import FakeDevices, sim
@@ -35,20 +36,26 @@ class World:
 
     @asynccontextmanager
     async def host(
-        self, *, budget: int = BUDGET, devices: int = 1, history: History | None = None
+        self,
+        *,
+        budget: int = BUDGET,
+        devices: int = 1,
+        history: History | None = None,
+        real_workers: Workers | None = None,
+        real_clock: Clock | None = None,
     ) -> AsyncIterator["Running"]:
-        """Start a host on this world and stop it at the end."""
+        """Start a host on this world and stop it at the end; fakes idle beside real ones."""
         database = FakeDatabase(self.disk)
         workers = FakeWorkers()
         ids = [f"sim-{i}" for i in range(devices)]
         host = Host(
             HostConfig(budgets=dict.fromkeys(ids, budget), history=history or History()),
-            clock=self.clock,
+            clock=real_clock or self.clock,
             database=database,
             devices=FakeDevices(*(sim(i, 10_000) for i in range(devices))),
             downloads=self.downloads,
             files=self.files,
-            workers=workers,
+            workers=real_workers or workers,
         )
         await host.start()
         running = Running(self, host, workers, database)
@@ -57,6 +64,7 @@ class World:
         finally:
             if not running.crashed:
                 await host.stop(grace_s=1.0)
+                await (real_workers or workers).stop(5.0)
                 await host.close()
 
 

@@ -180,8 +180,9 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ModelMetadata(self, request, context):
-        """Returns a model's inputs and outputs; they are known once it was loaded for the first time.
-        Fails with NOT_FOUND, and with FAILED_PRECONDITION while they are not known. Right: READ.
+        """Returns a model's inputs and outputs. Only a loaded model knows them: one that is on disk is
+        loaded first, as ModelInfer would load it, within the call's deadline. Fails as ModelInfer does
+        before the model runs. Right: READ.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

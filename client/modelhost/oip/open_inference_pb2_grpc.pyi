@@ -58,8 +58,9 @@ class GRPCInferenceServiceStub:
     ServerMetadata: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ServerMetadataRequest, _open_inference_pb2.ServerMetadataResponse]
     """Returns name, version and extensions of the server. Right: READ."""
     ModelMetadata: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ModelMetadataRequest, _open_inference_pb2.ModelMetadataResponse]
-    """Returns a model's inputs and outputs; they are known once it was loaded for the first time.
-    Fails with NOT_FOUND, and with FAILED_PRECONDITION while they are not known. Right: READ.
+    """Returns a model's inputs and outputs. Only a loaded model knows them: one that is on disk is
+    loaded first, as ModelInfer would load it, within the call's deadline. Fails as ModelInfer does
+    before the model runs. Right: READ.
     """
     ModelInfer: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ModelInferRequest, _open_inference_pb2.ModelInferResponse]
     """Runs a model. One that is on disk is loaded first where `load_on_demand` says so, and the
@@ -127,8 +128,9 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     ServerMetadata: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ServerMetadataRequest, _open_inference_pb2.ServerMetadataResponse]  # type: ignore[assignment]
     """Returns name, version and extensions of the server. Right: READ."""
     ModelMetadata: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ModelMetadataRequest, _open_inference_pb2.ModelMetadataResponse]  # type: ignore[assignment]
-    """Returns a model's inputs and outputs; they are known once it was loaded for the first time.
-    Fails with NOT_FOUND, and with FAILED_PRECONDITION while they are not known. Right: READ.
+    """Returns a model's inputs and outputs. Only a loaded model knows them: one that is on disk is
+    loaded first, as ModelInfer would load it, within the call's deadline. Fails as ModelInfer does
+    before the model runs. Right: READ.
     """
     ModelInfer: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ModelInferRequest, _open_inference_pb2.ModelInferResponse]  # type: ignore[assignment]
     """Runs a model. One that is on disk is loaded first where `load_on_demand` says so, and the
@@ -223,8 +225,9 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _open_inference_pb2.ModelMetadataRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.ModelMetadataResponse, _abc.Awaitable[_open_inference_pb2.ModelMetadataResponse]]:
-        """Returns a model's inputs and outputs; they are known once it was loaded for the first time.
-        Fails with NOT_FOUND, and with FAILED_PRECONDITION while they are not known. Right: READ.
+        """Returns a model's inputs and outputs. Only a loaded model knows them: one that is on disk is
+        loaded first, as ModelInfer would load it, within the call's deadline. Fails as ModelInfer does
+        before the model runs. Right: READ.
         """
 
     @_abc_1.abstractmethod

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from modelhost.v1 import event_service_pb2
 from modelhostd.api import convert
+from modelhostd.api.encoding import entry, key
 from modelhostd.core.event_filter import EventFilter
 from modelhostd.core.resources import Event, Resource
 from modelhostd.host.journal import Journal
@@ -22,9 +23,9 @@ EVENTS_CACHED_BYTES = 8 * 1024 * 1024
 BATCHES_CACHED_BYTES = 4 * 1024 * 1024
 
 _Response = event_service_pb2.WatchEventsResponse
-_EVENTS = _Response.EVENTS_FIELD_NUMBER << 3 | 2
-_SNAPSHOT = _Response.SNAPSHOT_FIELD_NUMBER << 3 | 2
-_RESOURCES = event_service_pb2.Snapshot.RESOURCES_FIELD_NUMBER << 3 | 2
+_EVENTS = key(_Response.EVENTS_FIELD_NUMBER)
+_SNAPSHOT = key(_Response.SNAPSHOT_FIELD_NUMBER)
+_RESOURCES = key(event_service_pb2.Snapshot.RESOURCES_FIELD_NUMBER)
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -90,12 +91,12 @@ class Batches:
 
         Raises SEQUENCE_COMPACTED when history has overtaken the reader.
         """
-        key = wanted, start
-        batch = self._batches.get(key)
+        place = wanted, start
+        batch = self._batches.get(place)
         if batch is None:
             batch = self._make(wanted, await journal.read(start))
             # What it takes beside its bytes, so that empty batches are bounded too.
-            self._batches.put(key, batch, len(batch.data) + 256)
+            self._batches.put(place, batch, len(batch.data) + 256)
         return batch
 
     def encoded(self, event: Event) -> bytes:
@@ -135,17 +136,3 @@ def snapshot_messages(resources: Iterable[Resource]) -> Iterator[bytes]:
         size += len(data)
     if parts:
         yield entry(_SNAPSHOT, b"".join(parts))
-
-
-def entry(key: int, data: bytes) -> bytes:
-    """Return one field that holds a message: its key, its length, its bytes.
-
-    Source: https://protobuf.dev/programming-guides/encoding/#length-types
-    """
-    length = len(data)
-    head = bytearray([key])
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return bytes(head) + data

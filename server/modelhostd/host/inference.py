@@ -1,11 +1,12 @@
 """The inference hot path: from a name and raw bytes to a worker's answer, without parsing tensors."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.names import ID
-from modelhostd.core.resources import InstanceState, Model
+from modelhostd.core.resources import Event, InstanceState, Kind, Model
 from modelhostd.host.registry import Registry
 from modelhostd.host.residency import Residency
 from modelhostd.host.routes import Route, Routes
@@ -43,6 +44,12 @@ class Inference:
         self._accepting = True
         self.figures: dict[tuple[str, int], Figures] = {}
         self.in_flight = 0
+        registry.subscribe(self._published)
+
+    @property
+    def accepting(self) -> bool:
+        """Whether requests are taken; false once the daemon stops."""
+        return self._accepting
 
     async def infer(
         self, name: str, version: str, payload: bytes, timeout_s: float | None, priority: int = 0
@@ -181,15 +188,25 @@ class Inference:
         own = model.config.load_on_demand
         return own if own is not None else self._registry.decided.settings.load_on_demand
 
+    def _published(self, events: Sequence[Event]) -> None:
+        """Forget the figures of deleted models."""
+        for event in events:
+            if event.kind is Kind.MODEL and event.resource is None:
+                for key in [k for k in self.figures if k[0] == event.key]:
+                    del self.figures[key]
+
     def _figures(self, route: Route) -> Figures:
         return self.figures.setdefault((route.model, route.version), Figures())
 
     def _failed(self, route: Route, started: float) -> None:
+        route.request_count += 1
+        route.error_count += 1
         figures = self._figures(route)
         figures.fail_count += 1
         figures.fail_ns += int((self._clock.monotonic() - started) * 1e9)
 
     def _succeeded(self, route: Route, reply: InferReply, started: float) -> None:
+        route.request_count += 1
         figures = self._figures(route)
         figures.success_count += 1
         figures.success_ns += int((self._clock.monotonic() - started) * 1e9)

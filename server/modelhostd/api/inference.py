@@ -1,0 +1,222 @@
+"""GRPCInferenceService: the Open Inference Protocol v2 with Triton's extensions.
+
+ModelInfer is the hot path: bytes come in, the fields to route by are scanned, the bytes go to the worker, and
+its bytes go out. The daemon never parses a tensor; the worker checks the whole message.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+from modelhost.oip import model_config_pb2, open_inference_pb2
+from modelhost.v1 import options_pb2
+from modelhostd.api import oip_answers, oip_stream
+from modelhostd.api.admission import Group
+from modelhostd.api.calls import Call
+from modelhostd.api.methods import Service
+from modelhostd.api.oip_refusals import Refusals
+from modelhostd.api.oip_repository import Repository
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.oip_scan import RequestHead, scan
+from modelhostd.core.resources import Device
+from modelhostd.host import Host
+from modelhostd.host.routes import Route
+from modelhostd.ports import Loaded
+
+_oip = open_inference_pb2
+
+PRIORITY_DEFAULT = 100
+"""How urgent a request without ``priority`` is: requests count from 1, the most urgent, upwards."""
+
+_READ = (
+    *("ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig"),
+    *("ModelStatistics", "RepositoryIndex"),
+    *("SystemSharedMemoryStatus", "SystemSharedMemoryUnregister"),
+    *("CudaSharedMemoryStatus", "CudaSharedMemoryUnregister"),
+)
+_OPERATE = (
+    *("SystemSharedMemoryRegister", "CudaSharedMemoryRegister", "TraceSetting", "LogSettings"),
+)
+RIGHTS: Mapping[str, int] = {
+    **dict.fromkeys(_READ, options_pb2.READ),
+    **dict.fromkeys(("ModelInfer", "ModelStreamInfer"), options_pb2.INFER),
+    **dict.fromkeys(("RepositoryModelLoad", "RepositoryModelUnload"), options_pb2.MANAGE),
+    **dict.fromkeys(_OPERATE, options_pb2.OPERATE),
+}
+_WAITING = ("ModelMetadata", "ModelConfig", "RepositoryModelLoad", "RepositoryModelUnload")
+"""They wait for a model to come or go, which the model's own limits bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceOptions:
+    """What the operator sets. ``server_name``: some clients look for ``triton``."""
+
+    server_name: str = "modelhost"
+    server_version: str = "0"
+    message_bytes_max: int = 64 * 1024 * 1024
+    in_flight_bytes_max: int = 512 * 1024 * 1024
+    """Bytes of all requests that are not answered yet; at least one message fits."""
+
+
+def inference_service(host: Host, options: InferenceOptions) -> Service:
+    """Return the service to offer."""
+    infer = ("ModelInfer", "ModelStreamInfer")
+    return Service(
+        _oip.DESCRIPTOR.services_by_name["GRPCInferenceService"],
+        InferenceService(host, options),
+        rights=RIGHTS,
+        raw=frozenset(infer),
+        groups={"ModelInfer": Group.INFERENCE, **dict.fromkeys(_WAITING, Group.STREAM)},
+        limits=dict.fromkeys(infer, options.message_bytes_max),
+        timeouts=dict.fromkeys(("ModelInfer", *_WAITING)),
+    )
+
+
+class ByteBudget:
+    """The bytes of requests in flight, of all models together."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+    def take(self, size: int, model: str) -> None:
+        """Count a request in, or raise QUEUE_FULL."""
+        if self.used + size > self.limit:
+            raise ModelhostError(
+                Reason.QUEUE_FULL,
+                f"requests in flight hold {self.used} bytes, {size} more are above the limit of "
+                f"{self.limit}; try again in a second",
+                {"model": model, "queue": str(self.used), "limit": str(self.limit)},
+                retry_delay_s=1.0,
+            )
+        self.used += size
+
+    def give_back(self, size: int) -> None:
+        """Count a request out."""
+        self.used -= size
+
+
+class InferenceService(Repository, Refusals):
+    """See GRPCInferenceService in the contract."""
+
+    def __init__(self, host: Host, options: InferenceOptions) -> None:
+        super().__init__(host)
+        self._options = options
+        self.budget = ByteBudget(max(options.in_flight_bytes_max, options.message_bytes_max))
+
+    # --- inference ------------------------------------------------------------------------------
+
+    async def model_infer(self, request: bytes, call: Call) -> bytes:
+        """Route one encoded ModelInferRequest and return the worker's encoded answer."""
+        return await self._infer(scan(request), request, call)
+
+    def model_stream_infer(
+        self, requests: AsyncIterator[bytes], call: Call
+    ) -> AsyncIterator[bytes]:
+        """Answer many requests over one stream, in their order."""
+
+        async def infer(head: RequestHead, request: bytes) -> bytes:
+            return await self._infer(head, request, call)
+
+        return oip_stream.answers(requests, infer, call)
+
+    async def _infer(self, head: RequestHead, request: bytes, call: Call) -> bytes:
+        size = len(request)
+        self.budget.take(size, head.model_name[:64])
+        try:
+            reply = await self._host.inference.infer(
+                head.model_name,
+                head.model_version,
+                request,
+                _timeout_s(call.remaining_s(), head.timeout_us),
+                _priority(head.priority),
+            )
+        finally:
+            self.budget.give_back(size)
+        return reply.payload
+
+    # --- the server -----------------------------------------------------------------------------
+
+    async def server_live(
+        self, request: _oip.ServerLiveRequest, call: Call
+    ) -> _oip.ServerLiveResponse:
+        """Say that the daemon runs."""
+        return _oip.ServerLiveResponse(live=True)
+
+    async def server_ready(
+        self, request: _oip.ServerReadyRequest, call: Call
+    ) -> _oip.ServerReadyResponse:
+        """Say whether requests are taken; loading models do not matter."""
+        return _oip.ServerReadyResponse(ready=self._host.inference.accepting)
+
+    async def server_metadata(
+        self, request: _oip.ServerMetadataRequest, call: Call
+    ) -> _oip.ServerMetadataResponse:
+        """Say what the server is and which extensions it has."""
+        return _oip.ServerMetadataResponse(
+            name=self._options.server_name,
+            version=self._options.server_version,
+            extensions=oip_answers.EXTENSIONS,
+        )
+
+    # --- models ---------------------------------------------------------------------------------
+
+    async def model_ready(
+        self, request: _oip.ModelReadyRequest, call: Call
+    ) -> _oip.ModelReadyResponse:
+        """Say whether a request would be served now."""
+        ready = self._host.inference.ready(request.name, request.version)
+        return _oip.ModelReadyResponse(ready=ready)
+
+    async def model_metadata(
+        self, request: _oip.ModelMetadataRequest, call: Call
+    ) -> _oip.ModelMetadataResponse:
+        """Say what a model takes and gives, loading it as a request would."""
+        route, loaded = await self._loaded(request.name, request.version, call)
+        return oip_answers.metadata(request.name, route, loaded)
+
+    async def model_config(
+        self, request: _oip.ModelConfigRequest, call: Call
+    ) -> _oip.ModelConfigResponse:
+        """Say how a model is configured, loading it as a request would."""
+        route, loaded = await self._loaded(request.name, request.version, call)
+        device: Device | None = self._host.registry.committed.devices.get(route.device)
+        config: model_config_pb2.ModelConfig = oip_answers.config(
+            request.name, route, loaded, device
+        )
+        return _oip.ModelConfigResponse(config=config)
+
+    async def model_statistics(
+        self, request: _oip.ModelStatisticsRequest, call: Call
+    ) -> _oip.ModelStatisticsResponse:
+        """Return counts and times, which never fall while a model is loaded."""
+        return oip_answers.statistics(self._host, request.name, request.version)
+
+    async def _loaded(self, name: str, version: str, call: Call) -> tuple[Route, Loaded]:
+        """Return a model's route and what its worker says of it; loads the model where that is allowed.
+
+        Only a loaded model knows its inputs, and clients ask for them before their first request.
+        """
+        work = self._host.inference.loaded_route(name, call.remaining_s())
+        route = await call.or_shutdown(work)
+        if version not in ("", str(route.version)):
+            raise ModelhostError(
+                Reason.MODEL_NOT_FOUND,
+                f"Request for unknown model: '{name}' version {version[:32]!r} is not found; version "
+                f"{route.version} is loaded (an empty version takes it)",
+                {"model": name},
+            )
+        assert route.loaded is not None, name
+        return route, route.loaded
+
+
+def _timeout_s(remaining_s: float | None, timeout_us: int) -> float | None:
+    """Return the seconds that a request has: its call's, or less where its ``timeout`` says so."""
+    if not timeout_us:
+        return remaining_s
+    own = timeout_us / 1e6
+    return own if remaining_s is None else min(own, remaining_s)
+
+
+def _priority(asked: int) -> int:
+    """Return a request's priority as workers take it: higher goes first, 0 is that of one without."""
+    return PRIORITY_DEFAULT - min(asked or PRIORITY_DEFAULT, 2 * PRIORITY_DEFAULT)
