@@ -165,9 +165,16 @@ class LoopbackHub:
 
     def _server(self, handler: type[Handler], port: int) -> ThreadingHTTPServer:
         bound: type[Handler] = type(handler.__name__, (handler,), {"hub": self})
-        server = ThreadingHTTPServer(("127.0.0.1", port), bound)
-        server.daemon_threads = True
-        return server
+        return _Server(("127.0.0.1", port), bound)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of clients that went away: they are killed on purpose here."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 def close_hard(sock: socket.socket) -> None:

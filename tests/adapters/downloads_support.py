@@ -1,11 +1,15 @@
 """Repositories, a home and the real adapters around a loopback Hub, for tests of downloads."""
 
+import asyncio
+import hashlib
 import json
 import random
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
 
 from bench.loopback_hub import LoopbackHub
 from modelhostd.adapters.blobs import BlobStore, StoreConfig
@@ -14,10 +18,12 @@ from modelhostd.adapters.files import FileStore
 from modelhostd.adapters.hub import HubConfig
 from modelhostd.adapters.trees import TreeStore
 from modelhostd.adapters.wire import Limits
+from modelhostd.core.errors import ModelhostError
 from modelhostd.core.resources import Phase, Progress
 from modelhostd.core.sources import parse_source
 from modelhostd.core.transfer import RetryPolicy
 from modelhostd.ports import DownloadJob, Fetched
+from tests.support import wait_until
 
 URI = "hf://org/tiny"
 PATIENT = RetryPolicy(tries=4, base_s=0.001, cap_s=0.002)
@@ -41,6 +47,15 @@ def tiny(data_bytes: int = 1000, seed: int = 0) -> dict[str, bytes]:
     }
 
 
+SIZE = 2_000_000
+FILES = tiny(SIZE)
+"""A repository of two megabytes, nearly all of it in one LFS file."""
+WEIGHTS = FILES["model.safetensors"]
+SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
+CDN_PATH = f"/{SHA256}"
+"""Where the loopback CDN has the weights."""
+
+
 @dataclass
 class Site:
     """One home directory with its adapters, talking to one hub."""
@@ -52,6 +67,7 @@ class Site:
     limits: Limits = field(default_factory=Limits)
     free_bytes: Callable[[], tuple[int, int]] | None = None
     sync_bytes: int = 1 << 20
+    endpoint: str = ""
 
     def __post_init__(self) -> None:
         config = StoreConfig(
@@ -65,7 +81,7 @@ class Site:
         self.files = FileStore(self.store, self.trees)
         self.downloads = HubDownloads(
             HubConfig(
-                endpoint=self.hub.endpoint,
+                endpoint=self.endpoint or self.hub.endpoint,
                 token=lambda: self.token,
                 retry=self.retry,
                 limits=self.limits,
@@ -134,3 +150,23 @@ class Site:
             if not seen or seen[-1] is not report.phase:
                 seen.append(report.phase)
         return seen
+
+
+async def failure(site: Site, uri: str = URI) -> ModelhostError:
+    """Return how fetching fails; nothing may be visible or left behind after it."""
+    with pytest.raises(ModelhostError) as caught:
+        await site.fetch(uri)
+    assert site.visible() == []
+    assert await site.files.check({}, deep=True, repair=False) == ()
+    return caught.value
+
+
+def cdn_ranges(hub: LoopbackHub) -> list[str]:
+    """Return the Range headers that the CDN saw, in order ("" = none)."""
+    return [r.headers.get("range", "") for r in hub.requests if r.where == "cdn"]
+
+
+async def weights_at(site: Site, count: int) -> None:
+    """Wait until exactly so many bytes of the weights are on disk."""
+    part = site.home / "staging" / "parts" / f"{SHA256}.part"
+    await asyncio.to_thread(wait_until, lambda: part.exists() and part.stat().st_size == count)

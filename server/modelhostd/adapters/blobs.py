@@ -273,6 +273,15 @@ class BlobStore:
                 freed += self.drop_part(key)
         return freed
 
+    def drop_lone_journals(self) -> None:
+        """Remove journals whose part is gone, and halves of journals. Nobody may be writing."""
+        with self.home.directory(*PARTS) as parts:
+            names = set(os.listdir(parts))
+            for name in names:
+                key, _, suffix = name.rpartition(".")
+                if suffix == "new" or (suffix == "json" and f"{key}.part" not in names):
+                    os.unlink(name, dir_fd=parts)
+
     def drop_part(self, key: str) -> int:
         """Remove one part and its journal; return the bytes freed."""
         found = self.home.stat((*PARTS, f"{key}.part"))

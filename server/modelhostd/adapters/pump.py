@@ -134,8 +134,13 @@ def fetch_file(transfer: Transfer, file: RemoteFile) -> str:
             transfer.meter.reuse(file.path, file.size_bytes)
         else:
             with store.open_part(key, file.size_bytes, transfer.model) as part:
-                sha256 = _fill(transfer, file, part)
-                store.accept(part, sha256)
+                try:
+                    sha256 = _fill(transfer, file, part)
+                    store.accept(part, sha256)
+                except BaseException:
+                    if part.position == 0:
+                        store.drop_part(key)
+                    raise
     transfer.meter.finish(file.path)
     return sha256
 

@@ -173,13 +173,14 @@ class TreeStore:
         return freed
 
     def recover(self) -> None:
-        """Finish what a crash interrupted: half-built trees and half-emptied trash. At start, once.
-
-        Parts and verified files stay: downloads go on from them.
+        """Finish what a crash interrupted: half-built trees, half-emptied trash, journals without a
+        part. At start, once. Parts and verified files stay: downloads go on from them.
         """
-        with disk_errors(self._blobs.home.path), self._blobs.commit:
-            for name in self._blobs.home.names(*TRASH):
+        home = self._blobs.home
+        with disk_errors(home.path), self._blobs.commit:
+            for name in home.names(*TRASH):
                 self._empty_trash(name)
-            with self._blobs.home.directory(*TREES) as trees:
+            with home.directory(*TREES) as trees:
                 for name in os.listdir(trees):
                     shutil.rmtree(name, dir_fd=trees)
+            self._blobs.drop_lone_journals()

@@ -73,28 +73,30 @@ def check_path(path: str) -> str:
     return path
 
 
-def check_tree(paths: Iterable[str]) -> None:
+def check_tree(paths: Iterable[str], source: str = "") -> None:
     """Raise UNSAFE_FILE if one of ``paths`` may not be used, or if two of them collide.
 
     Collisions: equal names, names equal but for case or Unicode form, a file that another path uses
-    as its directory.
+    as its directory. ``source`` is named in the message.
     """
     files: dict[str, str] = {}
     folders: dict[str, str] = {}
     for path in paths:
-        key = path_key(check_path(path))
+        if fault := path_fault(path):
+            raise unsafe_path(path, fault, source)
+        key = path_key(path)
         if key in files:
-            raise unsafe_path(path, f"it collides with {printable(files[key])}")
+            raise unsafe_path(path, f"it collides with {printable(files[key])}", source)
         files[key] = path
         end = len(path)
         while (end := path.rfind("/", 0, end)) > 0:
             folder = path[:end]
             known = folders.setdefault(path_key(folder), folder)
             if known != folder:
-                raise unsafe_path(path, f"its directory collides with {printable(known)}")
+                raise unsafe_path(path, f"its directory collides with {printable(known)}", source)
     for key, path in files.items():
         if key in folders:
-            raise unsafe_path(path, "another file uses it as its directory")
+            raise unsafe_path(path, "another file uses it as its directory", source)
 
 
 def printable(path: str) -> str:
@@ -103,11 +105,12 @@ def printable(path: str) -> str:
     return shown if len(shown) <= 160 else shown[:157] + "..."
 
 
-def unsafe_path(path: str, fault: str) -> ModelhostError:
-    """Return UNSAFE_FILE for a name that may not be used."""
+def unsafe_path(path: str, fault: str, source: str = "") -> ModelhostError:
+    """Return UNSAFE_FILE for a name that may not be used; ``source`` is who gave it."""
     shown = printable(path)
     return ModelhostError(
         Reason.UNSAFE_FILE,
-        f"file name {shown} is refused: {fault}; leave the file out with an ignore pattern",
-        {"file": shown, "cause": fault},
+        f"{f'{source}: ' if source else ''}file name {shown} is refused: {fault}; leave the file out "
+        "with an ignore pattern",
+        {"file": shown, "cause": fault} | ({"source": source} if source else {}),
     )

@@ -105,7 +105,7 @@ def select(
         why.update((p, "names the shards of files left out") for p in _orphan_indexes(left))
         left = [path for path in left if path not in why]
     _check_rest(paths, left, why, source)
-    check_tree(left)
+    check_tree(left, source)
     return Selection(tuple(left), tuple((printable_or_plain(p), why[p]) for p in paths if p in why))
 
 
@@ -300,6 +300,6 @@ def _check_rest(
     if not left:
         raise ModelhostError(
             Reason.SOURCE_NOT_FOUND,
-            f"{shown} {len(paths)} files, and none is chosen by the patterns; see InspectSource",
+            f"{shown} {len(paths)} files, and none of them is one to fetch; InspectSource says why",
             {"source": source, "missing": "files"},
         )

@@ -1,0 +1,213 @@
+"""kill -9 while a model is downloaded: nothing half is visible, and the next process goes on."""
+
+import asyncio
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.loopback_hub import Fault, LoopbackHub, Repo
+from modelhostd.adapters import failpoints
+from modelhostd.adapters.layout import Home
+from modelhostd.adapters.parts import Journal, kept_bytes
+from modelhostd.core.errors import ModelhostError
+from modelhostd.core.findings import FindingKind
+from tests.adapters.downloads_support import Site, tiny
+from tests.support import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = 3_000_000
+FILES = tiny(SIZE)
+WEIGHTS = FILES["model.safetensors"]
+SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
+POINTS = [name for name in failpoints.NAMES if not name.startswith("database.")]
+KILLS = int(os.environ.get("MODELHOST_TEST_KILLS", "12"))
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    """A hub with one repository of three megabytes."""
+    with LoopbackHub({"org/tiny": Repo(FILES)}) as hub:
+        yield hub
+
+
+@pytest.fixture
+def site(tmp_path: Path, hub: LoopbackHub) -> Site:
+    """The home that the child works in, seen from here."""
+    return Site(tmp_path / "home", hub)
+
+
+def start(site: Site, rounds: int = 1, **environment: str) -> "subprocess.Popen[bytes]":
+    """Start a child that downloads into the home."""
+    path = os.pathsep.join(str(ROOT / part) for part in ("server", "client", "."))
+    return subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "tests" / "adapters" / "download_child.py"),
+            str(site.home),
+            site.hub.endpoint,
+            str(rounds),
+        ],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        stdout=subprocess.PIPE,
+    )
+
+
+def kill(child: "subprocess.Popen[bytes]") -> bytes:
+    """SIGKILL it, reap it, return what it printed."""
+    child.kill()
+    out, _ = child.communicate(timeout=30)
+    return out
+
+
+async def assert_whole_or_absent(site: Site) -> None:
+    """What a reader may see after a crash: the complete artifact, or none."""
+    if site.visible():
+        assert site.visible() == ["tiny/1"]
+        assert site.content() == FILES
+        assert await site.files.verify("tiny", 1, lambda _: None) == ()
+    else:
+        with pytest.raises(ModelhostError):
+            await site.files.list_files("tiny", 1)
+
+
+async def finish(site: Site) -> None:
+    """Recover, download again as the daemon would, and hold the result against everything."""
+    await site.files.recover()
+    await site.fetch()
+    assert site.content() == FILES
+    assert await site.files.check({"tiny": [1]}, deep=True, repair=False) == ()
+    assert (await site.files.use()).staging_bytes == 0
+
+
+async def test_a_killed_download_fetches_exactly_what_is_missing(
+    site: Site, hub: LoopbackHub
+) -> None:
+    """SIGKILL in mid-file: the next process asks for the rest, byte for byte."""
+    hub.fault(Fault(f"/{SHA256}", stall_after=2_000_000))
+    child = start(site)
+    await asyncio.to_thread(
+        wait_until, lambda: [p for p in site.parts() if p.stat().st_size == 2_000_000]
+    )
+    assert kill(child) == b""
+    await assert_whole_or_absent(site)
+    before = hub.sent_bytes("cdn")
+    fetched = await site.fetch()
+    assert site.content() == FILES
+    assert hub.sent_bytes("cdn") - before == len(WEIGHTS) - 2_000_000
+    assert fetched.reused_bytes >= 2_000_000
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_kill_at_each_step_is_recovered_from(site: Site, point: str) -> None:
+    """Before and after every rename and sync of a download, and of a deletion."""
+    rounds = 2 if point.startswith("delete.") else 1
+    child = start(site, rounds, **{failpoints.VARIABLE: f"{point}=kill"})
+    out, _ = await asyncio.to_thread(child.communicate, None, 60)
+    assert child.returncode == -signal.SIGKILL
+    assert out == b""
+    await assert_whole_or_absent(site)
+    await finish(site)
+
+
+def total_sent(hub: LoopbackHub) -> int:
+    """Return how many bytes of files and answers the hub has finished sending."""
+    return hub.sent_bytes("cdn") + hub.sent_bytes("hub")
+
+
+async def test_kills_at_random_moments_leave_nothing_half(site: Site) -> None:
+    """Downloads and deletions in a loop, killed anywhere; blobs that nobody links can be left, and
+    are found and removed.
+    """
+    rng = random.Random(7)
+    for _ in range(KILLS):
+        site.hub.rate = rng.choice([0, 30_000_000])
+        point = f"{rng.choice(POINTS)}=kill@{rng.randrange(1, 12)}" if rng.random() < 0.5 else ""
+        goal = total_sent(site.hub) + rng.randrange(2 * SIZE)
+        child = start(site, 1000, **{failpoints.VARIABLE: point})
+
+        def over(child: "subprocess.Popen[bytes]" = child, goal: int = goal) -> bool:
+            return child.poll() is not None or total_sent(site.hub) >= goal
+
+        await asyncio.to_thread(wait_until, over)
+        assert kill(child) == b""
+        assert child.returncode == -signal.SIGKILL
+        await assert_whole_or_absent(site)
+    site.hub.rate = 0
+    await finish(site)
+    await site.files.delete_artifact("tiny", 1)
+    findings = await site.files.check({}, deep=True, repair=True)
+    assert {finding.kind for finding in findings} <= {FindingKind.STRAY_BLOB}
+    assert (await site.files.use()).blob_count == 0
+
+
+def test_what_a_journal_is_trusted_for(tmp_path: Path) -> None:
+    """After a crash all of the part, after another boot only what was synced, of another size none."""
+    journal = Journal(size=100, synced=40, boot="another boot", model="m")
+    assert journal.trusted(have=90, size=100) == 40
+    assert journal.trusted(have=30, size=100) == 30
+    assert journal.trusted(have=90, size=101) == 0
+    assert Journal(100, 40, "", "m").trusted(90, 100) == 40
+
+
+@pytest.mark.parametrize(
+    "journal",
+    [
+        None,
+        b"",
+        b"{",
+        b"[]",
+        b'{"format":1}',
+        b'{"format":2,"size":100,"synced":50,"boot":"x","model":"m"}',
+        b'{"format":1,"size":100,"synced":-1,"boot":"x","model":"m"}',
+        b'{"format":1,"size":100,"synced":101,"boot":"x","model":"m"}',
+        b'{"format":1,"size":"100","synced":50,"boot":"x","model":"m"}',
+        b'{"format":1,"size":100,"synced":true,"boot":"x","model":"m"}',
+        b'{"format":1,"size":100,"synced":50,"boot":null,"model":"m"}',
+        b"[" * 4000,
+        b" " * 5000,
+    ],
+    ids=[str(number) for number in range(13)],
+)
+def test_a_torn_or_foreign_journal_is_worth_nothing(tmp_path: Path, journal: bytes | None) -> None:
+    """The part starts over."""
+    home = Home(tmp_path / "home")
+    parts = tmp_path / "home" / "staging" / "parts"
+    (parts / "key.part").write_bytes(b"x" * 60)
+    if journal is not None:
+        (parts / "key.json").write_bytes(journal)
+    assert kept_bytes(home, "key", 100) == 0
+    home.close()
+
+
+async def test_a_journal_that_claims_more_than_there_is(site: Site, hub: LoopbackHub) -> None:
+    """As after a power cut: zeros where the journal says bytes. The digest decides."""
+    hub.fault(Fault(f"/{SHA256}", stall_after=1_000_000))
+    child = start(site)
+    await asyncio.to_thread(
+        wait_until, lambda: [p for p in site.parts() if p.stat().st_size == 1_000_000]
+    )
+    kill(child)
+    (part,) = [p for p in site.parts() if p.name.startswith(SHA256)]
+    data = part.read_bytes()
+    part.write_bytes(data[:500_000] + bytes(500_000))
+    await finish(site)
+    assert site.quarantined() == []
+
+
+async def test_a_part_longer_than_its_file_is_cut(site: Site) -> None:
+    """Bytes behind the end belong to nobody."""
+    parts = site.home / "staging" / "parts"
+    (parts / f"{SHA256}.part").write_bytes(WEIGHTS + b"more")
+    with site.store.open_part(SHA256, len(WEIGHTS), "tiny") as part:
+        assert part.position == 0
+    (parts / f"{SHA256}.part").write_bytes(WEIGHTS + b"more")
+    fetched = await site.fetch()
+    assert fetched.reused_bytes == len(WEIGHTS)
+    assert site.content() == FILES
