@@ -13,6 +13,7 @@ from modelhost.v1.event_service_pb2_grpc import EventServiceStub
 from modelhostd.api import convert
 from modelhostd.api.events import BOOKMARK_S, WATCHERS_MAX, EventService
 from modelhostd.api.methods import Service
+from modelhostd.api.statistics import Gauges, Statistics
 from modelhostd.core.resources import Kind, Model
 from modelhostd.core.state import Edit
 from modelhostd.host.registry import History
@@ -127,6 +128,7 @@ async def scene(
 ) -> AsyncIterator[Scene]:
     """Start a host on ``world`` and serve its events."""
     async with world.host(history=history) as run:
-        service = EventService(run.host, bookmark_s=bookmark_s, watchers_max=watchers_max)
+        figures = Statistics(run.host, Gauges())
+        service = EventService(run.host, figures, bookmark_s=bookmark_s, watchers_max=watchers_max)
         async with serving([Service(_DESCRIPTOR, service)], stall_s=stall_s) as server:
             yield Scene(run, service, server, server.channel())

@@ -5,16 +5,18 @@ of them. What it costs while it does not read is one message of at most 32 KiB a
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from math import inf
 
-from modelhost.v1 import event_service_pb2, events_pb2
-from modelhostd.api import convert
+from modelhost.v1 import event_service_pb2, events_pb2, host_pb2
+from modelhostd.api import addressing, convert
 from modelhostd.api.calls import Call
 from modelhostd.api.errors import shutting_down
 from modelhostd.api.event_batches import Batch, Batches, EventFigures, snapshot_messages
 from modelhostd.api.event_wakeups import Wakeups
 from modelhostd.api.methods import Service
+from modelhostd.api.statistics import Statistics
 from modelhostd.core import pages
 from modelhostd.core.errors import invalid
 from modelhostd.core.event_filter import EventFilter, make_filter
@@ -26,6 +28,7 @@ WATCHERS_MAX = 1024
 BOOKMARK_S = 10.0
 BOOKMARK_JITTER = 0.1
 SAMPLE_S = 0.25
+INTERVAL_S, INTERVAL_MIN_S, INTERVAL_MAX_S = 1.0, 0.25, 60.0
 PAGE_SCAN_MAX = 10_000
 """Events that one page looks at, so that a filter which lets nothing pass does not read all of history."""
 PAGE_BYTES_MAX = 1024 * 1024
@@ -34,19 +37,25 @@ _KINDS = {convert.RESOURCE_KINDS[kind]: kind for kind in Kind}
 _GOLDEN = 0.618_033_988_75
 
 
-def event_service(host: Host, *, bookmark_s: float = BOOKMARK_S) -> Service:
+def event_service(host: Host, statistics: Statistics) -> Service:
     """Return the service to offer."""
     descriptor = event_service_pb2.DESCRIPTOR.services_by_name["EventService"]
-    return Service(descriptor, EventService(host, bookmark_s=bookmark_s))
+    return Service(descriptor, EventService(host, statistics))
 
 
 class EventService:
     """Watches and lists events. ``figures`` is what it has done so far, for metrics."""
 
     def __init__(
-        self, host: Host, *, watchers_max: int = WATCHERS_MAX, bookmark_s: float = BOOKMARK_S
+        self,
+        host: Host,
+        statistics: Statistics,
+        *,
+        watchers_max: int = WATCHERS_MAX,
+        bookmark_s: float = BOOKMARK_S,
     ) -> None:
         self._host = host
+        self._statistics = statistics
         self._bookmark_s = bookmark_s
         self.figures = EventFigures()
         self._batches = Batches(self.figures)
@@ -156,6 +165,33 @@ class EventService:
         self._samples[wanted, seen] = number, message.SerializeToString()
         return self._samples[wanted, seen]
 
+    # --- figures --------------------------------------------------------------------------------
+
+    async def watch_statistics(
+        self, request: event_service_pb2.WatchStatisticsRequest, call: Call
+    ) -> AsyncIterator[host_pb2.Statistics]:
+        """See EventService.WatchStatistics in the contract."""
+        interval = _interval(request)
+        models = [
+            addressing.model_id(self._host.registry.committed, f"models[{i}]", name)
+            for i, name in enumerate(request.models)
+        ]
+        before = None
+        while not call.draining.is_set():
+            figures = self._statistics.take(models)
+            compared = host_pb2.Statistics()
+            compared.CopyFrom(figures)
+            # They differ each time and say nothing by themselves.
+            compared.ClearField("time")
+            compared.ClearField("uptime")
+            if compared != before:
+                before = compared
+                yield figures
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval):
+                    await call.draining.wait()
+        raise shutting_down()
+
     # --- listing --------------------------------------------------------------------------------
 
     async def list_events(self, request: event_service_pb2.ListEventsRequest, call: Call) -> bytes:
@@ -205,6 +241,15 @@ def _start(request: event_service_pb2.WatchEventsRequest, journal: Journal) -> i
         return journal.last_sequence + 1
     journal.check(start)
     return start
+
+
+def _interval(request: event_service_pb2.WatchStatisticsRequest) -> float:
+    if not request.HasField("interval"):
+        return INTERVAL_S
+    seconds = request.interval.ToNanoseconds() / 1e9
+    if not INTERVAL_MIN_S <= seconds <= INTERVAL_MAX_S:
+        raise invalid("interval", f"{INTERVAL_MIN_S:g} s to {INTERVAL_MAX_S:g} s", f"{seconds:g} s")
+    return seconds
 
 
 def _position(request: event_service_pb2.ListEventsRequest, journal: Journal) -> tuple[int, str]:

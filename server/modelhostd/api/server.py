@@ -119,7 +119,8 @@ def build(host: Host, config: ApiConfig) -> "ApiServer":
         ),
         Health(host),
     )
-    events = event_service(host)
+    statistics = Statistics(host, gauges)
+    events = event_service(host, statistics)
     inference = inference_service(
         host,
         InferenceOptions(
@@ -140,7 +141,7 @@ def build(host: Host, config: ApiConfig) -> "ApiServer":
         residency_service(host),
         operation_service(host),
         events,
-        host_service(host, facts, Statistics(host, gauges), server.shown_listeners),
+        host_service(host, facts, statistics, server.shown_listeners),
         inference,
     )
     return server

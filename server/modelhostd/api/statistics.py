@@ -34,8 +34,6 @@ class Statistics:
         host, state = self._host, self._host.registry.committed
         if len(models) > MODELS_MAX:
             raise invalid("models", f"at most {MODELS_MAX}", len(models))
-        figures = host.inference.figures.values()
-        errors = sum(f.fail_count for f in figures)
         return host_pb2.Statistics(
             time=convert.timestamp(host.clock.time()),
             sequence=host.registry.journal.last_sequence,
@@ -47,8 +45,8 @@ class Statistics:
             model_count=len(state.models),
             in_flight=host.inference.in_flight,
             queued=sum(host.routes.queued(m) for m in state.models),
-            request_count=errors + sum(f.success_count for f in figures),
-            error_count=errors,
+            request_count=host.inference.request_count,
+            error_count=host.inference.error_count,
             inference_bytes=self._gauges.inference_bytes(),
             subscriber_count=self._gauges.subscriber_count(),
             download_bytes_per_second=sum(

@@ -44,6 +44,9 @@ class Inference:
         self._accepting = True
         self.figures: dict[tuple[str, int], Figures] = {}
         self.in_flight = 0
+        self.request_count = 0
+        """Requests answered since the daemon started, errors included; of deleted models too."""
+        self.error_count = 0
         registry.subscribe(self._published)
 
     @property
@@ -199,6 +202,8 @@ class Inference:
         return self.figures.setdefault((route.model, route.version), Figures())
 
     def _failed(self, route: Route, started: float) -> None:
+        self.request_count += 1
+        self.error_count += 1
         route.request_count += 1
         route.error_count += 1
         figures = self._figures(route)
@@ -206,6 +211,7 @@ class Inference:
         figures.fail_ns += int((self._clock.monotonic() - started) * 1e9)
 
     def _succeeded(self, route: Route, reply: InferReply, started: float) -> None:
+        self.request_count += 1
         route.request_count += 1
         figures = self._figures(route)
         figures.success_count += 1
