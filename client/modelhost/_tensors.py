@@ -82,7 +82,7 @@ def infer_result(response: oip.ModelInferResponse) -> dict[str, Array]:
 
 def encode(name: str, array: Array, datatype: str = "") -> tuple[str, bytes]:
     """Return an array's datatype and raw form. ``datatype`` empty = the one of the array's dtype."""
-    datatype = datatype or _datatype_of(name, array)
+    datatype = datatype or datatype_of(name, array)
     if datatype == "BYTES":
         return datatype, b"".join(_packed(_elements(name, array)))
     if datatype == "BF16":
@@ -127,7 +127,8 @@ def text_array(texts: Iterable[str]) -> Array:
     return array
 
 
-def _datatype_of(name: str, array: Array) -> str:
+def datatype_of(name: str, array: Array) -> str:
+    """Return the datatype of an array's dtype. Raises InvalidArgument where there is none."""
     dtype = array.dtype
     if dtype.kind in "OSU":
         return "BYTES"

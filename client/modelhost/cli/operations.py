@@ -1,0 +1,115 @@
+"""ops and cancel: long work."""
+
+import click
+
+from modelhost.cli.follow import ended, follow
+from modelhost.cli.output import error_note, to_dict
+from modelhost.cli.session import Command, Group, Session, pass_session
+
+identity = click.argument("operation", metavar="OPERATION")
+
+
+@click.group(cls=Group)
+def ops() -> None:
+    """Look at long work and steer it: downloads, loads, checks."""
+
+
+@ops.command("ls")
+@click.option("--model", metavar="MODEL", help="Only those on this model.")
+@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only those of this kind.")
+@click.option("--state", "states", multiple=True, metavar="STATE", help="Only those in this state.")
+@click.option(
+    "-n",
+    "--limit",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="At most so many.",
+)
+@pass_session
+def ls(
+    session: Session, model: str | None, kinds: tuple[str, ...], states: tuple[str, ...], limit: int
+) -> None:
+    """List operations, newest first."""
+    from modelhost.cli import views
+
+    with session.client() as client:
+        found = client.operations(model, kinds=kinds, states=states, limit=limit)
+    if session.output.json:
+        session.output.document([to_dict(operation) for operation in found])
+        return
+    session.output.rows(found, views.OPERATION_COLUMNS)
+    if not found and session.output.table:
+        error_note(["no operations"])
+
+
+@ops.command("show")
+@identity
+@pass_session
+def show(session: Session, operation: str) -> None:
+    """Show one operation as it is now."""
+    from modelhost.cli import views
+
+    with session.client() as client:
+        found = client.operation(operation).operation
+    if session.output.json:
+        session.output.document(to_dict(found))
+    else:
+        session.output.pairs(views.operation_pairs(found))
+
+
+@ops.command("wait")
+@identity
+@pass_session
+def wait(session: Session, operation: str) -> None:
+    """Follow an operation to its end; exit code as its result."""
+    with session.client() as client:
+        ended(session, follow(session, client.operation(operation)))
+
+
+@ops.command("pause")
+@identity
+@pass_session
+def pause(session: Session, operation: str) -> None:
+    """Stop a download and keep what it has."""
+    _steer(session, operation, "pause")
+
+
+@ops.command("resume")
+@identity
+@pass_session
+def resume(session: Session, operation: str) -> None:
+    """Let a paused download go on."""
+    _steer(session, operation, "resume")
+
+
+@ops.command("cancel")
+@identity
+@pass_session
+def cancel_(session: Session, operation: str) -> None:
+    """Ask for an operation's end, for everyone who waits for it."""
+    _steer(session, operation, "cancel")
+
+
+@click.command(cls=Command)
+@identity
+@pass_session
+def cancel(session: Session, operation: str) -> None:
+    """Ask for an operation's end: the same as ops cancel."""
+    _steer(session, operation, "cancel")
+
+
+def _steer(session: Session, operation: str, verb: str) -> None:
+    from modelhost._enums import name_of
+    from modelhost._progress import title
+    from modelhost.v1.operations_pb2 import Operation
+
+    with session.client() as client:
+        handle = client.operation(operation)
+        after = {"pause": handle.pause, "resume": handle.resume, "cancel": handle.cancel}[verb]()
+    if session.output.json:
+        session.output.document(to_dict(after))
+        return
+    state = name_of(Operation.State, after.state).lower()
+    asked = ", cancel requested" if after.cancel_requested and not handle.done else ""
+    session.output.say(f"{title(after)}: {state}{asked}")

@@ -1,0 +1,142 @@
+"""Results on stdout: tables for people, tab-separated lines for scripts, JSON for programs.
+
+Whatever comes from the daemon may come from outside: nothing of it reaches a terminal as a control.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from modelhost._text import plain, plain_json
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from rich.console import Console
+
+T = TypeVar("T")
+
+TABLE_WIDTH = 160
+"""Columns of a table that is asked for where there is no terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[T]):
+    """A column: its title, its value for scripts, and what people see of the value."""
+
+    title: str
+    value: Callable[[T], Any]
+    show: Callable[[Any], str] = str
+    right: bool = False
+
+
+class Output:
+    """One run's results, all in one format."""
+
+    def __init__(self, format_: str, *, no_color: bool = False) -> None:
+        self.json = format_ == "json"
+        self.table = format_ == "table" or (format_ == "auto" and sys.stdout.isatty())
+        self._no_color = no_color
+
+    def rows(self, items: Sequence[T], columns: Sequence[Column[T]]) -> None:
+        """Write a list: a table with a header, or a line for each item without one."""
+        if not self.table:
+            for item in items:
+                self.line([column.value(item) for column in columns])
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            table.add_column(
+                column.title, justify="right" if column.right else "left", overflow="fold"
+            )
+        for item in items:
+            table.add_row(*(Text(plain(c.show(c.value(item)))) for c in columns))
+        self._console().print(table)
+
+    def pairs(self, pairs: Iterable[tuple[str, object]]) -> None:
+        """Write names and values, those that are empty left out."""
+        told = [(name, value) for name, value in pairs if value not in ("", None)]
+        if not self.table:
+            for name, value in told:
+                self.line([name, value])
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        for name, value in told:
+            table.add_row(name, Text(plain(str(value))))
+        self._console().print(table)
+
+    def line(self, values: Iterable[object]) -> None:
+        """Write one tab-separated line."""
+        self._write("\t".join(plain(_word(value)) for value in values))
+
+    def say(self, text: str) -> None:
+        """Write a sentence for people; not in JSON."""
+        if not self.json:
+            self._write(plain(text))
+
+    def blank(self) -> None:
+        """Write an empty line between tables."""
+        if self.table:
+            self._write("")
+
+    def document(self, value: object) -> None:
+        """Write one JSON document."""
+        self._write(dump(value, indent=2))
+
+    def json_line(self, value: object) -> None:
+        """Write one line of a stream of JSON lines, now."""
+        self._write(dump(value))
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    def _console(self) -> "Console":
+        from rich.console import Console
+
+        width = None if sys.stdout.isatty() else TABLE_WIDTH
+        return Console(
+            file=sys.stdout, width=width, no_color=self._no_color or None, highlight=False
+        )
+
+
+def to_dict(message: "Message") -> dict[str, Any]:
+    """Return a message in the contract's JSON form, as HTTP and `buf curl` show it."""
+    from google.protobuf.json_format import MessageToDict
+
+    return MessageToDict(message, always_print_fields_with_no_presence=True)
+
+
+def dump(value: object, indent: int | None = None) -> str:
+    """Return JSON that is safe to show, whatever is in its strings."""
+    return plain_json(json.dumps(value, indent=indent, ensure_ascii=False, default=str))
+
+
+def error_note(lines: Iterable[str]) -> None:
+    """Write lines for people on stderr."""
+    for line in lines:
+        sys.stderr.write(plain(line) + "\n")
+    sys.stderr.flush()
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return ``1 file`` or ``2 files``."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def joined(values: Mapping[str, str]) -> str:
+    """Return ``k=v k=v``."""
+    return " ".join(f"{key}={value}" for key, value in sorted(values.items()))
+
+
+def _word(value: object) -> str:
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,303 @@
+"""pull, add, ls, show, rm, inspect, check: models and their files."""
+
+import json
+from typing import Any
+
+import click
+
+from modelhost.cli.follow import ended, follow
+from modelhost.cli.output import counted, error_note, to_dict
+from modelhost.cli.session import Command, Session, complete_models, model_argument, pass_session
+
+INCOMPATIBLE = 5
+
+name_option = click.option(
+    "--name", metavar="ID", help="The model's id. Default: the source's last segment, lower-cased."
+)
+task_option = click.option(
+    "--task", default="", metavar="TASK", help="What it does (feature-extraction, ...)."
+)
+include_option = click.option(
+    "--include",
+    multiple=True,
+    metavar="PATTERN",
+    help="Fetch only paths like this (*.safetensors).",
+)
+exclude_option = click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help="Leave paths like this out."
+)
+
+
+@click.command(cls=Command)
+@click.argument("source", metavar="SOURCE|MODEL", shell_complete=complete_models)
+@name_option
+@task_option
+@include_option
+@exclude_option
+@click.option(
+    "--priority", default=0, type=click.IntRange(-100, 100), help="The higher, the earlier."
+)
+@click.option("--rate-limit", default="0", metavar="SIZE", help="The most bytes a second (5MB).")
+@click.option(
+    "--allow-unsafe", is_flag=True, help="Fetch files that can run code, too (operators)."
+)
+@click.option("-d", "--detach", is_flag=True, help="Do not wait; print the operation.")
+@pass_session
+def pull(
+    session: Session,
+    source: str,
+    name: str | None,
+    task: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    priority: int,
+    rate_limit: str,
+    allow_unsafe: bool,
+    detach: bool,
+) -> None:
+    """Download a model, and register it first where it is new.
+
+    SOURCE is hf://org/name, hf://org/name@revision, or the id of a registered model. Ctrl-C leaves the
+    download running.
+    """
+    from modelhost._names import short
+
+    with session.client() as client:
+        handle = client.pull(
+            source,
+            name,
+            task=task,
+            allow_patterns=include,
+            ignore_patterns=exclude,
+            priority=priority,
+            rate_limit_bytes_per_second=to_bytes(rate_limit, "--rate-limit"),
+            allow_unsafe=allow_unsafe,
+            wait=False,
+        )
+        if detach:
+            if session.output.json:
+                session.output.json_line(to_dict(handle.operation))
+            else:
+                session.output.line([short(handle.name), short(handle.model)])
+            return
+        ended(session, follow(session, handle))
+
+
+@click.command(cls=Command)
+@click.argument("source")
+@name_option
+@task_option
+@include_option
+@exclude_option
+@click.option("--description", default="", metavar="TEXT", help="What the model is for.")
+@click.option("--licence", default="", metavar="SPDX", help="Its licence.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label; repeatable.")
+@click.option(
+    "--config",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A field of the model's config (keep_alive=300s, max_batch_size=8); repeatable.",
+)
+@pass_session
+def add(
+    session: Session,
+    source: str,
+    name: str | None,
+    task: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    description: str,
+    licence: str,
+    labels: tuple[str, ...],
+    config: tuple[str, ...],
+) -> None:
+    """Register a model and fetch nothing."""
+    from modelhost._names import short
+
+    with session.client() as client:
+        model = client.add(
+            source,
+            name,
+            task=task,
+            allow_patterns=include,
+            ignore_patterns=exclude,
+            description=description,
+            licence=licence,
+            labels=to_pairs(labels, "--label"),
+            config=_config(config) if config else None,
+        )
+    if session.output.json:
+        session.output.document(to_dict(model))
+    else:
+        session.output.line([short(model.name)])
+
+
+@click.command(cls=Command)
+@click.option("--task", default="", metavar="TASK", help="Only models of this task.")
+@click.option(
+    "--state", "states", multiple=True, metavar="STATE", help="Only models in this state."
+)
+@click.option(
+    "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Only models with it."
+)
+@click.option("--loaded", is_flag=True, help="Only models that are loaded.")
+@pass_session
+def ls(
+    session: Session, task: str, states: tuple[str, ...], labels: tuple[str, ...], loaded: bool
+) -> None:
+    """List the models."""
+    from modelhost.cli import views
+
+    with session.client() as client:
+        models = client.models(
+            task=task,
+            states=states,
+            labels=dict(label.partition("=")[::2] for label in labels),
+            loaded_only=loaded,
+        )
+        if session.output.json:
+            session.output.document([to_dict(model) for model in models])
+            return
+        instances = {instance.model: instance for instance in client.instances()}
+    session.output.rows(models, views.model_columns(instances))
+    if not models and session.output.table:
+        error_note(["no models; `modelhost pull hf://org/name` adds one"])
+
+
+@click.command(cls=Command)
+@model_argument
+@pass_session
+def show(session: Session, model: str) -> None:
+    """Show one model: its files, its config, and its instance if it is loaded."""
+    from modelhost.cli import views
+
+    output = session.output
+    with session.client() as client:
+        found = client.get(model)
+        instances = client.instances(found.name)
+    if output.json:
+        output.document(
+            {"model": to_dict(found), "instances": [to_dict(instance) for instance in instances]}
+        )
+        return
+    output.pairs(views.model_pairs(found))
+    for instance in instances:
+        output.blank()
+        output.pairs(views.instance_pairs(instance))
+    if found.artifacts:
+        output.blank()
+        output.rows(found.artifacts, views.ARTIFACT_COLUMNS)
+
+
+@click.command(cls=Command)
+@click.argument(
+    "models", nargs=-1, required=True, metavar="MODEL...", shell_complete=complete_models
+)
+@click.option("-f", "--force", is_flag=True, help="Unload it first, and cancel its download.")
+@click.option("--files", is_flag=True, help="Delete the files only; the entry stays.")
+@pass_session
+def rm(session: Session, models: tuple[str, ...], force: bool, files: bool) -> None:
+    """Delete models and their files. Files that other models share stay."""
+    with session.client() as client:
+        for model in models:
+            delete = client.delete_files if files else client.delete
+            ended(session, follow(session, delete(model, force=force, wait=False), quiet=True))
+
+
+@click.command(cls=Command)
+@click.argument("source")
+@include_option
+@exclude_option
+@pass_session
+def inspect(
+    session: Session, source: str, include: tuple[str, ...], exclude: tuple[str, ...]
+) -> None:
+    """Ask a source what a pull would fetch, and fetch nothing."""
+    from modelhost._text import show_bytes
+    from modelhost.cli import views
+
+    output = session.output
+    with session.client() as client:
+        found = client.inspect(source, allow_patterns=include, ignore_patterns=exclude)
+    if output.json:
+        output.document(to_dict(found))
+        return
+    memory = found.predicted_bytes
+    output.pairs(
+        [
+            ("source", found.source.uri),
+            ("revision", found.revision),
+            ("id", found.model_id),
+            ("task", found.task + (f" ({found.source_task})" if found.source_task else "")),
+            ("licence", found.licence),
+            ("tags", " ".join(found.tags)),
+            ("gated", "yes" if found.gated else ""),
+            ("private", "yes" if found.private else ""),
+            ("download", f"{counted(found.file_count, 'file')}, {show_bytes(found.size_bytes)}"),
+            ("device memory", show_bytes(memory) if memory else ""),
+        ]
+    )
+    output.blank()
+    output.rows(found.files, views.FILE_COLUMNS)
+    for skipped in found.skipped_files:
+        output.say(f"left out: {skipped.path} ({skipped.message})")
+
+
+@click.command(cls=Command)
+@model_argument
+@click.option(
+    "--device", metavar="DEVICE", help="The device. Default: the model's own, or the best."
+)
+@click.pass_context
+def check(context: click.Context, model: str, device: str | None) -> None:
+    """Tell whether a model can work here, check by check; exit code 5 where it cannot."""
+    from modelhost.cli import views
+
+    session = context.ensure_object(Session)
+    output = session.output
+    with session.client() as client:
+        found = client.check_compatibility(model, device)
+    if output.json:
+        output.document(to_dict(found))
+    else:
+        output.rows(found.checks, views.CHECK_COLUMNS)
+    if not found.compatible:
+        context.exit(INCOMPATIBLE)
+
+
+def to_bytes(text: str, option: str) -> int:
+    """Return the bytes of ``5MB``; a wrong one is an error of the command line."""
+    from modelhost._text import read_bytes
+
+    try:
+        return read_bytes(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from None
+
+
+def to_pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:
+    """Return ``KEY=VALUE`` texts as a dictionary; a wrong one is an error of the command line."""
+    for text in texts:
+        if "=" not in text:
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE", param_hint=option)
+    return dict(text.partition("=")[::2] for text in texts)
+
+
+def _config(texts: tuple[str, ...]) -> Any:
+    """Return the ModelConfig of ``KEY=VALUE`` texts; values are JSON, or a word or span as it stands."""
+    from google.protobuf.json_format import ParseDict, ParseError
+
+    from modelhost.v1.models_pb2 import ModelConfig
+
+    try:
+        values = {k: _json_or_text(v) for k, v in to_pairs(texts, "--config").items()}
+        return ParseDict(values, ModelConfig())
+    except ParseError as error:
+        raise click.BadParameter(str(error), param_hint="--config") from None
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
