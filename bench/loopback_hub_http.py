@@ -72,6 +72,8 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.hub.take_fault(self.where, self.command, path)
         if fault is not None:
             fault.reached.set()
+            if fault.gate is not None:
+                fault.gate.wait(STALL_S_MAX)
             if fault.delay_s:
                 self.hub.stopping.wait(fault.delay_s)
             if fault.drop:

@@ -132,6 +132,8 @@ class Fault:
     reset: bool = False
     """With ``drop`` or ``cut_after``: RST instead of FIN."""
     delay_s: float = 0.0
+    gate: threading.Event | None = None
+    """Answer only once it is set."""
     cut_after: int | None = None
     stall_after: int | None = None
     """Send so much, then nothing, until the client goes or the hub stops."""

@@ -1,6 +1,7 @@
 """Where a download goes and what it takes: tokens, redirects, signed locations, content."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,10 +52,13 @@ async def test_a_coded_body_is_refused(site: Site, hub: LoopbackHub, where: str)
 
 async def test_an_expired_signature_is_renewed(site: Site, hub: LoopbackHub) -> None:
     """403 in mid-file: a fresh location from the Hub, and on from there."""
-    fault = hub.fault(Fault(CDN_PATH, cut_after=900_000))
+    hub.fault(Fault(CDN_PATH, cut_after=900_000))
+    gate = threading.Event()
+    fault = hub.fault(Fault(CDN_PATH, gate=gate))
     task = asyncio.create_task(site.fetch())
     await asyncio.to_thread(fault.reached.wait, 20)
     hub.signature += 1
+    gate.set()
     await task
     assert site.content() == FILES
     assert 403 in [request.status for request in hub.requests if request.where == "cdn"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -296,10 +297,12 @@ async def test_a_branch_that_moves_meanwhile_does_not_mix(site: Site, hub: Loopb
     """After the plan only its commit is asked for."""
     repo = hub.repos["org/tiny"]
     commit = repo.head
-    fault = hub.fault(Fault("/api/models/org/tiny/tree/*", delay_s=0.01))
+    gate = threading.Event()
+    fault = hub.fault(Fault("/api/models/org/tiny/tree/*", gate=gate))
     task = asyncio.create_task(site.fetch())
     await asyncio.to_thread(fault.reached.wait, 20)
     repo.commit(tiny(seed=9))
+    gate.set()
     fetched = await task
     assert fetched.facts.revision == commit
     assert site.content() == tiny()
