@@ -51,6 +51,11 @@ class Health:
         """Say which services have a health."""
         self._services = frozenset(services)
 
+    @property
+    def serving(self) -> bool:
+        """Whether the daemon takes calls: what Check answers for the empty name."""
+        return self._serving
+
     def set_serving(self, serving: bool) -> None:
         """Change the daemon's health. Never waits for anybody."""
         self._serving = serving

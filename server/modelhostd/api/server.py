@@ -30,6 +30,7 @@ from modelhostd.api.reflection import reflection_services
 from modelhostd.api.residency import residency_service
 from modelhostd.api.statistics import Gauges, Statistics
 from modelhostd.api.wrapper import Wrapper
+from modelhostd.core.rpc_stats import RpcStats
 from modelhostd.host import Host
 
 log = structlog.get_logger(__name__)
@@ -155,6 +156,7 @@ class ApiServer:
         self.admission = Admission(admission_limits(limits))
         self.health = health
         self.services: Sequence[Service] = ()
+        self.rpc_stats = RpcStats()
         self._limits = limits
         self._listeners = found
         self._started: list[Listener] = []
@@ -198,7 +200,7 @@ class ApiServer:
         services = [*self.services, health_service(self.health)]
         if listener.reflection:
             services += reflection_services([s.name for s in services])
-        wrapper = Wrapper(listener.caller, self.calls, self.admission)
+        wrapper = Wrapper(listener.caller, self.calls, self.admission, stats=self.rpc_stats)
         listener.server.add_generic_rpc_handlers(
             wrapper.handlers(services, self._limits.control_message_bytes)
         )

@@ -7,6 +7,7 @@
 5. Admission by group and method, streams apart from unary calls.
 6. A write that is not read for STALL_S frees what the stream holds; the call is left to the limits of
    the connection.
+7. Each call is counted in when it comes and out when its outcome is known, with its code and its time.
 """
 
 import asyncio
@@ -24,8 +25,10 @@ from google.protobuf.message import DecodeError, Message
 from modelhostd.api import errors
 from modelhostd.api.admission import Admission, Group
 from modelhostd.api.calls import Call, Caller, Calls, denied
+from modelhostd.api.counted import Counted, counts_of
 from modelhostd.api.methods import Method, Service
-from modelhostd.core.errors import ModelhostError, Reason, invalid
+from modelhostd.core.errors import Code, ModelhostError, Reason, invalid
+from modelhostd.core.rpc_stats import OK, MethodCounts, RpcStats
 
 log = structlog.get_logger(__name__)
 
@@ -45,12 +48,19 @@ class Wrapper:
     """Turns the methods of services into gRPC handlers for one listener, whose caller they serve."""
 
     def __init__(
-        self, caller: Caller, calls: Calls, admission: Admission, *, stall_s: float = STALL_S
+        self,
+        caller: Caller,
+        calls: Calls,
+        admission: Admission,
+        *,
+        stall_s: float = STALL_S,
+        stats: RpcStats | None = None,
     ) -> None:
         self._caller = caller
         self._calls = calls
         self._admission = admission
         self._stall_s = stall_s
+        self._stats = stats if stats is not None else RpcStats()
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
         self.stalled_count = 0
@@ -84,6 +94,8 @@ class Wrapper:
     # --- one function for each kind of method -----------------------------------------------------
 
     def _unary(self, method: Method) -> Callable[..., Any]:
+        counts = counts_of(method, self._stats)
+
         async def handle(raw: bytes, context: Context) -> bytes:
             async def work(call: Call) -> bytes:
                 limit = asyncio.timeout(method.timeout_s)
@@ -96,21 +108,26 @@ class Wrapper:
                     raise
                 return _encoded(answer)
 
-            return await self._answered(method, context, work)
+            return await self._answered(method, context, work, counts)
 
         return handle
 
     def _gathering(self, method: Method) -> Callable[..., Any]:
+        counts = counts_of(method, self._stats)
+
         async def handle(messages: AsyncIterator[bytes], context: Context) -> bytes:
             async def work(call: Call) -> bytes:
                 return _encoded(await method.handler(_requests(method, messages), call))
 
-            return await self._answered(method, context, work)
+            return await self._answered(method, context, work, counts)
 
         return handle
 
     def _streaming(self, method: Method) -> Callable[..., Any]:
+        counts = counts_of(method, self._stats)
+
         async def handle(given: bytes | AsyncIterator[bytes], context: Context) -> None:
+            counted = Counted(counts, context)
             call = self._call(method.path, context)
             failure: ModelhostError | None = None
             held = _Held(self, method)
@@ -126,12 +143,15 @@ class Wrapper:
                 held.items = items
                 async for item in items:
                     await self._write(context, _encoded(item), held)
+                counted.code = OK
             except _GoneError:
                 # No status reaches anybody. A genuine end comes from the connection.
                 return
             except (asyncio.CancelledError, Exception) as error:
                 failure = self._failure(error)
+                counted.code = failure.code
             finally:
+                counted.end()
                 await held.free()
             if failure is not None:
                 await errors.abort(context, failure, call.request_id)
@@ -140,6 +160,8 @@ class Wrapper:
         return handle
 
     async def _unknown(self, path: str, context: Context) -> None:
+        self._stats.unknown.begin()
+        self._stats.unknown.end(Code.UNIMPLEMENTED, 0.0)
         call = self._call(path, context)
         error = ModelhostError(
             Reason.UNIMPLEMENTED,
@@ -151,24 +173,33 @@ class Wrapper:
     # --- what they share --------------------------------------------------------------------------
 
     async def _answered(  # noqa: RET503  (abort never returns)
-        self, method: Method, context: Context, work: Callable[[Call], Any]
+        self,
+        method: Method,
+        context: Context,
+        work: Callable[[Call], Any],
+        counts: MethodCounts,
     ) -> bytes:
         """Return the encoded answer of a method with one answer, or end the call with its error."""
+        counted = Counted(counts, context)
         call = self._call(method.path, context)
-        started = time.monotonic()
         held = _Held(self, method)
         try:
             held.take()
             answer: bytes = await work(call)
+            counted.code = OK
         except (asyncio.CancelledError, Exception) as error:
             failure = self._failure(error)
+            counted.code = failure.code
         else:
             context.set_trailing_metadata(((errors.REQUEST_ID_KEY, call.request_id),))
             if method.group is Group.CONTROL:
-                log.debug("call", ms=round((time.monotonic() - started) * 1e3, 1), code="OK")
+                log.debug(
+                    "call", ms=round((time.monotonic() - counted.started) * 1e3, 1), code="OK"
+                )
             return answer
         finally:
             held.give_back()
+            counted.end()
         await errors.abort(context, failure, call.request_id)
 
     def _call(self, path: str, context: Context) -> Call:
