@@ -76,7 +76,8 @@ class Daemon:
             **(extra or {}),
         }
         command = [sys.executable, "-m", "modelhostd", "--home", str(self.home)]
-        command += ["--grpc", self.target, *self.flags]
+        # No port that two tests at one time would both want; a test of HTTP names its own.
+        command += ["--grpc", self.target, "--http", "off", *self.flags]
         with (self.root / "log").open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stderr=log)
         return self.process
