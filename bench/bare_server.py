@@ -1,0 +1,70 @@
+"""The reference of the hot path: ModelInfer of an identity model as anybody would write it on grpc.aio.
+
+One process, the whole message parsed and answered by the servicer itself: no worker, no routing, no checks.
+``--tuned`` makes the process settings that the daemon makes (allocator, loop, gRPC's experiments).
+"""
+
+import argparse
+import asyncio
+import sys
+
+SERVICE = "inference.GRPCInferenceService"
+
+
+def main() -> None:
+    """Serve on the given address until the process is ended."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("address")
+    parser.add_argument("--tuned", action="store_true")
+    arguments = parser.parse_args()
+    factory = None
+    if arguments.tuned:
+        from modelhostd import process
+
+        process.prepare()
+        factory, _ = process.loop_factory(wanted=True)
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(serve(arguments.address))
+
+
+async def serve(address: str) -> None:
+    """Serve, and say so in one line on standard output."""
+    import grpc
+
+    from modelhost.oip import open_inference_pb2 as oip
+
+    async def infer(request: oip.ModelInferRequest, _: object) -> oip.ModelInferResponse:
+        """Answer the inputs as outputs."""
+        answer = oip.ModelInferResponse(
+            model_name=request.model_name, model_version="1", id=request.id
+        )
+        for tensor in request.inputs:
+            answer.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        answer.raw_output_contents.extend(request.raw_input_contents)
+        return answer
+
+    # What the generated add_..._to_server does, for one method of the twenty.
+    handler = grpc.unary_unary_rpc_method_handler(
+        infer,
+        request_deserializer=oip.ModelInferRequest.FromString,
+        response_serializer=oip.ModelInferResponse.SerializeToString,
+    )
+    server = grpc.aio.server(
+        options=(
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),
+        )
+    )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(SERVICE, {"ModelInfer": handler}),)
+    )
+    server.add_insecure_port(address)
+    await server.start()
+    sys.stdout.write("serving\n")
+    sys.stdout.flush()
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    main()
