@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from modelhost import _names
+from modelhost import _enums, _names
 from modelhost._errors import Cancelled, Code, ModelhostError, Timeout, Unavailable, make_error
 from modelhost.v1 import operations_pb2
 
@@ -68,7 +68,7 @@ class Follow:
 
     def too_late(self) -> ModelhostError:
         """Return the error for a caller whose time is up."""
-        state = operations_pb2.Operation.State.Name(self.operation.state)
+        state = _enums.name_of(operations_pb2.Operation.State, self.operation.state)
         name = self.operation.name
         assert self.timeout is not None
         error = make_error(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from modelhost import _names
+from modelhost._enums import name_of
 from modelhost._text import plain, show_bytes, show_seconds
 from modelhost.v1 import operations_pb2
 
@@ -100,20 +101,19 @@ def _bar(stream: TextIO, console: "Console | None") -> Iterator[Report]:
 
 def title(operation: Operation) -> str:
     """Return what is being done to what: ``download minilm``."""
-    kind = Operation.Kind.Name(operation.kind).lower().replace("_", " ")
+    kind = _word(name_of(Operation.Kind, operation.kind))
     return f"{kind} {plain(_names.short(operation.model))}".strip()
 
 
 def phase_word(operation: Operation) -> str:
     """Return what an operation is busy with, in one or two words."""
     if operation.state != Operation.RUNNING:
-        word = Operation.State.Name(operation.state).lower()
+        word = _word(name_of(Operation.State, operation.state))
         return f"{word} ({operation.queue_position})" if operation.queue_position else word
     phase = operation.progress.phase
     if not phase:
         return "running"
-    names = operations_pb2.OperationProgress.Phase
-    return names.Name(phase).lower().replace("_", " ") if phase in names.values() else "running"
+    return _word(name_of(operations_pb2.OperationProgress.Phase, phase))
 
 
 def amounts(operation: Operation) -> str:
@@ -127,3 +127,7 @@ def amounts(operation: Operation) -> str:
     if operation.state == Operation.RUNNING and progress.HasField("eta"):
         parts.append(f"{show_seconds(progress.eta.ToTimedelta().total_seconds())} left")
     return ", ".join(parts)
+
+
+def _word(name: str) -> str:
+    return name.lower().replace("_", " ")

@@ -7,9 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
 from modelhost import AsyncClient, Client
+from modelhost.cli.app import app
+from modelhost.v1 import (
+    host_pb2,
+    host_service_pb2,
+    model_service_pb2,
+    operation_service_pb2,
+    residency_service_pb2,
+)
 from tests.client.double import Double
+from tests.client.told import DEVICE, DONE, INSTANCE, MODEL, RUNNING
 
 
 @pytest.fixture
@@ -52,3 +62,34 @@ def both(request: pytest.FixtureRequest, double: Double) -> Both:
     if request.param == "sync":
         return run_sync
     return lambda call: asyncio.run(run_async(call))
+
+
+@pytest.fixture
+def run(double: Double):
+    """Run the command on the double: ``run("ls", "--json")``."""
+
+    def invoke(*arguments: str, **options) -> Result:
+        return CliRunner().invoke(app, ["--target", double.target, *arguments], **options)
+
+    return invoke
+
+
+@pytest.fixture
+def told(double: Double) -> Double:
+    """A double with one model, loaded, on one device."""
+    double.on("ListModels", model_service_pb2.ListModelsResponse(models=[MODEL]))
+    double.on("GetModel", MODEL)
+    double.on("ListInstances", residency_service_pb2.ListInstancesResponse(instances=[INSTANCE]))
+    double.on("ListDevices", host_service_pb2.ListDevicesResponse(devices=[DEVICE]))
+    double.on("GetDevice", DEVICE)
+    double.on("UpdateDevice", DEVICE)
+    double.on("GetHost", host_pb2.Host(version="9.9", hostname="box", pid=7, sequence=40))
+    double.on("ListOperations", operation_service_pb2.ListOperationsResponse(operations=[RUNNING]))
+    for method in ("DownloadModel", "LoadModel", "UnloadModel", "DeleteModel", "DeleteModelFiles"):
+        double.on(method, DONE)
+    for method in ("GetOperation", "CancelOperation", "PauseOperation", "ResumeOperation"):
+        double.on(method, RUNNING)
+    double.on("CreateModel", MODEL)
+    double.on("PinModel", MODEL)
+    double.on("UnpinModel", MODEL)
+    return double

@@ -1,9 +1,13 @@
 """How the contract's messages look as tables and as names with values."""
 
 import datetime as dt
+import json
 from collections.abc import Iterable, Iterator
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from modelhost._enums import name_of
@@ -35,8 +39,10 @@ def size(value: object) -> str:
 
 
 def when(timestamp: Timestamp) -> str:
-    """Return a time in RFC 3339; empty for none."""
-    return timestamp.ToJsonString() if timestamp.seconds else ""
+    """Return a time in RFC 3339 to the millisecond; empty for none."""
+    if not timestamp.seconds:
+        return ""
+    return timestamp.ToDatetime(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def ago(text: object) -> str:
@@ -103,6 +109,18 @@ def model_columns(loaded: Loaded) -> list[Column[Model]]:
     ]
 
 
+def _config_value(field: FieldDescriptor, value: object) -> str:
+    if isinstance(value, Duration):
+        seconds = value.ToTimedelta().total_seconds()
+        return "for ever" if seconds < 0 else show_seconds(seconds)
+    if isinstance(value, Message):
+        return json.dumps(MessageToDict(value), ensure_ascii=False)
+    if field.enum_type is not None:
+        known = field.enum_type.values_by_number.get(int(str(value)))
+        return known.name.lower() if known is not None else str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def model_pairs(model: Model) -> Pairs:
     """Return what ``show`` tells of a model."""
     yield "model", model.name
@@ -118,8 +136,9 @@ def model_pairs(model: Model) -> Pairs:
     yield "files", state_of(model).lower()
     yield "pinned", "yes" if model.pinned else "no"
     for field, value in model.config.ListFields():
-        text = span(value) if isinstance(value, Duration) else str(value).strip()
-        yield f"config.{field.name}", text
+        if field.name == "isolation" and value == models_pb2.ModelConfig.SHARED:
+            continue  # The default, which the daemon writes out.
+        yield f"config.{field.name}", _config_value(field, value)
     yield "created", when(model.create_time)
     yield "uid", model.uid
     yield "etag", model.etag
