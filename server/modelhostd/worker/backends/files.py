@@ -1,0 +1,187 @@
+"""Reads a model's own files: configuration with bounds, weights with progress in bytes.
+
+Nothing here runs code that came with a model, and a model that asks for that is refused.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modelhostd.worker.backend import LoadContext, LoadError, UnsupportedModelError
+
+MAX_JSON_BYTES = 16 * 2**20
+MAX_HEADER_BYTES = 25 * 10**6
+READ_BYTES = 8 * 2**20
+
+CODE_KEYS = frozenset({"auto_map", "custom_pipelines"})
+"""Keys by which a configuration has a library import Python files that lie beside it."""
+_LARGE = frozenset({"tokenizer.json", "vocab.json"})
+
+_TORCH = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+def read_json(model_dir: Path, name: str) -> Any:
+    """Return a file's JSON; None where the file is not there. Raises :class:`LoadError` with its name."""
+    path = model_dir / name
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise LoadError(f"{name} is larger than {MAX_JSON_BYTES} bytes")
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise LoadError(f"{name} is not valid JSON: {error}") from error
+
+
+def read_object(model_dir: Path, name: str) -> Mapping[str, Any]:
+    """Return a file's JSON object; empty where the file is not there."""
+    found = read_json(model_dir, name)
+    if found is not None and not isinstance(found, dict):
+        raise LoadError(f"{name} holds no JSON object")
+    return found or {}
+
+
+def refuse_custom_code(model_dir: Path) -> None:
+    """Raise :class:`UnsupportedModelError` where a configuration asks for code of the model's own."""
+    for path in sorted(model_dir.rglob("*.json")):
+        name = path.relative_to(model_dir).as_posix()
+        if path.name in _LARGE or name.endswith(".index.json"):
+            continue
+        keys = CODE_KEYS.intersection(_keys(read_json(model_dir, name)))
+        if keys:
+            raise UnsupportedModelError(
+                f"{name} has '{min(keys)}': the model needs Python code of its own, which is never run"
+            )
+
+
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+        for item in value.values():
+            yield from _keys(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _keys(item)
+
+
+def read_weights(context: LoadContext, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """Read all safetensors of a model into tensors with memory of their own, floats as ``dtype``.
+
+    Reading, not mapping: what is mapped could change under the model, and counts as nobody's memory.
+    Format: https://github.com/huggingface/safetensors#format
+    """
+    files = _weight_files(context.model_dir)
+    total = sum((context.model_dir / name).stat().st_size for name in files)
+    done = 0
+    tensors: dict[str, torch.Tensor] = {}
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        context.report(min(done, total), total)
+        context.check_cancelled()
+
+    for name in files:
+        with open(context.model_dir / name, "rb", buffering=0) as file:
+            start, header = _read_header(file.fileno(), name)
+            advance(start)
+            for key, entry in header.items():
+                tensor = _read_tensor(file.fileno(), name, key, entry, start, advance)
+                if dtype is not None and tensor.is_floating_point():
+                    tensor = tensor.to(dtype)
+                tensors[key] = tensor
+    context.report(total, total)
+    return tensors
+
+
+def _weight_files(model_dir: Path) -> list[str]:
+    index = read_object(model_dir, "model.safetensors.index.json").get("weight_map")
+    if isinstance(index, dict) and index:
+        names = sorted({str(name) for name in index.values()})
+        for name in names:
+            if os.path.basename(name) != name or not (model_dir / name).is_file():
+                raise LoadError(f"the weights' index names '{name}', which is not among the files")
+        return names
+    if (model_dir / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    others = sorted(
+        path.name for path in model_dir.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt")
+    )
+    found = f"; {', '.join(others[:3])} could run code and is not loaded" if others else ""
+    raise LoadError(f"there is no model.safetensors{found}")
+
+
+def _read_header(descriptor: int, name: str) -> tuple[int, dict[str, Any]]:
+    size = os.fstat(descriptor).st_size
+    length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+    if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        raise LoadError(f"{name} is not a safetensors file: its header has {length} bytes")
+    try:
+        header = json.loads(os.pread(descriptor, length, 8))
+    except (ValueError, RecursionError) as error:
+        raise LoadError(f"{name} has a broken safetensors header") from error
+    if not isinstance(header, dict):
+        raise LoadError(f"{name} has a broken safetensors header")
+    header.pop("__metadata__", None)
+    return 8 + length, header
+
+
+def _read_tensor(
+    descriptor: int,
+    name: str,
+    key: str,
+    entry: Any,
+    start: int,
+    advance: Callable[[int], None],
+) -> torch.Tensor:
+    try:
+        dtype = _TORCH[entry["dtype"]]
+        shape = [int(size) for size in entry["shape"]]
+        begin, end = (int(offset) for offset in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise LoadError(f"{name}: tensor '{key[:100]}' has no readable description") from error
+    count = 1
+    for size in shape:
+        count *= size
+    length = end - begin
+    if min(shape, default=0) < 0 or begin < 0 or length != count * dtype.itemsize:
+        raise LoadError(f"{name}: tensor '{key[:100]}' is described with the wrong length")
+    if start + end > os.fstat(descriptor).st_size:
+        raise LoadError(f"{name}: tensor '{key[:100]}' ends behind the end of the file")
+    memory = torch.empty(length, dtype=torch.uint8)
+    view = memory.numpy().data
+    position = 0
+    while position < length:
+        part = view[position : position + READ_BYTES]
+        got = os.preadv(descriptor, [part], start + begin + position)
+        if got == 0:
+            raise LoadError(f"{name} became shorter while it was read")
+        position += got
+        advance(got)
+    return memory.view(dtype).reshape(shape) if length else torch.empty(shape, dtype=dtype)
+
+
+def measure(module: torch.nn.Module) -> int:
+    """Return the bytes that a module's parameters and buffers hold: shared storage counts once."""
+    storages: dict[tuple[str, int], int] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        storage = tensor.untyped_storage()
+        storages[str(tensor.device), storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())

@@ -1,0 +1,124 @@
+"""Texts and token tensors of a request to batches that a model takes."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from modelhostd.worker.backend import Array, BadInputError, Tensor, TensorSpec
+
+CHUNK_ITEMS = 32
+"""Items in one pass through a model; between two passes a cancellation is noticed."""
+MAX_TEXT_BYTES = 2**20
+
+TEXT = TensorSpec(
+    "text",
+    "BYTES",
+    (-1,),
+    "UTF-8 texts, one per item; or, in its place, INT64 input_ids and attention_mask [-1, -1]",
+)
+TEXT_COLUMN = TensorSpec("text", "BYTES", (-1, 1), "UTF-8 texts, one per item")
+
+
+@dataclass(frozen=True, slots=True)
+class TextLimits:
+    """What a model and its tokenizer take. ``segments`` = sizes of token_type_ids; 0 = not taken."""
+
+    max_tokens: int
+    max_positions: int
+    vocabulary: int
+    segments: int
+
+
+def inputs_of(limits: TextLimits) -> tuple[tuple[TensorSpec, ...], ...]:
+    """Return the sets of inputs that a text model takes, ``text`` first."""
+    names = ["input_ids", "attention_mask"] + (["token_type_ids"] if limits.segments else [])
+    tokens = tuple(
+        TensorSpec(name, "INT64", (-1, -1), optional=name == "token_type_ids") for name in names
+    )
+    return (TEXT,), (TEXT_COLUMN,), tokens
+
+
+def find_limits(config: Any, tokenizer: Any, asked: int, recipe: int) -> TextLimits:
+    """Return the limits of a model from its configuration, its tokenizer and what an operator asked."""
+    positions = int(getattr(config, "max_position_embeddings", 0) or 0)
+    if positions and getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
+        # Their positions start behind the padding index.
+        positions -= int(getattr(config, "pad_token_id", 1) or 0) + 1
+    own = int(tokenizer.model_max_length)
+    given = [length for length in (recipe, positions, asked) if length > 0]
+    given += [own] if 0 < own < 10**6 else []
+    wants_segments = "token_type_ids" in tokenizer.model_input_names
+    return TextLimits(
+        max_tokens=min(given, default=512),
+        max_positions=positions,
+        vocabulary=int(config.vocab_size),
+        segments=int(getattr(config, "type_vocab_size", 0) or 0) if wants_segments else 0,
+    )
+
+
+def decode(texts: Array) -> list[str]:
+    """Return BYTES elements as texts. Raises :class:`BadInputError` naming the element."""
+    decoded = []
+    for index, data in enumerate(texts.reshape(-1).tolist()):
+        if len(data) > MAX_TEXT_BYTES:
+            raise BadInputError(f"text[{index}]", f"at most {MAX_TEXT_BYTES} bytes", len(data))
+        try:
+            decoded.append(data.decode())
+        except UnicodeDecodeError as error:
+            raise BadInputError(f"text[{index}]", "UTF-8", f"byte {error.start} is not") from None
+    return decoded
+
+
+def tokenize(
+    tokenizer: Any, texts: list[str], limits: TextLimits
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Yield (positions in ``texts``, padded batch), texts of like length together."""
+    order = list(range(len(texts)))
+    if len(texts) > CHUNK_ITEMS:
+        order.sort(key=lambda row: len(texts[row]))
+    for start in range(0, len(order), CHUNK_ITEMS):
+        rows = order[start : start + CHUNK_ITEMS]
+        batch = tokenizer(
+            [texts[row] for row in rows],
+            padding=True,
+            truncation=True,
+            max_length=limits.max_tokens,
+            return_tensors="pt",
+        )
+        yield rows, dict(batch)
+
+
+def take_tokens(
+    inputs: Mapping[str, Tensor], limits: TextLimits
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Yield (rows, batch) of token tensors that came in a request, after checking every number.
+
+    An id beyond the vocabulary would read foreign memory or break a GPU's context for good.
+    """
+    shape = inputs["input_ids"].array.shape
+    if not 0 < shape[1] <= (limits.max_positions or shape[1]):
+        raise BadInputError("input_ids", f"1 to {limits.max_positions} tokens", shape[1])
+    bounds = {
+        "input_ids": limits.vocabulary,
+        "attention_mask": 2,
+        "token_type_ids": limits.segments,
+    }
+    for name, tensor in inputs.items():
+        if tensor.array.shape != shape:
+            raise BadInputError(name, f"shape {list(shape)} as input_ids", list(tensor.array.shape))
+        low, high = int(tensor.array.min()), int(tensor.array.max())
+        if low < 0 or high >= bounds[name]:
+            raise BadInputError(name, f"0 to {bounds[name] - 1}", f"{low} to {high}")
+    for start in range(0, shape[0], CHUNK_ITEMS):
+        rows = list(range(start, min(start + CHUNK_ITEMS, shape[0])))
+        # A copy: the request's memory is read-only, unaligned, and not ours for long.
+        yield (
+            rows,
+            {
+                name: torch.from_numpy(np.array(tensor.array[rows[0] : rows[-1] + 1], np.int64))
+                for name, tensor in inputs.items()
+            },
+        )

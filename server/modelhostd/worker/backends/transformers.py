@@ -1,0 +1,224 @@
+"""Serves text models with the transformers library: sentence embeddings and text classification.
+
+Safetensors only, from the model's own folder only, and never with code of the model's own. Weights are read
+here, not by the library: it maps the file, cannot tell how far it is, and cannot be cancelled.
+"""
+
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from modelhostd.worker.backend import (
+    Array,
+    Backend,
+    BadInputError,
+    HealthReport,
+    InferContext,
+    LoadContext,
+    LoadError,
+    Output,
+    Signature,
+    Tensor,
+    UnsupportedModelError,
+)
+from modelhostd.worker.backends import files, text
+from modelhostd.worker.backends.pooling import read_recipe
+from modelhostd.worker.backends.tasks import FeatureExtraction, Task, TextClassification
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+OPTIONS = {"feature-extraction": ("pooling", "normalize"), "text-classification": ()}
+
+CANARY = "The quick brown fox jumps over the lazy dog."
+CANARY_TOLERANCE = 1e-2
+"""Of the canary's first answer, relative: far above rounding, far below what a broken device answers."""
+
+_BUILD = threading.Lock()
+"""While the library builds a model it changes torch's default dtype and initialisers for all threads."""
+
+
+class TransformersBackend(Backend):
+    """Tasks ``feature-extraction`` and ``text-classification``.
+
+    Inputs: BYTES ``text`` [-1] or [-1, 1], or INT64 ``input_ids`` and ``attention_mask`` (and
+    ``token_type_ids`` where the model has them) [-1, -1]. Texts are cut at the model's longest input.
+    Options: ``pooling`` and ``normalize`` for embeddings, over what the model's files say.
+    """
+
+    tasks = frozenset(OPTIONS)
+    packages = ("torch", "transformers", "safetensors")
+    platform: ClassVar[str] = "pytorch_transformers"
+
+    def __init__(self) -> None:
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self._task: Task
+        self._limits: text.TextLimits
+        self._max_batch_size = 0
+        self._device = torch.device("cpu")
+        self._canary: dict[str, Array] | None = None
+
+    @classmethod
+    def prepare(cls) -> Mapping[str, str]:
+        """Import the libraries and have them be quiet."""
+        import transformers
+
+        # Names are looked up on first use: each of these imports what stands behind it.
+        _ = (transformers.AutoConfig, transformers.AutoTokenizer, transformers.MODEL_MAPPING)
+        _ = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+        quiet: Any = transformers.utils.logging
+        quiet.set_verbosity_error()
+        quiet.disable_progress_bar()
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(len(os.sched_getaffinity(0)))
+        return {"torch": torch.__version__, "transformers": transformers.__version__}
+
+    def load(self, context: LoadContext) -> None:
+        """Load tokenizer, configuration and weights."""
+        import transformers
+
+        unknown = set(context.options) - set(OPTIONS.get(context.task, ()))
+        if unknown:
+            known = ", ".join(OPTIONS.get(context.task, ())) or "none"
+            raise BadInputError("backend_options", known, min(unknown))
+        files.refuse_custom_code(context.model_dir)
+        own = {"local_files_only": True, "trust_remote_code": False}
+        config = transformers.AutoConfig.from_pretrained(context.model_dir, **own)
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(context.model_dir, **own)
+        recipe = read_recipe(context.model_dir, context.options)
+        self._task = (
+            TextClassification(config)
+            if context.task == "text-classification"
+            else FeatureExtraction(config, recipe)
+        )
+        self._limits = text.find_limits(
+            config, self._tokenizer, context.max_sequence_length, recipe.max_tokens
+        )
+        self._max_batch_size = context.max_batch_size
+        self._device = find_device(context.device)
+        self._model = self._build(context, config)
+
+    def signature(self) -> Signature:
+        """Return text in, the task's outputs out."""
+        first, *others = text.inputs_of(self._limits)
+        return Signature(
+            inputs=first,
+            alternatives=tuple(others),
+            outputs=self._task.outputs,
+            batched=True,
+            max_batch_size=self._max_batch_size,
+        )
+
+    def infer(self, inputs: Mapping[str, Tensor], context: InferContext) -> Mapping[str, Output]:
+        """Run all items, a few at a time, and put the answers back in the items' order."""
+        if "text" in inputs:
+            texts = text.decode(inputs["text"].array)
+            items = len(texts)
+            batches = text.tokenize(self._tokenizer, texts, self._limits)
+        else:
+            items = inputs["input_ids"].array.shape[0]
+            batches = text.take_tokens(inputs, self._limits)
+        answers: dict[str, Array] = {}
+        with torch.inference_mode():
+            for rows, batch in batches:
+                context.check_cancelled()
+                on_device = {name: part.to(self._device) for name, part in batch.items()}
+                for name, part in self._task.run(self._model, on_device).items():
+                    if name not in answers:
+                        answers[name] = np.empty((items, *part.shape[1:]), part.dtype)
+                    answers[name][rows] = part
+        return answers
+
+    def health_check(self) -> HealthReport:
+        """Answer one fixed text: finite numbers, and the same as the first time."""
+        element = np.empty(1, object)
+        element[0] = CANARY.encode()
+        answer = self.infer({"text": Tensor("BYTES", element)}, InferContext())
+        numbers = {
+            name: part
+            for name, part in answer.items()
+            if isinstance(part, np.ndarray) and part.dtype == np.float32
+        }
+        for name, part in numbers.items():
+            if not np.isfinite(part).all():
+                return HealthReport(ok=False, message=f"The canary's {name} is not finite.")
+            if self._canary is not None:
+                first = self._canary[name]
+                if np.abs(part - first).max() > CANARY_TOLERANCE * np.abs(first).max():
+                    return HealthReport(ok=False, message=f"The canary's {name} has changed.")
+        self._canary = self._canary or numbers
+        return HealthReport(ok=True, message="The canary was answered as the first time.")
+
+    def unload(self) -> None:
+        """Drop the model, and give device memory back to the driver."""
+        self._model = self._tokenizer = self._canary = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @property
+    def measured_bytes(self) -> int:
+        """Bytes of parameters and buffers; 0 before the load and after the unload."""
+        return 0 if self._model is None else files.measure(self._model)
+
+    def torch_module(self) -> Any | None:
+        """Return the model."""
+        return self._model
+
+    def is_poisoned(self, error: BaseException) -> bool:
+        """Whether CUDA reported a fault other than a lack of memory."""
+        if isinstance(error, torch.OutOfMemoryError):
+            return False
+        return isinstance(error, RuntimeError) and "CUDA error" in str(error)
+
+    def _build(self, context: LoadContext, config: Any) -> Any:
+        precision = context.precision
+        if precision and precision not in PRECISIONS:
+            raise BadInputError("precision", " or ".join(PRECISIONS), precision)
+        kind = _model_class(self._task.mapping(), config)
+        weights = files.read_weights(context, PRECISIONS.get(precision))
+        floats = (tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
+        dtype = PRECISIONS.get(precision) or next(floats, torch.float32)
+        with _BUILD:
+            model, info = kind.from_pretrained(
+                None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
+            )
+        missing = [name for name in sorted(info["missing_keys"]) if not self._task.may_lack(name)]
+        wrong = [str(entry[0]) for entry in info["mismatched_keys"]]
+        if missing or wrong:
+            named = ", ".join((missing + wrong)[:3])
+            raise LoadError(
+                f"the files lack {len(missing)} of the weights and have {len(wrong)} of another "
+                f"shape ({named}): they are not of a model for task '{context.task}'"
+            )
+        context.check_cancelled()
+        model.requires_grad_(False)
+        return model.eval().to(self._device)
+
+
+def find_device(device: str) -> torch.device:
+    """Return torch's device for the id of a device: ``cpu``, ``cuda-N``, or ``sim-N`` (in RAM).
+
+    Raises :class:`LoadError` where torch cannot use it.
+    """
+    kind, _, index = device.partition("-")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise LoadError(f"torch {torch.__version__} finds no CUDA for devices/{device}")
+        return torch.device("cuda", int(index))
+    return torch.device("cpu")
+
+
+def _model_class(mapping: Mapping[Any, Any], config: Any) -> Any:
+    try:
+        kind = mapping[type(config)]
+    except KeyError:
+        raise UnsupportedModelError(
+            f"models of type '{config.model_type}' cannot do this task"
+        ) from None
+    if isinstance(kind, tuple):
+        named = set(config.architectures or ())
+        return next((option for option in kind if option.__name__ in named), kind[0])
+    return kind
