@@ -79,7 +79,11 @@ async def test_the_sockets_have_their_modes(tmp_path: Path) -> None:
             for name in ("modelhost.sock", "admin.sock")
         }
     assert modes == {"modelhost.sock": 0o660, "admin.sock": 0o600}
-    assert not list(tmp_path.glob("*.sock"))
+    assert not _sockets(tmp_path)
+
+
+def _sockets(folder: Path) -> list[Path]:
+    return list(folder.glob("*.sock"))
 
 
 # --- addresses that cannot be had -----------------------------------------------------------------
@@ -347,7 +351,7 @@ async def test_a_stop_ends_beside_every_kind_of_client(tmp_path: Path) -> None:
                 await watch.read()
         assert failure_of(caught.value).reason == "SHUTTING_DOWN"
         assert not len(it.server.calls)
-        assert not list(tmp_path.glob("*.sock"))
+        assert not _sockets(tmp_path)
         found = await failure(it.tcp.host.GetHost(host_service_pb2.GetHostRequest()))
         assert found.code is grpc.StatusCode.UNAVAILABLE
         hold.release()
