@@ -1,5 +1,6 @@
 """HostService over a real socket: the host, its devices, settings, figures, storage, and the registry as a file."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from modelhost.v1 import devices_pb2, host_pb2, settings_pb2
 from modelhost.v1 import host_service_pb2 as pb
 from modelhost.v1 import model_service_pb2 as models
 from modelhostd.api.facts import Backend, SourceStatus
+from modelhostd.core import registry as rules
+from modelhostd.core.resources import Source
 from tests.api.support import CALL_S, Failure, Served, failure, served
 
 Import = pb.ImportRegistryRequest
@@ -324,3 +327,19 @@ async def test_slots_of_a_document_are_refused(tmp_path: Path) -> None:
         found = await _refused(it, _document(GOOD, slots=[{"id": "s", "model": "x"}]))
         assert found.reason == "UNIMPLEMENTED"
         assert not it.host.models.list()
+
+
+async def test_an_import_decides_again_when_a_model_comes_meanwhile(tmp_path: Path) -> None:
+    """A model that is registered while a document is read is not overwritten."""
+    async with served(tmp_path) as it:
+        reader = it.host.registry_io
+        entries = [{**GOOD, "id": f"m{n}"} for n in range(100)]
+        document = await reader.read(_document(*entries))
+        spec = rules.ModelSpec(source=Source("hf://org/mine"))
+        done, _ = await asyncio.gather(
+            reader.apply(document, conflict="SKIP", include_settings=False, dry_run=False),
+            it.host.models.create(spec, "m7"),
+        )
+        assert list(done.skipped) == ["m7"]
+        assert len(done.created) == 99
+        assert it.host.models.get("m7").source.uri == "hf://org/mine"

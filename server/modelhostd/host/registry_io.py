@@ -32,6 +32,8 @@ VERSION = 1
 CHUNK_BYTES_MAX = 64 * 1024
 DOCUMENT_BYTES_MAX = 16 * 1024 * 1024
 MODELS_AT_ONCE = 64
+"""Between so many models others have their turn."""
+TRIES = 3
 
 FAIL, SKIP, UPDATE = "FAIL", "SKIP", "UPDATE"
 
@@ -126,7 +128,7 @@ class RegistryIo:
             while len(ready) >= CHUNK_BYTES_MAX:
                 yield ready[:CHUNK_BYTES_MAX]
                 ready = ready[CHUNK_BYTES_MAX:]
-            await asyncio.sleep(0)  # others have their turn between 64 models
+            await asyncio.sleep(0)
         ready += b"]}\n"
         for start in range(0, len(ready), CHUNK_BYTES_MAX):
             yield ready[start : start + CHUNK_BYTES_MAX]
@@ -153,28 +155,27 @@ class RegistryIo:
         answered = await self._registry.answered(request)
         if answered is not None:
             return Imported(**json.loads(answered))
-        plan = _Plan(self._registry.decided.copy(), self._registry.clock.time(), conflict)
-        if document.slots:
-            raise ModelhostError(
-                Reason.UNIMPLEMENTED,
-                "slots are not implemented by this daemon yet; take them out of the document",
-                {"method": "ImportRegistry"},
-            )
-        seen: set[str] = set()
-        for place, entry in enumerate(document.models):
-            if entry.id in seen:
-                raise invalid(f"models[{place}].id", "an id that comes once", entry.id)
-            seen.add(entry.id)
-            _plan_model(plan, entry, f"models[{place}]")
-        if include_settings:
-            _plan_settings(plan, document)
-        done = Imported(plan.created, plan.updated, plan.skipped, plan.settings_changed)
-        if dry_run or not plan.edits:
-            return done
-        answer = json.dumps(asdict(done))
-        await self._registry.stage(plan.edits, principal, request, answer)
-        self._transfers.pump()
-        return done
+        for _ in range(TRIES):
+            base = self._registry.decided.copy()
+            plan = _Plan(base.copy(), self._registry.clock.time(), conflict)
+            await _plan_all(plan, document, include_settings)
+            done = Imported(plan.created, plan.updated, plan.skipped, plan.settings_changed)
+            if dry_run or not plan.edits:
+                return done
+            if self._unchanged(base, plan.edits):
+                answer = json.dumps(asdict(done))
+                await self._registry.stage(plan.edits, principal, request, answer)
+                self._transfers.pump()
+                return done
+        raise ModelhostError(
+            Reason.CONFLICTING_OPERATION,
+            "models of the document were changed while it was read; import it again",
+        )
+
+    def _unchanged(self, base: State, edits: Sequence[Edit]) -> bool:
+        """Whether what the edits change is what it was when they were decided."""
+        now = self._registry.decided
+        return all(now.get(e.kind, e.key) is base.get(e.kind, e.key) for e in edits)
 
 
 def _decode(document: bytes) -> Document:
@@ -187,6 +188,25 @@ def _decode(document: bytes) -> Document:
     if not 1 <= decoded.version <= VERSION:
         raise invalid("chunk", f"a document of version 1 to {VERSION}", decoded.version)
     return decoded
+
+
+async def _plan_all(plan: _Plan, document: Document, include_settings: bool) -> None:
+    if document.slots:
+        raise ModelhostError(
+            Reason.UNIMPLEMENTED,
+            "slots are not implemented by this daemon yet; take them out of the document",
+            {"method": "ImportRegistry"},
+        )
+    seen: set[str] = set()
+    for place, entry in enumerate(document.models):
+        if entry.id in seen:
+            raise invalid(f"models[{place}].id", "an id that comes once", entry.id)
+        seen.add(entry.id)
+        _plan_model(plan, entry, f"models[{place}]")
+        if place % MODELS_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    if include_settings:
+        _plan_settings(plan, document)
 
 
 def _plan_model(plan: _Plan, entry: ModelEntry, where: str) -> None:
