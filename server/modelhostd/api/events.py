@@ -93,7 +93,9 @@ class EventService:
             bookmark_due = loop.time() + every
             while True:
                 watcher.wake.clear()
-                while cursor <= journal.last_sequence and not call.draining.is_set():
+                # What is published from here on comes with the next round, batched for all.
+                last = journal.last_sequence
+                while cursor <= last and not call.draining.is_set():
                     batch = await self._batches.read(journal, wanted, cursor)
                     cursor = batch.next_sequence
                     if batch.count:
@@ -103,7 +105,9 @@ class EventService:
                     yield self._bookmark(cursor - 1)
                     raise shutting_down(cursor)
                 now = loop.time()
-                if request.include_progress and now >= sample_due:
+                # A sample never comes before the event that tells of its operation.
+                current = cursor > journal.last_sequence
+                if request.include_progress and current and now >= sample_due:
                     seen, data = self._progress(wanted, seen)
                     sample_due = now + SAMPLE_S
                     if data:
@@ -148,8 +152,7 @@ class EventService:
         number, newer = self._host.operations.samples_after(seen)
         if made is not None and made[0] == number:
             return made
-        # Only operations that every watcher who is up to date knows: a sample never comes before
-        # the event that tells of its operation.
+        # What is not committed has no event yet, and may never have one.
         known = self._host.registry.committed.operations
         message = event_service_pb2.WatchEventsResponse()
         for key, progress in newer.items():
