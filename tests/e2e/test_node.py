@@ -1,0 +1,68 @@
+"""Another language: the Node example does the main job against the real daemon."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from bench.loopback_hub import LoopbackHub, Repo
+from bench.models import minilm_dir
+from tests.e2e.process import Daemon
+
+EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "node"
+SOURCE = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """Node, with the example's packages installed; skips where either cannot be had."""
+    found, npm = shutil.which("node"), shutil.which("npm")
+    if found is None or npm is None:
+        pytest.skip("Node is not installed")
+    if not (EXAMPLE / "node_modules").is_dir():
+        done = subprocess.run(
+            [npm, "install", "--no-audit", "--no-fund", "--silent"],
+            cwd=EXAMPLE,
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+        )
+        if done.returncode:
+            pytest.skip(f"npm cannot install the example's packages: {done.stderr[-200:]}")
+    return found
+
+
+@pytest.fixture
+def served(make_daemon: Callable[..., Daemon]) -> Iterator[Daemon]:
+    """A daemon with a hub that serves the real model."""
+    repo = Repo.from_folder(minilm_dir(), pipeline_tag="sentence-similarity")
+    with (
+        LoopbackHub({SOURCE: repo}) as hub,
+        make_daemon(HF_ENDPOINT=hub.endpoint) as running,
+    ):
+        yield running
+
+
+def test_node_does_the_main_job(node: str, served: Daemon) -> None:
+    """Node registers, downloads with progress, infers, reads a typed error and resumes its watch."""
+    done = subprocess.run(
+        [node, "main.js", served.target, f"hf://{SOURCE}"],
+        cwd=EXAMPLE,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = [json.loads(line) for line in done.stdout.splitlines()]
+    by_step = {step["step"]: step for step in steps}
+    assert by_step["register"]["name"] == "models/all-minilm-l6-v2"
+    assert by_step["download"]["done_bytes"] == by_step["download"]["total_bytes"] != "0"
+    assert by_step["infer"]["shape"] == ["2", "384"]
+    assert by_step["error"] == {"step": "error", "code": 5, "reason": "MODEL_NOT_FOUND"}
+    sequences = [int(step["sequence"]) for step in steps if step["step"] == "event"]
+    assert sequences == list(range(sequences[0], sequences[-1] + 1))
+    assert steps[-1]["reason"] == "READY"
