@@ -146,6 +146,7 @@ def daemon(home: Path, endpoint: str, sockets: Path) -> Iterator[tuple[str, str]
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "RUNTIME_DIRECTORY": str(sockets)}
     sockets.mkdir(mode=0o700)
     command = [sys.executable, "-m", "modelhostd", "--home", str(home), "--grpc", address]
+    command += ["--http", "off"]  # its usual port may be another daemon's
     say("daemon", " ".join(command[1:]))
     log = sockets.parent / "modelhostd.log"
     with log.open("wb") as output:

@@ -55,6 +55,7 @@ def test_defaults_of_a_user() -> None:
         f"unix:{home}/run/modelhost.sock",
     ]
     assert config.admin_socket == home / "run" / "admin.sock"
+    assert str(config.http_address) == "127.0.0.1:7412"
     assert config.loopback_is_operator
     assert config.limits.inference_message_bytes == 64 * 2**20
     assert config.limits.control_message_bytes == 256 * 2**10

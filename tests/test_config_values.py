@@ -90,6 +90,38 @@ def test_addresses_that_are_served(address: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("127.0.0.1:9", "127.0.0.1:9"),
+        ("localhost:0", "localhost:0"),
+        ("[::1]:7412", "[::1]:7412"),
+        ("off", "None"),
+        ("", "None"),
+    ],
+)
+def test_where_http_is_served(text: str, shown: str) -> None:
+    """HTTP is on one loopback address, or nowhere."""
+    assert str(load(flags("--http", text), HOME).http_address) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.0.0.0:7412", "TLS and authentication"),
+        ("gpu-box:7412", "TLS and authentication"),
+        ("unix:/run/http.sock", "HOST:PORT"),
+        ("7412", "HOST:PORT"),
+        ("127.0.0.1:7411", "one of the addresses of grpc"),
+    ],
+)
+def test_http_is_refused_where_grpc_would_be(text: str, expected: str) -> None:
+    """Beyond loopback, on a socket, without a port or on gRPC's own address HTTP is refused."""
+    error = refused("--http", text)
+    assert error.key == "http"
+    assert expected in str(error)
+
+
+@pytest.mark.parametrize(
     "address",
     [
         "0.0.0.0:7411",

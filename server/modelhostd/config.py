@@ -178,6 +178,8 @@ class Config:
     """Where the default sockets are: $RUNTIME_DIRECTORY, else ``run`` in the home."""
     grpc: tuple[str, ...] = key((), values.texts)
     """Where users are served: HOST:PORT or unix:/PATH. Default: 127.0.0.1:7411, modelhost.sock."""
+    http: str = key("127.0.0.1:7412", values.http_address)
+    """Where /metrics and /healthz are, HOST:PORT; empty or ``off`` = nowhere."""
     admin_socket: Path | None = key(None, values.socket_path)
     """Where operators are served. Default: admin.sock."""
     socket_mode: str = key("0660", values.text)
@@ -208,6 +210,11 @@ class Config:
     def addresses(self) -> tuple[Address, ...]:
         """Where users are served."""
         return tuple(values.address(text) for text in self.grpc)
+
+    @property
+    def http_address(self) -> Address | None:
+        """Where HTTP is served, if it is."""
+        return values.address(self.http) if self.http else None
 
     def settings_over(self, stored: resources.Settings) -> resources.Settings:
         """Return ``stored`` with the settings that were set here on purpose."""

@@ -50,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="HOST:PORT or unix:/PATH to serve; may be repeated",
     )
+    parser.add_argument(
+        "--http",
+        metavar="ADDRESS",
+        help="HOST:PORT of /metrics and /healthz, or off (default 127.0.0.1:7412)",
+    )
     parser.add_argument("--config", metavar="FILE", help="the TOML file to read")
     parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error")
     parser.add_argument(
@@ -223,7 +228,7 @@ def from_arguments(arguments: argparse.Namespace | None) -> Mapping[str, Given]:
                 "--set",
             )
         found[name] = Given(value, f"--set {name}")
-    for name in ("home", "grpc", "log_level"):
+    for name in ("home", "grpc", "http", "log_level"):
         value = getattr(arguments, name, None)
         if value is not None:
             found[name] = Given(value, "--" + name.replace("_", "-"))
@@ -288,6 +293,8 @@ def check(config: Config, given: Mapping[str, Given]) -> None:
     fixed = [text for text in listed if not text.endswith(":0")]
     if len(set(fixed)) != len(fixed):
         refuse("grpc", f"an address stands there twice: {', '.join(listed)}")
+    if config.http in fixed:
+        refuse("http", f"{config.http} is one of the addresses of grpc")
     if f"unix:{config.admin_socket}" in listed:
         refuse("admin_socket", "the users' and the operators' socket must differ")
     if not re.fullmatch(r"0?[0-7]{3}", config.socket_mode):

@@ -208,6 +208,15 @@ def address(value: Any) -> Address:
     return Address(host=host, port=int(port))
 
 
+def http_address(value: Any) -> str:
+    """Return ``HOST:PORT`` where HTTP is served, or an empty text (also for ``"off"``) for nowhere."""
+    if value in ("", "off"):
+        return ""
+    if isinstance(value, str) and value.startswith("unix:"):
+        raise Expected('HOST:PORT, or "off"')
+    return str(address(value))
+
+
 def is_loopback(host: str) -> bool:
     """Tell whether a host is this machine only: a loopback address or ``localhost``."""
     if host.lower() == "localhost":

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import platform
 import signal
 import sys
 import threading
@@ -35,7 +36,10 @@ from modelhostd.config import Config
 from modelhostd.config_values import ConfigError
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.resources import Event, Kind, Settings
+from modelhostd.core.tallies import Tallies
 from modelhostd.core.transfer import RetryPolicy
+from modelhostd.gateway.gateway import Gateway
+from modelhostd.gateway.sources import Sources
 from modelhostd.host import Host, HostConfig
 from modelhostd.host.registry import History
 from modelhostd.process import ProcessSetting
@@ -46,9 +50,7 @@ EXIT_STUCK = 75
 TICK_S = 5.0
 
 
-def run(
-    config: Config, arguments: argparse.Namespace, settings: Sequence[ProcessSetting]
-) -> int:
+def run(config: Config, arguments: argparse.Namespace, settings: Sequence[ProcessSetting]) -> int:
     """Serve until SIGTERM or SIGINT; the home's lock is held by the caller. Returns the exit code."""
     logs.configure(config.log_level, config.log_format)
     if config.downloads.token is not None:
@@ -84,6 +86,7 @@ class Daemon:
             workers=self._workers,
         )
         self._api: ApiServer | None = None
+        self._gateway: Gateway | None = None
 
     async def serve(self) -> int:
         """Start, wait for a signal, stop. Raises ModelhostError when it cannot start."""
@@ -94,13 +97,19 @@ class Daemon:
         await self.host.start()
         self.host.registry.subscribe(self._published)
         logs.set_level(self.host.registry.committed.settings.log_level)
+        tallies = Tallies(self.host.registry.committed.models.values())
+        self.host.registry.subscribe(tallies.fold)
         try:
             self._api = build(self.host, self._api_config())
+            self._gateway = self._make_gateway(self._api, tallies)
+            urls = [self._gateway.listen()] if self._gateway is not None else []
             await self._api.start()
         except BaseException:
             await self._stop_parts(grace_s=0.0)
             raise
-        self._announce(self._api.addresses)
+        self._announce([*self._api.addresses, *urls])
+        if self._gateway is not None:
+            self._gateway.start()
         alive = asyncio.create_task(self._stay_alive(), name="watchdog")
         await self._stop.wait()
         alive.cancel()
@@ -129,6 +138,9 @@ class Daemon:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s + 5.0):
                     await self._api.stop(grace_s)
+        if self._gateway is not None:
+            # After the api: while that drains, /healthz says so.
+            await self._gateway.stop()
         await self.host.stop(grace_s=1.0)
         await self._workers.stop(self.config.shutdown.worker_timeout_s)
         await self.host.close()
@@ -184,6 +196,25 @@ class Daemon:
         finally:
             self._notifier.ready()
 
+    def _make_gateway(self, api: ApiServer, tallies: Tallies) -> Gateway | None:
+        address = self.config.http_address
+        if address is None:
+            return None
+        sources = Sources(
+            self.host,
+            api.rpc_stats,
+            tallies,
+            build={
+                "version": metadata.version("modelhost"),
+                "python_version": platform.python_version(),
+                "grpcio_version": metadata.version("grpcio"),
+            },
+            subscriber_count=api.gauges.subscriber_count,
+            inference_bytes=api.gauges.inference_bytes,
+            worker_pids=self._workers.pids,
+        )
+        return Gateway(address, sources, lambda: api.health.serving)
+
     def _api_config(self) -> ApiConfig:
         config = self.config
         return ApiConfig(
@@ -214,9 +245,7 @@ def _hub_config(config: Config) -> HubConfig:
     return HubConfig(
         endpoint=downloads.endpoint,
         token=lambda: token.value if token is not None else None,
-        limits=Limits(
-            connect_s=downloads.connect_timeout_s, stall_s=downloads.read_timeout_s
-        ),
+        limits=Limits(connect_s=downloads.connect_timeout_s, stall_s=downloads.read_timeout_s),
         retry=RetryPolicy(tries=downloads.attempts),
         version=metadata.version("modelhost"),
     )

@@ -21,10 +21,10 @@ def test_a_call_is_started_before_it_is_handled() -> None:
     """A call under way shows as started only; its end adds its code and its seconds."""
     counts = RpcStats().method(PATH, "unary")
     counts.begin()
-    assert (counts.started, counts.ended, counts.handled) == (1, 0, {})
+    assert (counts.started, counts.seconds.count, counts.handled) == (1, 0, {})
     counts.end(5, 0.25)
-    assert (counts.started, counts.ended, counts.handled) == (1, 1, {5: 1})
-    assert counts.seconds == 0.25
+    assert (counts.started, counts.seconds.count, counts.handled) == (1, 1, {5: 1})
+    assert counts.seconds.total == 0.25
 
 
 def test_what_nobody_offers_is_one_series() -> None:
@@ -42,9 +42,9 @@ def test_every_call_is_in_the_bucket_of_its_time(seconds: list[float]) -> None:
     for one in seconds:
         counts.begin()
         counts.end(0, one)
-    assert counts.ended == counts.started == len(seconds)
+    assert counts.seconds.count == counts.started == len(seconds)
     at_most = 0
-    for bound, count in zip(BOUNDS_S, counts.buckets, strict=False):
+    for bound, count in zip(BOUNDS_S, counts.seconds.counts, strict=False):
         at_most += count
         assert at_most == sum(one <= bound for one in seconds)
 

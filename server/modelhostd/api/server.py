@@ -119,6 +119,7 @@ def build(host: Host, config: ApiConfig) -> "ApiServer":
             config.addresses, config.admin_socket, config.socket_mode, config.loopback_is_operator
         ),
         Health(host),
+        gauges,
     )
     statistics = Statistics(host, gauges)
     events = event_service(host, statistics)
@@ -151,10 +152,13 @@ def build(host: Host, config: ApiConfig) -> "ApiServer":
 class ApiServer:
     """The servers of all listeners. ``services`` are set before ``start``."""
 
-    def __init__(self, limits: Limits, found: Sequence[Listener], health: Health) -> None:
+    def __init__(
+        self, limits: Limits, found: Sequence[Listener], health: Health, gauges: Gauges
+    ) -> None:
         self.calls = Calls()
         self.admission = Admission(admission_limits(limits))
         self.health = health
+        self.gauges = gauges
         self.services: Sequence[Service] = ()
         self.rpc_stats = RpcStats()
         self._limits = limits

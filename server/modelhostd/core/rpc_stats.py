@@ -5,8 +5,9 @@ made when somebody looks. Source of names and meanings:
 https://github.com/grpc-ecosystem/go-grpc-middleware/tree/main/providers/prometheus
 """
 
-from bisect import bisect_left
 from collections.abc import Iterator
+
+from modelhostd.core.histogram import Histogram
 
 BOUNDS_S = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -21,22 +22,20 @@ OK = 0
 
 
 class MethodCounts:
-    """The calls of one method. ``handled`` has codes by number, ``buckets`` calls by ``BOUNDS_S``.
+    """The calls of one method. ``handled`` has them by gRPC's code, ``seconds`` by how long they took.
 
-    ``kind`` is go-grpc's: unary, client_stream, server_stream or bidi_stream. A bucket holds the calls
-    that took at most its bound and longer than the one before; the last has the rest.
+    ``kind`` is go-grpc's: unary, client_stream, server_stream or bidi_stream.
     """
 
-    __slots__ = ("buckets", "handled", "kind", "method", "seconds", "service", "started")
+    __slots__ = ("handled", "kind", "method", "seconds", "service", "started")
 
     def __init__(self, service: str, method: str, kind: str) -> None:
         self.service = service
         self.method = method
         self.kind = kind
         self.started = 0
-        self.seconds = 0.0
         self.handled: dict[int, int] = {}
-        self.buckets = [0] * (len(BOUNDS_S) + 1)
+        self.seconds = Histogram(BOUNDS_S)
 
     def begin(self) -> None:
         """Count a call that has come in."""
@@ -45,13 +44,7 @@ class MethodCounts:
     def end(self, code: int, seconds: float) -> None:
         """Count a call that has ended with a gRPC code after so many seconds; errors count too."""
         self.handled[code] = self.handled.get(code, 0) + 1
-        self.seconds += seconds
-        self.buckets[bisect_left(BOUNDS_S, seconds)] += 1
-
-    @property
-    def ended(self) -> int:
-        """How many calls have ended."""
-        return sum(self.buckets)
+        self.seconds.add(seconds)
 
 
 class RpcStats:

@@ -28,6 +28,7 @@ from modelhostd.host.residency import Residency
 from modelhostd.host.routes import Routes
 from modelhostd.host.storage import Storage
 from modelhostd.host.transfers import Transfers
+from modelhostd.host.worker_counts import WorkerCounts
 from modelhostd.ports import Clock, Database, DeviceFacts, Devices, Downloads, Files, Workers
 
 log = structlog.get_logger(__name__)
@@ -90,7 +91,8 @@ class Host:
         self.storage = Storage(self.registry, self.operations, files)
         self.inference = Inference(self.registry, self.residency, workers, self.routes)
         self.start_time = clock.time()
-        workers.set_listener(self.residency)
+        self.worker_counts = WorkerCounts(self.residency)
+        workers.set_listener(self.worker_counts)
 
     async def start(self) -> None:
         """Open the registry, take up what the last run left, and begin work."""
