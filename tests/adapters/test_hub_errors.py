@@ -315,6 +315,17 @@ async def test_a_file_that_changed_on_the_way_is_refused(site: Site, hub: Loopba
     assert (await failure(site)).reason is Reason.BAD_SOURCE_REPLY
 
 
+async def test_offline_mode_is_honoured(
+    site: Site, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HF_HUB_OFFLINE, which the library reads when it is imported: OFFLINE, and no request."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert (await failure(site)).reason is Reason.OFFLINE
+    assert hub.requests == []
+
+
 async def test_the_facts_come_clean(site: Site, hub: LoopbackHub) -> None:
     """Tags and licence as texts of bounded length, whatever the card holds."""
     repo = hub.repos["org/tiny"]

@@ -49,6 +49,10 @@ class StoreConfig:
     """(free, total) bytes instead of the file system's own; for tests and quotas."""
 
 
+SHA256_CHARS = 64
+ACCEPTED_MAX = 100_000
+
+
 class Stopped(Exception):
     """The transfer was cancelled while it waited for something."""
 
@@ -66,6 +70,7 @@ class BlobStore:
         self._held: Counter[str] = Counter()
         self._claimed: set[str] = set()
         self._reserved: dict[str, int] = {}
+        self._accepted: dict[str, tuple[str, str]] = {}
 
     def close(self) -> None:
         """Let go of the home directory."""
@@ -80,11 +85,19 @@ class BlobStore:
 
     def verified(self) -> dict[str, str]:
         """Return key -> sha256 of the files that are fetched and hashed and not yet a model's."""
-        out = {}
-        for name in self.home.names(*VERIFIED):
-            sha256, _, key = name.partition("+")
-            out[key or sha256] = sha256
-        return out
+        return {_key(name): name[:SHA256_CHARS] for name in self.home.names(*VERIFIED)}
+
+    def found(self, key: str, size: int) -> str | None:
+        """Return the SHA-256 of a file that this process has fetched whole, or None.
+
+        For the moment a claim is held: what was there before is listed once, by ``verified``.
+        """
+        with self._state:
+            sha256, name = self._accepted.get(key, (key, key))
+        if len(sha256) != SHA256_CHARS:
+            return None
+        whole = self.has_blob(sha256, size) or self.home.stat((*VERIFIED, name)) is not None
+        return sha256 if whole else None
 
     def free_bytes(self) -> tuple[int, int]:
         """Return (free, total) bytes of the disk below home."""
@@ -171,6 +184,10 @@ class BlobStore:
             hit("verified.renamed")
             os.fsync(verified)
             hit("verified.dir_synced")
+            with self._state:
+                self._accepted[part.key] = (sha256, name)
+                while len(self._accepted) > ACCEPTED_MAX:
+                    del self._accepted[next(iter(self._accepted))]
             with suppress(FileNotFoundError):
                 os.unlink(f"{part.key}.json", dir_fd=parts)
 
@@ -200,20 +217,22 @@ class BlobStore:
         with self.home.parent(segments) as (directory, entry):
             return self._quarantine(directory, entry, facts)
 
-    def open_content(self, sha256: str) -> int:
-        """Open a blob or verified file by digest for reading; returns its descriptor."""
+    def verified_names(self) -> dict[str, str]:
+        """Return sha256 -> name of the verified files, for ``open_content``."""
+        return {name[:SHA256_CHARS]: name for name in self.home.names(*VERIFIED)}
+
+    def open_content(self, sha256: str, names: Mapping[str, str]) -> int:
+        """Open a blob or a verified file (``verified_names``) for reading; returns its descriptor."""
+        # A download of the same file may publish it between the listing and now.
         with suppress(FileNotFoundError):
-            return self.home.open_file(blob_at(sha256))
-        names = {digest: key for key, digest in self.verified().items()}
-        key = names.get(sha256, sha256)
-        name = sha256 if key == sha256 else f"{sha256}+{key}"
-        return self.home.open_file((*VERIFIED, name))
+            return self.home.open_file((*VERIFIED, names.get(sha256, sha256)))
+        return self.home.open_file(blob_at(sha256))
 
     def drop_verified(self, sha256: str) -> None:
         """Forget a verified file that turned out to be of no use."""
         with self.home.directory(*VERIFIED) as verified:
             for name in os.listdir(verified):
-                if name.partition("+")[0] == sha256:
+                if name.startswith(sha256):
                     os.unlink(name, dir_fd=verified)
 
     def store_verified(self, sizes: Mapping[str, int]) -> None:
@@ -221,7 +240,7 @@ class BlobStore:
 
         The caller holds ``commit``. ``sizes`` is sha256 -> bytes; a blob of another size is replaced.
         """
-        names = {name.partition("+")[0]: name for name in self.home.names(*VERIFIED)}
+        names = self.verified_names()
         touched: set[str] = set()
         for sha256 in sorted(sizes.keys() & names.keys()):
             with self.home.directory(*VERIFIED) as verified:
@@ -295,3 +314,8 @@ class BlobStore:
         """Tell whether somebody writes this part now."""
         with self._state:
             return key in self._claimed
+
+
+def _key(name: str) -> str:
+    """``<sha256>+<key>`` -> key; a bare ``<sha256>`` is its own key."""
+    return name.partition("+")[2] or name

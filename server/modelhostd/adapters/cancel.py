@@ -80,7 +80,8 @@ class Canceller:
         """Shut down the sockets whose deadline has passed."""
         with self._lock:
             for watch in self._watches:
-                if watch.deadline is not None and now >= watch.deadline and not watch.expired:
+                if watch.deadline is not None and now >= watch.deadline:
+                    # Each time: a socket that was not connected yet took no notice.
                     watch.expired = True
                     shut_down(watch.sock)
 

@@ -123,6 +123,8 @@ class Response:
     def close(self) -> None:
         """End the connection, whatever is left to read."""
         self._connection.close()
+        # The parsed answer holds the socket's descriptor by a file of its own.
+        self._raw.close()
 
     def _finish(self) -> None:
         if self._raw.will_close:

@@ -180,10 +180,11 @@ class HubDownloads:
     ) -> list[Header]:
         headers: list[Header] = []
         with disk_errors(self._store.home.path):
+            names = self._store.verified_names()
             for file in facts.files:
                 canceller.check()
                 sha256 = digests[file.path]
-                fd = self._store.open_content(sha256)
+                fd = self._store.open_content(sha256, names)
                 try:
                     header = check_file(fd, file.path, facts.source.uri, allow_unsafe=allow_unsafe)
                 except ModelhostError:

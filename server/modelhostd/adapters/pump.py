@@ -130,7 +130,7 @@ def fetch_file(transfer: Transfer, file: RemoteFile) -> str:
     key = part_key(file, transfer.source, transfer.commit)
     with store.claim(key, canceller.is_cancelled), disk_errors(store.home.path):
         # Another download of the same file may have ended while this one waited for its turn.
-        if (sha256 := kept_whole(store, file, key, store.verified())) is not None:
+        if (sha256 := store.found(key, file.size_bytes)) is not None:
             transfer.meter.reuse(file.path, file.size_bytes)
         else:
             with store.open_part(key, file.size_bytes, transfer.model) as part:

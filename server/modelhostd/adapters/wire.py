@@ -2,6 +2,8 @@
 
 import errno
 import http.client
+import os
+import select
 import socket
 import ssl
 import threading
@@ -13,6 +15,8 @@ from dataclasses import dataclass
 from modelhostd.adapters.cancel import Canceller, Watch
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.origins import Origin
+
+CONNECT_LOOK_MS = 20
 
 Address = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
 
@@ -71,10 +75,10 @@ class Connection:
         sock: socket.socket,
         address: Address,
     ) -> None:
-        self.watch.deadline = time.monotonic() + self._limits.connect_s
-        sock.settimeout(self._limits.connect_s)
+        self.watch.deadline = deadline = time.monotonic() + self._limits.connect_s
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.connect(address)
+        self._reach(sock, address, deadline)
+        sock.settimeout(self._limits.connect_s)
         if self.origin.scheme == "https":
             wrapped = _tls().wrap_socket(
                 sock, server_hostname=self.origin.host, do_handshake_on_connect=False
@@ -83,6 +87,23 @@ class Connection:
             self._canceller.swap(self.watch, wrapped)
             wrapped.do_handshake()
         self._http.sock.settimeout(self._limits.stall_s)
+
+    def _reach(self, sock: socket.socket, address: Address, deadline: float) -> None:
+        """Connect, looking up between short waits: a socket that is not connected yet cannot be
+        shut down, so a cancel would have to wait for the whole time-out.
+        """
+        sock.setblocking(False)
+        status = sock.connect_ex(address)
+        waiting = select.poll()
+        waiting.register(sock, select.POLLOUT)
+        while status in {errno.EINPROGRESS, errno.EAGAIN}:
+            self._canceller.check()
+            if waiting.poll(CONNECT_LOOK_MS):
+                status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            elif time.monotonic() >= deadline or self.watch.expired:
+                status = errno.ETIMEDOUT
+        if status:
+            raise OSError(status, os.strerror(status))
 
     def send(self, method: str, path: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         """Send a request and read the answer's head."""
