@@ -83,6 +83,7 @@ async def test_priority_decides_who_goes_first(tmp_path: Path) -> None:
             await it.add(name)
             request = model_service_pb2.DownloadModelRequest(name=f"models/{name}")
             waiting.append((await it.tcp.models.DownloadModel(request, timeout=CALL_S)).name)
+            await it.running.world.clock.advance(1.0)
         assert (await _call(it, "GetOperation", waiting[1])).queue_position == 2
         request = pb.UpdateOperationRequest(
             operation=operations_pb2.Operation(name=waiting[1], priority=9),
