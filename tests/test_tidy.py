@@ -19,6 +19,7 @@ from tests.tidy import (
     silent_handlers,
     sleeping_tests,
     sources,
+    subscripted_grpc,
     torch_outside_worker,
 )
 
@@ -102,8 +103,18 @@ PLANTED = [
         "tests/a.py",
         "from asyncio import sleep\nasync def f():\n    await sleep(0.1)\n",
     ),
+    (
+        subscripted_grpc,
+        "client/a.py",
+        "def f(x: grpc.aio.StreamUnaryMultiCallable[int, int]):\n    pass\n",
+    ),
 ]
 INNOCENT = [
+    (
+        subscripted_grpc,
+        "client/a.py",
+        'def f(x: "grpc.aio.StreamUnaryMultiCallable[int, int]"):\n    pass\n',
+    ),
     (banned_calls, "tests/a.py", "import time\ntime.sleep(1)\n"),
     (banned_calls, "server/a.py", "load('x', weights_only=True, trust_remote_code=False)\n"),
     (silent_handlers, "server/a.py", "try:\n    f()\nexcept OSError:\n    pass\n"),

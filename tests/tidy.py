@@ -249,6 +249,23 @@ def sleeping_tests(source: Source) -> Iterator[str]:
                 )
 
 
+# What is generic at run time in the oldest grpcio allowed; elsewhere `grpc.X[...]` fails on import.
+_GENERIC = {
+    "ServicerContext",
+    *(f"{a}{b}Call" for a in ("Unary", "Stream") for b in ("Unary", "Stream")),
+    *(f"Unary{b}MultiCallable" for b in ("Unary", "Stream")),
+}
+GENERIC_IN_GRPC = frozenset(f"grpc.aio.{name}" for name in _GENERIC)
+
+
+def subscripted_grpc(source: Source) -> Iterator[str]:
+    if source.below("client", "server", "bench"):
+        for node in ast.walk(source.tree):
+            name = dotted(node.value) if isinstance(node, ast.Subscript) else ""
+            if name.startswith("grpc.") and name not in GENERIC_IN_GRPC:
+                yield f"{node.lineno}: {name}[...] fails on grpcio 1.74; quote the annotation"
+
+
 CHECKS = (
     long_files,
     long_functions,
@@ -258,6 +275,7 @@ CHECKS = (
     torch_outside_worker,
     nameless_tests,
     sleeping_tests,
+    subscripted_grpc,
 )
 
 
