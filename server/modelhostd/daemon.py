@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from modelhostd import config_load, process
-from modelhostd.adapters import logs
+from modelhostd.adapters import logs, memory
 from modelhostd.adapters.blobs import BlobStore, StoreConfig
 from modelhostd.adapters.clock import SystemClock
 from modelhostd.adapters.database import FILE_NAME, SqliteDatabase
@@ -31,6 +31,7 @@ from modelhostd.adapters.trees import TreeStore
 from modelhostd.adapters.wire import Limits
 from modelhostd.adapters.workers.config import WorkersConfig
 from modelhostd.adapters.workers.supervisor import ProcessWorkers
+from modelhostd.api.facts import SourceStatus
 from modelhostd.api.server import ApiConfig, ApiServer, build
 from modelhostd.config import Config
 from modelhostd.config_values import ConfigError
@@ -190,6 +191,8 @@ class Daemon:
             for device, budget in found.config.budgets.items():
                 if device in self.host.registry.decided.devices:
                     await self.host.residency.set_budget(device, budget, "configuration")
+            if self._api is not None:
+                self._api.set_limits(found.config.limits)
             log.info("configuration reloaded", live=found.live, needs_restart=found.restart)
         except (ConfigError, ModelhostError) as error:
             log.error("the configuration stays as it was", error=str(error))
@@ -226,7 +229,23 @@ class Daemon:
             settings=self._settings,
             home=config.home,
             version=metadata.version("modelhost"),
+            sources=self._sources,
+            installed=_installed,
+            daemon_bytes=lambda: memory.resident_bytes([os.getpid()]),
         )
+
+    def _sources(self) -> Sequence[SourceStatus]:
+        """Return the sources that this daemon can ask; whether they answer is seen by a download."""
+        downloads = self.config.downloads
+        return (SourceStatus("hf", downloads.endpoint, has_credential=downloads.token is not None),)
+
+
+def _installed(package: str) -> str:
+    """Return the version of an installed package, or an empty text."""
+    try:
+        return metadata.version(package)
+    except (metadata.PackageNotFoundError, ValueError):
+        return ""
 
 
 def _host_config(config: Config) -> HostConfig:
