@@ -27,7 +27,7 @@ FILES = tiny(SIZE)
 WEIGHTS = FILES["model.safetensors"]
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 POINTS = [name for name in failpoints.NAMES if not name.startswith("database.")]
-KILLS = int(os.environ.get("MODELHOST_TEST_KILLS", "12"))
+KILLS = int(os.environ.get("MODELHOST_TEST_KILLS", "6"))
 
 
 @pytest.fixture
