@@ -93,13 +93,40 @@ def edit(operation: Operation, reason: str = "") -> Edit:
     return Edit(Kind.OPERATION, operation.id, operation, reason or operation.state.value)
 
 
+def delete_key(model: str, keep_entry: bool, version: int) -> str:
+    """Return the join key of a DELETE: of a model, or of its files (``version`` 0 = all of them)."""
+    return f"delete-files:{version}:{model}" if keep_entry else f"delete:{model}"
+
+
+def refuse_while_deleted(
+    operations: Iterable[Operation], model: str, version: int | None = None
+) -> None:
+    """Raise CONFLICTING_OPERATION while the model is being deleted, or (part of) its files.
+
+    With a ``version`` only what takes that artifact away is in the way.
+    """
+    keys = {delete_key(model, True, 0), delete_key(model, False, 0)}
+    keys.add(delete_key(model, True, version or 0))
+    for operation in operations:
+        if operation.kind is not OperationKind.DELETE or operation.state in FINAL_STATES:
+            continue
+        if operation.join_key in keys or (version is None and operation.model == model):
+            raise ModelhostError(
+                Reason.CONFLICTING_OPERATION,
+                f"model '{model}' or files of it are being deleted (operation '{operation.id}'); "
+                f"wait for its end and try again",
+                {"model": model, "operation": operation.id},
+            )
+
+
 def queue(operations: Iterable[Operation], kind: OperationKind) -> Sequence[Operation]:
     """Return the waiting operations of one kind in the order they will start.
 
-    Higher priority first, then first come: (0, t=1), (5, t=9), (0, t=0) -> 5@9, 0@0, 0@1.
+    Higher priority first, then first come: (0, t=1), (5, t=9), (0, t=0) -> 5@9, 0@0, 0@1. Those of
+    one moment keep the order they are given in.
     """
     waiting = (o for o in operations if o.kind is kind and o.state is OperationState.QUEUED)
-    return sorted(waiting, key=lambda o: (-o.priority, o.create_time, o.id))
+    return sorted(waiting, key=lambda o: (-o.priority, o.create_time))
 
 
 def forgettable(

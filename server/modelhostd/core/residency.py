@@ -171,6 +171,28 @@ def choose_victims(
     return chosen
 
 
+def over_budget(device: DeviceView, now: float, *, busy: bool) -> Sequence[Holding]:
+    """Return whom to evict from a device that holds more than its budget.
+
+    Idle ones, as few as suffice, or all of them where they do not; then also ``busy`` ones, which end
+    their requests first. What is pinned or leased stays: the device stays above its budget.
+    """
+    if (enough := choose_victims(device, 0, now, 0.0)) is not None:
+        return enough
+    missing = -device.free_bytes - _coming(device)
+    chosen = [h for h in by_recency(device.holdings) if h.idle]
+    missing -= sum(h.bytes for h in chosen)
+    for holding in by_recency(device.holdings) if busy else ():
+        if (
+            missing > 0
+            and holding.state is InstanceState.READY
+            and not (holding.held or holding.idle)
+        ):
+            chosen.append(holding)
+            missing -= holding.bytes
+    return chosen
+
+
 def by_recency(holdings: Iterable[Holding]) -> Sequence[Holding]:
     """Return holdings in eviction order: low priority first, then least recently used."""
     return sorted(holdings, key=lambda h: (h.priority, h.last_used, h.model))

@@ -6,114 +6,23 @@ the database stores them as JSON. A change never edits a value: it replaces it.
 Times are seconds since the epoch (UTC), durations seconds, sizes bytes, unless a name says otherwise.
 """
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-
-class ArtifactState(enum.StrEnum):
-    """Where the files of one revision are on their way to disk."""
-
-    ABSENT = "ABSENT"
-    QUEUED = "QUEUED"
-    DOWNLOADING = "DOWNLOADING"
-    VERIFYING = "VERIFYING"
-    AVAILABLE = "AVAILABLE"
-    PAUSED = "PAUSED"
-    FAILED = "FAILED"
-    QUARANTINED = "QUARANTINED"
-
-
-class InstanceState(enum.StrEnum):
-    """Where a model is on its way to and from a device."""
-
-    QUEUED = "QUEUED"
-    LOADING = "LOADING"
-    READY = "READY"
-    DRAINING = "DRAINING"
-    WARM = "WARM"
-    FAILED = "FAILED"
-    BLOCKED = "BLOCKED"
-
-
-class OperationState(enum.StrEnum):
-    """How far one piece of long work is."""
-
-    QUEUED = "QUEUED"
-    RUNNING = "RUNNING"
-    PAUSED = "PAUSED"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-
-
-FINAL_STATES = frozenset(
-    {OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED}
+from modelhostd.core.states import (
+    FINAL_STATES,
+    ArtifactState,
+    DeviceKind,
+    Health,
+    InstanceState,
+    Isolation,
+    Kind,
+    OperationKind,
+    OperationState,
+    Phase,
+    Tier,
 )
-
-
-class OperationKind(enum.StrEnum):
-    """What an operation does."""
-
-    DOWNLOAD = "DOWNLOAD"
-    LOAD = "LOAD"
-    UNLOAD = "UNLOAD"
-    RELOAD = "RELOAD"
-    VERIFY = "VERIFY"
-    PRUNE = "PRUNE"
-    SWITCH = "SWITCH"
-    DELETE = "DELETE"
-    CHECK_STORAGE = "CHECK_STORAGE"
-
-
-class Phase(enum.StrEnum):
-    """What a running operation is busy with."""
-
-    NONE = "NONE"
-    WAITING = "WAITING"
-    PLANNING = "PLANNING"
-    DOWNLOADING = "DOWNLOADING"
-    VERIFYING = "VERIFYING"
-    COMMITTING = "COMMITTING"
-    EVICTING = "EVICTING"
-    STARTING_WORKER = "STARTING_WORKER"
-    LOADING = "LOADING"
-    CHECKING = "CHECKING"
-    DRAINING = "DRAINING"
-    UNLOADING = "UNLOADING"
-
-
-class Tier(enum.StrEnum):
-    """Where the weights of an instance are."""
-
-    DISK = "DISK"
-    HOST = "HOST"
-    DEVICE = "DEVICE"
-
-
-class Health(enum.StrEnum):
-    """What the last real checks of an instance said."""
-
-    UNKNOWN = "UNKNOWN"
-    HEALTHY = "HEALTHY"
-    DEGRADED = "DEGRADED"
-    UNHEALTHY = "UNHEALTHY"
-
-
-class DeviceKind(enum.StrEnum):
-    """What kind of hardware a device is."""
-
-    CPU = "CPU"
-    CUDA = "CUDA"
-    SIM = "SIM"
-
-
-class Isolation(enum.StrEnum):
-    """Whether a model shares the worker of its device or has one of its own."""
-
-    SHARED = "SHARED"
-    PROCESS = "PROCESS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +142,8 @@ class Model:
     pinned: bool = False
     artifacts: tuple[Artifact, ...] = ()
     last_version: int = 0
+    chosen_version: int = 0
+    """The version that ReloadModel rolled back to; 0 = the newest."""
     edit: int = 1
 
     @property
@@ -241,11 +152,21 @@ class Model:
         return f"{self.uid[:8]}-{self.edit}"
 
     @property
-    def available(self) -> Artifact | None:
-        """The newest artifact whose files are whole and verified: what a load takes."""
+    def newest(self) -> Artifact | None:
+        """The newest artifact whose files are whole and verified."""
         return next(
             (a for a in reversed(self.artifacts) if a.state is ArtifactState.AVAILABLE), None
         )
+
+    @property
+    def available(self) -> Artifact | None:
+        """What a load takes: the chosen version while its files are there, else the newest."""
+        if self.chosen_version:
+            for artifact in self.artifacts:
+                whole = artifact.state is ArtifactState.AVAILABLE
+                if whole and artifact.version == self.chosen_version:
+                    return artifact
+        return self.newest
 
     @property
     def state(self) -> ArtifactState:
@@ -377,18 +298,6 @@ class Settings:
     edit: int = 1
 
 
-class Kind(enum.StrEnum):
-    """The tables of the registry; the value is the collection's name in resource names."""
-
-    MODEL = "models"
-    INSTANCE = "instances"
-    OPERATION = "operations"
-    DEVICE = "devices"
-    SLOT = "slots"
-    LEASE = "leases"
-    SETTINGS = "settings"
-
-
 Resource = Model | Instance | Operation | Device | Slot | Lease | Settings
 
 
@@ -410,3 +319,35 @@ class Event:
     principal: str = ""
     created: bool = False
     """Whether the resource did not exist before this event."""
+
+
+__all__ = [
+    "FINAL_STATES",
+    "LIVE_CONFIG_FIELDS",
+    "Artifact",
+    "ArtifactState",
+    "Device",
+    "DeviceKind",
+    "Event",
+    "Health",
+    "Instance",
+    "InstanceState",
+    "Isolation",
+    "Kind",
+    "Lease",
+    "Model",
+    "ModelConfig",
+    "ModelFile",
+    "Operation",
+    "OperationKind",
+    "OperationState",
+    "Phase",
+    "Progress",
+    "Requirements",
+    "Resource",
+    "Settings",
+    "Slot",
+    "Source",
+    "StoredError",
+    "Tier",
+]

@@ -101,8 +101,8 @@ class FetchedLoads:
             )
             await self._follow(download.id, operation.id)
             if self._registry.decided.operation(operation.id).state not in FINAL_STATES:
-                self._residency.loads.want(
-                    operation.model, device=device, priority=priority, principal=principal
+                self._residency.loads.want_for(
+                    operation.model, operation.id, device=device, priority=priority
                 )
         except ModelhostError as error:
             failure = error

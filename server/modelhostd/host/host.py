@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
+from modelhostd.core import artifacts
 from modelhostd.core import operations as op_rules
 from modelhostd.core.registry import check_etag
 from modelhostd.core.resources import (
@@ -104,7 +105,7 @@ class Host:
         ]
         first = self.registry.stage(edits)
         # Second: it looks at the operations as the first edits left them.
-        second = self.registry.stage(self.transfers.recover())
+        second = self.registry.stage(artifacts.recovered(self.registry.decided))
         await first
         await second
         self.residency.start()
@@ -119,13 +120,13 @@ class Host:
         """
         self.inference.stop()
         await self.fetched_loads.stop()
-        await self.transfers.stop()
-        await self.models.stop()
-        await self.storage.stop()
+        await self.transfers.stop(grace_s)
+        await self.operations.stop(grace_s)
         await self.residency.stop(grace_s)
 
     async def close(self) -> None:
         """Commit what is staged and close the database; nothing may be asked afterwards."""
+        await self.residency.close()
         await self.registry.close()
 
     # --- settings -------------------------------------------------------------------------------
@@ -238,4 +239,4 @@ class Host:
         active = {slot.model for slot in decided.slots.values()}
         for model in decided.models.values():
             if (model.pinned or model.config.autoload or model.id in active) and model.available:
-                self.residency.want_for_queue(model.id, "autoload")
+                self.residency.loads.want_for_queue(model.id, "autoload")

@@ -66,10 +66,10 @@ class Inference:
         started = self._clock.monotonic()
         route = self._routes.get(name)
         # No await between look-up and count: a drain sees this request or closed the route before.
-        if route is not None and route.open:
+        if route is not None and route.open and self._accepting:
             route.enter(self._clock)
         else:
-            route = await self._enter_when_ready(name, timeout_s)
+            route = await self._enter_when_ready(name, timeout_s, version)
             if timeout_s is not None:
                 timeout_s = max(0.0, timeout_s - (self._clock.monotonic() - started))
         self.in_flight += 1
@@ -142,16 +142,18 @@ class Inference:
         route.leave()
         return route
 
-    async def _enter_when_ready(self, name: str, timeout_s: float | None) -> Route:
+    async def _enter_when_ready(
+        self, name: str, timeout_s: float | None, version: str = ""
+    ) -> Route:
         """Return the model's route once it is open, with this request counted in it."""
         try:
             async with asyncio.timeout(timeout_s):
                 model = self.model_for(name)
                 route = self._routes.get(model.id)
-                if route is not None and route.open:
+                if route is not None and route.open and self._accepting:
                     route.enter(self._clock)
                     return route
-                return await self._join(model)
+                return await self._join(model, name, version)
         except TimeoutError:
             raise ModelhostError(
                 Reason.DEADLINE_EXCEEDED,
@@ -159,24 +161,28 @@ class Inference:
                 {"method": "ModelInfer"},
             ) from None
 
-    async def _join(self, model: Model) -> Route:
+    async def _join(self, model: Model, name: str, version: str) -> Route:
         if not self._accepting:
             raise ModelhostError(
                 Reason.SHUTTING_DOWN,
                 "GRPC server is shutting down and has stopped accepting new requests.",
                 retry_delay_s=2.0,
             )
-        wanted = self._residency.loads.get(model.id)
-        leaving = self._routes.get(model.id)
-        if wanted is None and leaving is None:
-            self._residency.loads.check_loadable(model)
+        loads = self._residency.loads
+        coming = loads.get(model.id) is not None
+        if not coming:
+            loads.check_loadable(model)
             if not self._on_demand(model):
                 raise _not_loaded(model)
+            have = model.available
+            if version and have is not None and version != str(have.version):
+                # Before it evicts others for nothing.
+                raise _no_version(name, version, have.version)
         limit = model.config.queue_limit or self._registry.decided.settings.queue_limit
         waiter = self._routes.join(model.id, limit)
-        if wanted is None and leaving is None:
+        if not coming:
             try:
-                self._residency.loads.want(model.id, principal="inference")
+                loads.want(model.id, principal="inference")
             except ModelhostError:
                 waiter.cancel()
                 raise
@@ -230,7 +236,7 @@ def _no_version(name: str, asked: str, have: int) -> ModelhostError:
     return ModelhostError(
         Reason.MODEL_NOT_FOUND,
         f"Request for unknown model: '{name}' version {shown} is not found; version {have} is "
-        f"loaded (an empty version takes it)",
+        f"served (an empty version takes it)",
         {"model": name},
     )
 

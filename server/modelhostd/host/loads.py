@@ -1,61 +1,41 @@
-"""Loads: wanted, planned, begun, and ended one way or another.
+"""Loads: wanted, joined, planned, stopped.
 
 Rules:
-1. Bytes are reserved in the ledger before a load starts, and released when it did not end well.
-2. A wanted load ends: loaded, refused, failed, cancelled, or at its deadline.
-3. A load never waits behind one that it does not compete with for bytes.
+1. A wanted load ends: READY, refused, failed, cancelled, or at its deadline; its operations end with it.
+2. A load never waits behind one that it does not compete with for bytes.
+3. A load that is being stopped is joined by nobody: who comes then wants another one.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import structlog
 
 from modelhostd.core import operations as op_rules
 from modelhostd.core import registry as model_rules
 from modelhostd.core import residency as rules
-from modelhostd.core.errors import ModelhostError, Reason
-from modelhostd.core.lifecycle import INSTANCE, step
+from modelhostd.core.errors import ModelhostError
+from modelhostd.core.names import model_not_found
 from modelhostd.core.resources import (
-    Artifact,
-    Health,
-    Instance,
-    InstanceState,
-    Isolation,
+    FINAL_STATES,
     Model,
     Operation,
     OperationKind,
     Phase,
-    Tier,
 )
 from modelhostd.core.state import Edit, instance_key
+from modelhostd.host import instances
+from modelhostd.host import wanted as errors
+from modelhostd.host.admission import Admission
 from modelhostd.host.crashes import Crashes
-from modelhostd.host.occupancy import Occupancy, changed, gone, load_timeout_s, predicted_bytes
+from modelhostd.host.loading import Loading
+from modelhostd.host.occupancy import Occupancy, load_timeout_s
 from modelhostd.host.registry import Request
 from modelhostd.host.routes import Route
-from modelhostd.ports import Loaded, LoadSpec
+from modelhostd.host.wanted import Wanted
 
 log = structlog.get_logger(__name__)
-
-WORKER_LOST_RETRIES = 1
-
-
-@dataclass(slots=True, eq=False)
-class Wanted:
-    """A load that waits for memory or runs. Times are monotonic seconds."""
-
-    model: str
-    operation: str
-    bytes: int
-    device: str
-    priority: int
-    since: float
-    deadline: float
-    task: asyncio.Task[None] | None = None
-    retries: int = WORKER_LOST_RETRIES
-    stopped_by: ModelhostError | None = None
-    evicted: list[str] = field(default_factory=list)
 
 
 class Loads:
@@ -71,17 +51,18 @@ class Loads:
         self._registry = occupancy.registry
         self._operations = occupancy.operations
         self._crashes = crashes
-        self._drain = drain
+        self._admission = Admission(occupancy, drain)
         self._wanted: dict[str, Wanted] = {}
-        self._generation = 0
+        self._number = 0
         self._stopping = False
+        self.running = Loading(occupancy, crashes, self._ended, self.pump)
         self.settled: Callable[[], None] = lambda: None
         """Called when a load has ended and its measured bytes stand in the ledger."""
 
     # --- asking ---------------------------------------------------------------------------------
 
     def get(self, model_id: str) -> Wanted | None:
-        """Return the model's unfinished load."""
+        """Return the model's unfinished load, unless it is being stopped."""
         return self._wanted.get(model_id)
 
     def want(
@@ -90,77 +71,156 @@ class Loads:
         *,
         device: str = "",
         priority: int | None = None,
+        keep: bool = False,
         principal: str = "",
         request: Request | None = None,
-    ) -> tuple[str, "asyncio.Future[int]"]:
+    ) -> "tuple[str, asyncio.Future[int]]":
         """Return the id of the operation that brings the model to READY, and when it is durable.
 
-        Raises MODEL_NOT_DOWNLOADED, MODEL_BLOCKED, MODEL_TOO_LARGE, OUT_OF_DEVICE_MEMORY or
-        DEVICE_NOT_FOUND at once.
+        With ``keep`` the load goes on even if its operation cannot be stored. Raises
+        MODEL_NOT_DOWNLOADED, MODEL_BLOCKED, MODEL_TOO_LARGE, OUT_OF_DEVICE_MEMORY,
+        CONFLICTING_OPERATION, SHUTTING_DOWN or DEVICE_NOT_FOUND at once.
         """
         model = self._registry.decided.model(model_id)
         route = self._occupancy.routes.get(model_id)
         if model_id not in self._wanted and route is not None and route.open:
-            return self._ready_already(route, principal, request)
-        if model_id not in self._wanted:
-            wanted = self._new(model, device, priority)
-            self._refuse_at_once(wanted)
-            self._wanted[model_id] = wanted
-        else:
-            wanted = self._wanted[model_id]
-
-        def edits(operation: Operation) -> Sequence[Edit]:
-            # While the old instance is on its way out, the new one is made when that has gone.
-            return () if route is not None else self._queued(model, operation.id, wanted.device)
-
-        try:
-            operation, _, done = self._operations.begin(
+            return self._operations.done_already(
                 OperationKind.LOAD,
-                model=model_id,
-                join_key=f"load:{model_id}",
+                model_id,
+                self._ready_result(route),
                 principal=principal,
                 request=request,
-                edits=edits,
             )
-        except ModelhostError:
-            self._wanted.pop(model_id, None)
-            raise
-        if not wanted.operation:
-            # New, or one that has waited for the model's files (fetched_loads) and goes on here.
-            wanted.operation = operation.id
-            self._operations.on_cancel(operation.id, lambda: self.cancel(model_id))
-        self.pump()
+        wanted = self._wanted.get(model_id) or self._admitted(model, device, priority)
+        joined = self._joinable(wanted)
+        if joined is not None:
+            done = self._registry.stage((), principal, request, joined)
+            self._attach(wanted, joined)
+            return joined, done
+        operation, _, done = self._operations.begin(
+            OperationKind.LOAD,
+            model=model_id,
+            join_key=f"load:{model_id}",
+            join=False,
+            principal=principal,
+            request=request,
+            edits=lambda operation: self._first_instance(wanted, model, operation.id),
+            undone=lambda operation: self._undone(wanted, operation, keep),
+        )
+        self._attach(wanted, operation.id)
         return operation.id, done
 
-    def cancel(self, model_id: str, error: ModelhostError | None = None) -> None:
-        """End the model's load, if there is one."""
-        wanted = self._wanted.get(model_id)
-        if wanted is None or wanted.stopped_by is not None:
+    def want_for(
+        self, model_id: str, operation: str, *, device: str = "", priority: int | None = None
+    ) -> None:
+        """Want a load on behalf of an operation that is there already; raises as ``want`` does."""
+        model = self._registry.decided.model(model_id)
+        route = self._occupancy.routes.get(model_id)
+        if model_id not in self._wanted and route is not None and route.open:
+            result = self._ready_result(route)
+            self._registry.record(self._operations.succeeded(operation, result))
             return
-        wanted.stopped_by = error or _cancelled(wanted)
+        wanted = self._wanted.get(model_id) or self._admitted(model, device, priority)
+        self._attach(wanted, operation)
+
+    def want_for_queue(self, model_id: str, principal: str) -> None:
+        """Load a model because requests wait for it or its worker was lost; a refusal ends them."""
+        try:
+            self.want(model_id, principal=principal, keep=True)
+        except ModelhostError as error:
+            log.warning("a model does not come back", model=model_id, reason=error.reason)
+            self._occupancy.routes.fail(model_id, error)
+
+    def _admitted(self, model: Model, device: str, priority: int | None) -> Wanted:
+        """Return a new load that is not refused at once."""
+        if self._stopping:
+            raise errors.shutting_down(model.id)
+        wanted = self._new(model, device, priority)
+        plan = self._admission.plan(wanted)
+        if isinstance(plan, rules.Refuse) and self._occupancy.routes.get(model.id) is None:
+            raise plan.error
+        return wanted
+
+    def _joinable(self, wanted: Wanted) -> str | None:
+        """Return the LOAD that the caller joins: the load's own, or one that waited for its files."""
+        operations = self._registry.decided.operations
+        for key in wanted.operations:
+            found = operations.get(key)
+            if (
+                found is not None
+                and found.kind is OperationKind.LOAD
+                and found.state not in FINAL_STATES
+            ):
+                return key
+        waiting = self._registry.decided.active_operation(f"load:{wanted.model}")
+        if waiting is None or waiting.id in self.running.stopped_operations(wanted.model):
+            return None
+        return waiting.id
+
+    def _attach(self, wanted: Wanted, operation: str) -> None:
+        self._wanted[wanted.model] = wanted
+        if operation not in wanted.operations:
+            wanted.operations.append(operation)
+            self._operations.on_cancel(
+                operation, lambda: self._cancel_operation(wanted.model, operation)
+            )
+            if wanted.task is not None:
+                self._registry.record(self._operations.running(operation, Phase.LOADING))
+        self.pump()
+
+    def _undone(self, wanted: Wanted, operation: Operation, keep: bool) -> None:
+        """Drop a waiting load whose only operation could not be stored: its caller was told so."""
+        if operation.id in self._registry.decided.operations:
+            return  # it runs already, and what runs stands
+        if operation.id in wanted.operations:
+            wanted.operations.remove(operation.id)
+        needed = keep or wanted.operations or self._occupancy.routes.queued(wanted.model)
+        if wanted.task is None and not needed and self._wanted.get(wanted.model) is wanted:
+            self._ended(wanted, errors.cancelled(wanted))
+
+    # --- stopping -------------------------------------------------------------------------------
+
+    def cancel(
+        self, model_id: str, error: ModelhostError | None = None, *, stays: bool = False
+    ) -> None:
+        """Stop the model's load, if there is one; with ``stays`` waiting requests want another."""
+        wanted = self._wanted.pop(model_id, None)
+        if wanted is None:
+            return
+        wanted.stopped_by = error or errors.cancelled(wanted)
+        wanted.stays = stays
         if wanted.task is not None:
             wanted.task.cancel()
         else:
-            self._failed(wanted, wanted.stopped_by)
+            self._ended(wanted, wanted.stopped_by)
+
+    def _cancel_operation(self, model_id: str, operation: str) -> None:
+        wanted = self._wanted.get(model_id)
+        if wanted is not None and operation in wanted.operations:
+            self.cancel(model_id)
+
+    def restart(self, model_id: str) -> None:
+        """Begin a running load anew, with the same operations: what it loads has changed."""
+        old = self._wanted.get(model_id)
+        if old is None or old.task is None:
+            return
+        new = self._new(self._registry.decided.model(model_id), old.device, old.priority)
+        new.operations, old.operations = old.operations, []
+        self._wanted[model_id] = new
+        old.stopped_by = errors.cancelled(old)
+        old.task.cancel()
 
     def stop(self) -> None:
-        """Begin no more loads and end the unfinished ones."""
+        """Begin no more loads and stop the unfinished ones."""
         self._stopping = True
-        for wanted in list(self._wanted.values()):
-            self.cancel(
-                wanted.model,
-                ModelhostError(
-                    Reason.SHUTTING_DOWN,
-                    f"the daemon stopped while model '{wanted.model}' was loading; load it again",
-                    retry_delay_s=2.0,
-                ),
-            )
+        for model_id in list(self._wanted):
+            self.cancel(model_id, errors.shutting_down(model_id))
 
     def expire(self, now: float) -> None:
         """End the waiting loads whose deadline has passed; running ones end by themselves."""
         for wanted in list(self._wanted.values()):
             if now >= wanted.deadline and wanted.task is None:
-                self._failed(wanted, _too_late(wanted))
+                self._ended(wanted, errors.too_late(wanted))
 
     # --- the pump -------------------------------------------------------------------------------
 
@@ -169,249 +229,95 @@ class Loads:
         if self._stopping:
             return
         claimed: dict[str, int] = {}
-        waiting = sorted(
-            (w for w in self._wanted.values() if w.task is None),
-            key=lambda w: (-w.priority, w.since),
-        )
-        loading = sum(w.task is not None for w in self._wanted.values())
-        for wanted in waiting:
-            if loading >= self._registry.decided.settings.max_concurrent_loads:
+        waiting = [w for w in self._wanted.values() if w.task is None]
+        for wanted in sorted(waiting, key=lambda w: (-w.priority, w.since)):
+            if self.running.count >= self._registry.decided.settings.max_concurrent_loads:
                 return
-            if self._occupancy.routes.get(wanted.model) is None:
-                loading += self._advance(wanted, claimed)
+            # One that ended may have pumped: things are as they are now, not as they were above.
+            current = self._wanted.get(wanted.model) is wanted and wanted.task is None
+            if current and self._occupancy.routes.get(wanted.model) is None:
+                self._advance(wanted, claimed)
 
-    def _advance(self, wanted: Wanted, claimed: dict[str, int]) -> int:
-        """Do the next step of one waiting load; returns 1 when its load started."""
-        views = {
-            key: replace(view, claimed_bytes=claimed.get(key, 0))
-            for key, view in self._occupancy.views().items()
-        }
-        now = self._registry.clock.monotonic()
-        plan = rules.plan(_ask(wanted), views, now, self._occupancy.min_residency_s())
-        match plan:
-            case rules.Fits(device):
-                self._begin(wanted, device)
-                return 1
-            case rules.Refuse(error):
-                self._failed(wanted, error)
-            case rules.Evict(device, victims):
-                self._evict(victims, "EVICTED", wanted)
-                claimed[device] = claimed.get(device, 0) + wanted.bytes
-            case rules.Wait(device, drain):
-                self._evict(drain, "EVICTED_WHEN_IDLE", wanted)
-                claimed[device] = claimed.get(device, 0) + wanted.bytes
-        return 0
-
-    def _evict(self, victims: Sequence[str], reason: str, wanted: Wanted) -> None:
-        for victim in victims:
-            route = self._occupancy.routes.get(victim)
-            if route is None:
-                continue
-            progress = self._operations.progress(wanted.operation)
-            if progress.phase is not Phase.EVICTING:
-                self._operations.report(wanted.operation, replace(progress, phase=Phase.EVICTING))
-            details = {
-                "for": wanted.model,
-                "neededBytes": str(wanted.bytes),
-                "freedBytes": str(self._occupancy.ledger.held(route.device, victim)),
-                "policy": self._registry.decided.settings.eviction_policy,
-            }
-            self._drain(route, reason, details)
-            wanted.evicted.append(victim)
-
-    # --- one load -------------------------------------------------------------------------------
-
-    def _begin(self, wanted: Wanted, device: str) -> None:
+    def _advance(self, wanted: Wanted, claimed: dict[str, int]) -> None:
+        """Do the next step of one waiting load."""
         model = self._registry.decided.models.get(wanted.model)
-        artifact = model.available if model is not None else None
-        if model is None or artifact is None:
-            self._failed(wanted, _cancelled(wanted))
+        if model is None or model.available is None:
+            self._ended(wanted, _no_files(wanted, model))
             return
+        match self._admission.advance(wanted, model, claimed):
+            case rules.Fits(device):
+                self._begin(wanted, model, device)
+            case rules.Refuse(error):
+                self._ended(wanted, error)
+
+    def _begin(self, wanted: Wanted, model: Model, device: str) -> None:
+        artifact = model.available
+        assert artifact is not None
         instance = self._registry.decided.instance_of(model.id)
-        if instance is None or instance.state is not InstanceState.QUEUED:
-            self._registry.record(self._queued(model, wanted.operation, device))
+        if instance is None or instance.generation != wanted.generation:
+            operation = wanted.operations[0] if wanted.operations else ""
+            edits = instances.queued(self._occupancy, self._crashes, wanted, model, operation)
+            self._registry.record(edits)
             instance = self._registry.decided.instance_of(model.id)
         assert instance is not None
-        self._occupancy.ledger.reserve(device, model.id, wanted.bytes)
-        loading = replace(
-            instance,
-            device=device,
-            state=step(INSTANCE, instance.state, InstanceState.LOADING),
-            predicted_bytes=wanted.bytes,
-            artifact_version=artifact.version,
-            config_edit=model.edit,
-            operation=wanted.operation,
-        )
-        route = _route(model, loading)
-        self._occupancy.routes.put(route)
-        self._registry.record(
-            [
-                *changed(loading, "LOADING"),
-                *self._operations.running(wanted.operation, Phase.LOADING),
-            ]
-        )
-        spec = self._spec(model, artifact, loading)
-        task = asyncio.create_task(self._load(wanted, route, spec), name=f"load {model.id}")
-        wanted.task = task
-        task.add_done_callback(lambda t: self._ended(wanted, route, t))
+        self.running.begin(wanted, model, artifact, replace(instance, device=device))
 
-    def _ended(self, wanted: Wanted, route: Route, task: "asyncio.Task[None]") -> None:
-        """Take back a load that was cancelled before its first step: no handler of its own ran."""
-        if self._wanted.get(wanted.model) is wanted and wanted.task is task:
-            self._unmake(wanted, route, wanted.stopped_by or _cancelled(wanted))
-            self.pump()
-
-    def _spec(self, model: Model, artifact: Artifact, instance: Instance) -> LoadSpec:
-        return LoadSpec(
-            model=model.id,
-            instance=instance.id,
-            generation=instance.generation,
-            version=artifact.version,
-            model_dir=self._occupancy.files.model_dir(model.id, artifact.version),
-            task=model.task,
-            config=model.config,
-            predicted_bytes=instance.predicted_bytes,
-        )
-
-    async def _load(self, wanted: Wanted, route: Route, spec: LoadSpec) -> None:
-        left = max(0.0, wanted.deadline - self._registry.clock.monotonic())
-        try:
-            async with asyncio.timeout(left):
-                loaded = await self._occupancy.workers.load(
-                    route.device, spec, lambda p: self._operations.report(wanted.operation, p)
-                )
-        except TimeoutError:
-            self._unmake(wanted, route, _too_late(wanted))
-        except asyncio.CancelledError:
-            self._unmake(wanted, route, wanted.stopped_by or _cancelled(wanted))
-            if wanted.stopped_by is None:
-                raise
-        except ModelhostError as error:
-            if error.reason is Reason.WORKER_LOST and wanted.retries:
-                self._again(wanted, route)
-            else:
-                self._unmake(wanted, route, error)
-        except Exception:
-            log.exception("load failed unexpectedly", model=wanted.model)
-            self._unmake(wanted, route, _unexpected(wanted))
-        else:
-            self._loaded(wanted, route, loaded)
-        self.pump()
-
-    def _loaded(self, wanted: Wanted, route: Route, loaded: Loaded) -> None:
-        clock = self._registry.clock
-        self._wanted.pop(wanted.model, None)
-        self._occupancy.ledger.true_up(route.device, wanted.model, loaded.measured_bytes)
-        instance = self._registry.decided.instance_of(wanted.model)
-        assert instance is not None
-        ready = replace(
-            instance,
-            state=step(INSTANCE, instance.state, InstanceState.READY),
-            tier=Tier.DEVICE,
-            health=Health.HEALTHY,
-            health_time=clock.time(),
-            backend=loaded.backend,
-            measured_bytes=loaded.measured_bytes,
-            ready_time=clock.time(),
-            load_s=loaded.load_s,
-        )
-        route.loaded = loaded
-        route.ready_since = route.last_used = clock.monotonic()
-        result = {
-            "instance": instance_key(instance.model, instance.id),
-            "device": route.device,
-            "backend": loaded.backend,
-            "measured_bytes": loaded.measured_bytes,
-            "load_s": loaded.load_s,
-            "evicted_models": tuple(wanted.evicted),
-        }
-        details = {
-            "predictedBytes": str(instance.predicted_bytes),
-            "measuredBytes": str(loaded.measured_bytes),
-        }
-        self._registry.record(
-            [
-                *changed(ready, "READY", details),
-                *self._operations.succeeded(wanted.operation, result),
-            ]
-        )
-        self._occupancy.routes.open(route, clock)
-        self.settled()
-
-    def _again(self, wanted: Wanted, route: Route) -> None:
-        """Put a load whose worker was lost back into the queue, once."""
-        wanted.retries -= 1
-        wanted.task = None
-        self._occupancy.ledger.release(route.device, wanted.model)
-        self._occupancy.routes.remove(route)
-        instance = self._registry.decided.instance_of(wanted.model)
-        if instance is not None:
-            queued = replace(instance, state=step(INSTANCE, instance.state, InstanceState.QUEUED))
-            self._registry.record(changed(queued, "WORKER_LOST"))
-
-    def _unmake(self, wanted: Wanted, route: Route, error: ModelhostError) -> None:
-        """Take back a load that did not end well."""
-        self._occupancy.ledger.release(route.device, wanted.model)
-        self._occupancy.routes.remove(route)
-        self._failed(wanted, error)
-
-    def _failed(self, wanted: Wanted, error: ModelhostError) -> None:
-        self._wanted.pop(wanted.model, None)
-        blocked = self._crashes.blocked(wanted.model)
-        self._occupancy.routes.fail(wanted.model, error)
-        edits = [*self._operations.failed(wanted.operation, error)]
-        instance = self._registry.decided.instance_of(wanted.model)
-        if instance is not None and instance.state in (
-            InstanceState.QUEUED,
-            InstanceState.LOADING,
-        ):
-            if error.reason in (Reason.CANCELLED, Reason.SHUTTING_DOWN):
-                edits += gone(instance, error.reason.value)
-            else:
-                state = InstanceState.BLOCKED if blocked else InstanceState.FAILED
-                failed = replace(
-                    instance,
-                    state=step(INSTANCE, instance.state, state),
-                    tier=Tier.DISK,
-                    error=op_rules.stored(blocked or error),
-                )
-                edits += changed(failed, "LOAD_FAILED", {"cause": error.reason.value})
+    def _ended(self, wanted: Wanted, error: ModelhostError | None) -> None:
+        """Take a load that is over out of the table, and tell who waited for it."""
+        another = self._wanted.get(wanted.model)
+        if another is wanted:
+            del self._wanted[wanted.model]
+            another = None
+        if error is None:
+            self.settled()
+            return
+        edits = [e for key in wanted.operations for e in self._operations.failed(key, error)]
+        edits += instances.remains(self._occupancy, self._crashes, wanted, error)
         self._registry.record(edits)
+        if another is not None:
+            return  # who waits for the model waits for that one
+        if wanted.stays and self._occupancy.routes.queued(wanted.model):
+            self.want_for_queue(wanted.model, "inference")
+        else:
+            self._occupancy.routes.fail(wanted.model, error)
 
     # --- small things ---------------------------------------------------------------------------
 
     def check_loadable(self, model: Model) -> None:
-        """Raise MODEL_NOT_DOWNLOADED or MODEL_BLOCKED."""
-        if model.available is None:
+        """Raise MODEL_NOT_DOWNLOADED, MODEL_BLOCKED or CONFLICTING_OPERATION (it is being deleted)."""
+        artifact = model.available
+        if artifact is None:
             raise model_rules.not_downloaded(model)
         blocked = self._crashes.blocked(model.id)
         if blocked is not None:
             raise blocked
+        operations = self._registry.decided.operations.values()
+        op_rules.refuse_while_deleted(operations, model.id, artifact.version)
 
     def plan(self, model_id: str, device: str = "") -> tuple[rules.Plan, int]:
         """Return what a load would do now, and the bytes it would take; changes nothing.
 
         Where it would wait, the plan says who would be drained once its grace has passed.
         """
-        wanted = self._new(self._registry.committed.model(model_id), device, None)
-        wanted.since -= rules.BUSY_GRACE_S
-        return self._plan(wanted), wanted.bytes
+        return self.plan_model(self._registry.committed.model(model_id), device)
 
-    def _plan(self, wanted: Wanted) -> rules.Plan:
-        views = self._occupancy.views()
-        now = self._registry.clock.monotonic()
-        return rules.plan(_ask(wanted), views, now, self._occupancy.min_residency_s())
+    def plan_model(self, model: Model, device: str = "") -> tuple[rules.Plan, int]:
+        """Return what a load of the model as it is given would do now."""
+        wanted = self._new(model, device, None)
+        wanted.since -= rules.BUSY_GRACE_S
+        return self._admission.plan(wanted), wanted.bytes
 
     def _new(self, model: Model, device: str, priority: int | None) -> Wanted:
         self.check_loadable(model)
         device = device or model.config.device
         if device:
             self._registry.decided.device(device)
-        size = predicted_bytes(model)
+        size = self._occupancy.needed_bytes(model)
         now = self._registry.clock.monotonic()
+        self._number += 1
         return Wanted(
+            number=self._number,
             model=model.id,
-            operation="",
             bytes=size,
             device=device,
             priority=model.config.priority if priority is None else priority,
@@ -419,88 +325,24 @@ class Loads:
             deadline=now + load_timeout_s(model, size),
         )
 
-    def _refuse_at_once(self, wanted: Wanted) -> None:
-        plan = self._plan(wanted)
-        if isinstance(plan, rules.Refuse) and self._occupancy.routes.get(wanted.model) is None:
-            raise plan.error
-
-    def _ready_already(
-        self, route: Route, principal: str, request: Request | None
-    ) -> tuple[str, "asyncio.Future[int]"]:
-        now = self._registry.clock.time()
-        queued = op_rules.new(
-            self._operations.new_id(),
-            OperationKind.LOAD,
-            now,
-            model=route.model,
-            principal=principal,
-        )
-        result = {
+    def _ready_result(self, route: Route) -> dict[str, object]:
+        return {
             "instance": instance_key(route.model, route.instance),
             "device": route.device,
             "measured_bytes": self._occupancy.ledger.held(route.device, route.model),
         }
-        done = op_rules.succeeded(queued, now, result, queued.progress)
-        return done.id, self._registry.stage([op_rules.edit(done)], principal, request, done.id)
 
-    def _queued(self, model: Model, operation: str, device: str) -> Sequence[Edit]:
-        """Return the edits that make the model's new instance, in place of what remains of an old."""
-        old = self._registry.decided.instance_of(model.id)
-        edits = [*gone(old, "REPLACED")] if old is not None else []
-        self._generation += 1
-        artifact = model.available
-        queued = Instance(
-            model=model.id,
-            id=str(self._generation),
-            generation=self._generation,
-            device=device,
-            state=InstanceState.QUEUED,
-            tier=Tier.DISK,
-            artifact_version=artifact.version if artifact else 0,
-            predicted_bytes=predicted_bytes(model),
-            create_time=self._registry.clock.time(),
-            crash_count=self._crashes.count(model.id),
-            config_edit=model.edit,
-            operation=operation,
-        )
-        return [*edits, *changed(queued, "QUEUED")]
+    def _first_instance(self, wanted: Wanted, model: Model, operation: str) -> Sequence[Edit]:
+        """Return the edits that show a load as a QUEUED instance from the first moment on.
+
+        While an old instance is on its way out, the new one is made when that has gone.
+        """
+        if wanted.generation or self._occupancy.routes.get(model.id) is not None:
+            return ()
+        return instances.queued(self._occupancy, self._crashes, wanted, model, operation)
 
 
-def _ask(wanted: Wanted) -> rules.Want:
-    return rules.Want(wanted.model, wanted.bytes, wanted.device, wanted.priority, wanted.since)
-
-
-def _route(model: Model, instance: Instance) -> Route:
-    return Route(
-        model=model.id,
-        instance=instance.id,
-        generation=instance.generation,
-        device=instance.device,
-        version=instance.artifact_version,
-        own_worker=model.config.isolation is Isolation.PROCESS,
-    )
-
-
-def _cancelled(wanted: Wanted) -> ModelhostError:
-    return ModelhostError(
-        Reason.CANCELLED,
-        f"loading model '{wanted.model}' was cancelled",
-        {"operation": wanted.operation},
-    )
-
-
-def _unexpected(wanted: Wanted) -> ModelhostError:
-    return ModelhostError(
-        Reason.LOAD_FAILED,
-        f"loading model '{wanted.model}' failed; the daemon's log has the cause",
-        {"model": wanted.model},
-    )
-
-
-def _too_late(wanted: Wanted) -> ModelhostError:
-    seconds = wanted.deadline - wanted.since
-    return ModelhostError(
-        Reason.LOAD_TIMEOUT,
-        f"model '{wanted.model}' was not loaded within {seconds:g} s (config.load_timeout)",
-        {"model": wanted.model, "timeoutSeconds": f"{seconds:g}"},
-    )
+def _no_files(wanted: Wanted, model: Model | None) -> ModelhostError:
+    if model is None:
+        return model_not_found(wanted.model)
+    return model_rules.not_downloaded(model)

@@ -1,10 +1,11 @@
 """Models as commands: registered, changed, deleted, pinned, exported and imported."""
 
-import asyncio
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
+from modelhostd.core import operations as op_rules
 from modelhostd.core import registry as rules
 from modelhostd.core import sources
 from modelhostd.core.errors import ModelhostError, Reason
@@ -49,7 +50,6 @@ class Models:
         self._residency = residency
         self._downloads = downloads
         self._files = files
-        self._tasks: set[asyncio.Task[None]] = set()
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -95,6 +95,8 @@ class Models:
             return self.get(answered)
         source = _canonical(spec.source)
         key = model_id or sources.derive_model_id(source)
+        # Its namesake's files may be on their way out still: they would take the new one's along.
+        op_rules.refuse_while_deleted(self._registry.decided.operations.values(), key)
         model = rules.create(
             self._registry.decided,
             key,
@@ -122,7 +124,8 @@ class Models:
         now = self._registry.clock.time()
         updated = rules.update(model, spec, etag, now, devices)
         if updated is model:
-            await self._registry.flush()
+            # Nothing to store, but what was read may not be durable yet.
+            await self._registry.stage(())
             return model
         edits = [
             rules.model_edit(updated, "UPDATED"),
@@ -134,11 +137,13 @@ class Models:
     async def pin(self, model_id: str, pinned: bool, principal: str = "") -> Model:
         """Set or take an operator's pin: a pinned model is not evicted and loads at start."""
         model = self._registry.decided.model(model_id)
+        edits: list[Edit] = []
         if model.pinned is not pinned:
             model = replace(model, pinned=pinned, update_time=self._registry.clock.time())
-            reason = "PINNED" if pinned else "UNPINNED"
-            await self._registry.stage([rules.model_edit(model, reason)], principal)
-            self._residency.loads.pump()
+            edits.append(rules.model_edit(model, "PINNED" if pinned else "UNPINNED"))
+        done = self._registry.stage(edits, principal)
+        self._residency.loads.pump()
+        await done
         return model
 
     async def delete(
@@ -168,17 +173,15 @@ class Models:
             instance = None  # it holds nothing
         if not force and (instance is not None or self._downloading(model, version)):
             raise _in_use(model, instance)
-        verb = f"delete-files:{version}" if keep_entry else "delete"
-        operation, new = await self._operations.start(
+        work = partial(self._delete, model_id, keep_entry, version)
+        return await self._operations.start(
             OperationKind.DELETE,
             model=model_id,
-            join_key=f"{verb}:{model_id}",
+            join_key=op_rules.delete_key(model_id, keep_entry, version),
             principal=principal,
             request=request,
+            begun=lambda o: self._operations.run(o.id, Phase.DRAINING, work),
         )
-        if new:
-            self._spawn(self._delete(model_id, operation.id, keep_entry, version))
-        return self._operations.get(operation.id)
 
     async def verify(
         self,
@@ -192,52 +195,39 @@ class Models:
         if answered is not None:
             return self._operations.get(answered)
         artifact = _artifact(self._registry.decided.model(model_id), version)
-        operation, new = await self._operations.start(
+        op_rules.refuse_while_deleted(
+            self._registry.decided.operations.values(), model_id, artifact.version
+        )
+
+        def begun(operation: Operation) -> None:
+            work = partial(self._verify, model_id, artifact, operation.id)
+            self._operations.run(operation.id, Phase.VERIFYING, work, cancellable=True)
+
+        return await self._operations.start(
             OperationKind.VERIFY,
             model=model_id,
             join_key=f"verify:{model_id}:{artifact.version}",
             principal=principal,
             request=request,
+            begun=begun,
         )
-        if new:
-            self._spawn(self._verify(model_id, artifact, operation.id))
-        return self._operations.get(operation.id)
-
-    async def stop(self) -> None:
-        """End the deletions and verifications that are under way."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
 
     # --- the work behind ------------------------------------------------------------------------
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _delete(self, model_id: str, operation: str, keep_entry: bool, version: int) -> None:
+    async def _delete(self, model_id: str, keep_entry: bool, version: int) -> Mapping[str, object]:
         """Drain, then the row and its event, then the files: a crash between leaves only strays."""
-        self._registry.record(self._operations.running(operation, Phase.DRAINING))
-        try:
-            model = self._registry.decided.model(model_id)
-            if self._downloading(model, version):
-                await self._transfers.abandon(model_id)
-            if not version or self._user_of(model_id, version) is not None:
-                await self._residency.remove(model_id, "MODEL_DELETED")
-            artifacts = self._registry.decided.model(model_id).artifacts
-            versions = [a.version for a in artifacts if version in (0, a.version)]
-            await self._registry.stage([self._removed(model_id, keep_entry, versions)])
-            freed = 0
-            for gone in versions:
-                freed += await self._files.delete_artifact(model_id, gone)
-        except ModelhostError as error:
-            failure = error
-            await self._operations.settle(lambda: self._operations.failed(operation, failure))
-            return
-        result = {"freed_bytes": freed}
-        await self._operations.settle(lambda: self._operations.succeeded(operation, result))
+        model = self._registry.decided.model(model_id)
+        if self._downloading(model, version):
+            await self._transfers.abandon(model_id)
+        if not version or self._user_of(model_id, version) is not None:
+            await self._residency.remove(model_id, "MODEL_DELETED")
+        artifacts = self._registry.decided.model(model_id).artifacts
+        versions = [a.version for a in artifacts if version in (0, a.version)]
+        await self._registry.stage([self._removed(model_id, keep_entry, versions)])
+        freed = 0
+        for gone in versions:
+            freed += await self._files.delete_artifact(model_id, gone)
+        return {"freed_bytes": freed}
 
     def _removed(self, model_id: str, keep_entry: bool, versions: Sequence[int]) -> Edit:
         model = self._registry.decided.model(model_id)
@@ -246,22 +236,17 @@ class Models:
         kept = tuple(a for a in model.artifacts if a.version not in versions)
         return rules.model_edit(replace(model, artifacts=kept), "FILES_DELETED")
 
-    async def _verify(self, model_id: str, artifact: Artifact, operation: str) -> None:
-        self._registry.record(self._operations.running(operation, Phase.VERIFYING))
-        try:
-            findings = await self._files.verify(
-                model_id, artifact.version, lambda p: self._operations.report(operation, p)
-            )
-        except ModelhostError as error:
-            failure = error
-            await self._operations.settle(lambda: self._operations.failed(operation, failure))
-            return
-        result = {
+    async def _verify(
+        self, model_id: str, artifact: Artifact, operation: str
+    ) -> Mapping[str, object]:
+        findings = await self._files.verify(
+            model_id, artifact.version, lambda p: self._operations.report(operation, p)
+        )
+        return {
             "file_count": artifact.file_count,
             "size_bytes": artifact.size_bytes,
             "findings": findings_result(findings),
         }
-        await self._operations.settle(lambda: self._operations.succeeded(operation, result))
 
     def _downloading(self, model: Model, version: int) -> bool:
         """Whether a download works on one artifact of the model (0 = on any)."""

@@ -1,15 +1,16 @@
 """Who occupies which device: the ledger, the routes and the instances, seen together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from modelhostd.core import residency as rules
-from modelhostd.core.resources import Device, Instance, Kind, Model
+from modelhostd.core.registry import needs_reload
+from modelhostd.core.resources import Device, Instance, Kind, Model, Phase, Progress
 from modelhostd.core.state import Edit, instance_key
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry
 from modelhostd.host.routes import Routes
-from modelhostd.ports import Files, Workers
+from modelhostd.ports import Files, LoadSpec, Workers
 
 LOAD_TIMEOUT_BASE_S = 120.0
 LOAD_BYTES_PER_S = 50_000_000.0
@@ -26,6 +27,43 @@ class Occupancy:
     routes: Routes
     ledger: rules.Ledger = field(default_factory=rules.Ledger)
     foreign: dict[str, int] = field(default_factory=dict)
+    measured: dict[str, tuple[LoadSpec, int]] = field(default_factory=dict)
+    """What the last load of each model really took: the truth after the prediction."""
+    generation: int = 0
+
+    def next_generation(self) -> int:
+        """Return a number for an instance, never used before in this run."""
+        self.generation += 1
+        return self.generation
+
+    def needed_bytes(self, model: Model) -> int:
+        """Return what loading the model takes: as measured when it was loaded so before, else as
+        predicted.
+        """
+        found = self.measured.get(model.id)
+        artifact = model.available
+        if found is None or artifact is None:
+            return predicted_bytes(model)
+        spec, size = found
+        same = spec.version == artifact.version and not needs_reload(spec.config, model.config)
+        return size if same else predicted_bytes(model)
+
+    def true_up(self, device: str, spec: LoadSpec, size: int) -> None:
+        """Replace predicted by measured bytes."""
+        self.ledger.true_up(device, spec.model, size)
+        self.measured[spec.model] = spec, size
+
+    def report(self, operations: Sequence[str], progress: Progress) -> None:
+        """Show a load's progress in all operations that end with it."""
+        for operation in operations:
+            self.operations.report(operation, progress)
+
+    def report_phase(self, operations: Sequence[str], phase: Phase) -> None:
+        """Show what a load is busy with."""
+        for operation in operations:
+            progress = self.operations.progress(operation)
+            if progress.phase is not phase:
+                self.operations.report(operation, replace(progress, phase=phase))
 
     def views(self) -> Mapping[str, rules.DeviceView]:
         """Return the devices as the planner sees them now."""

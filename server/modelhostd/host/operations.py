@@ -1,13 +1,12 @@
-"""Long work as callers see it: started, joined, watched, waited for and ended.
+"""Long work as callers see it: started, joined, carried out, ended, cancelled.
 
-An operation belongs to the daemon: a caller that goes away stops nothing. Progress is not part of the
-committed state: it is a sample, replaced by the next one and lost with the daemon.
+An operation belongs to the daemon: a caller that goes away stops nothing.
 """
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -20,112 +19,36 @@ from modelhostd.core.resources import (
     Kind,
     Operation,
     OperationKind,
-    OperationState,
     Phase,
     Progress,
 )
 from modelhostd.core.state import Edit
-from modelhostd.host.journal import Signal
+from modelhostd.host.operation_table import OperationTable
 from modelhostd.host.registry import Registry, Request
 
 log = structlog.get_logger(__name__)
 
-SAMPLE_INTERVAL_S = 0.25
+CANCEL_WAIT_S = 10.0
 COMMIT_RETRY_MAX_S = 30.0
+Edits = Callable[[Operation], Sequence[Edit]]
 
 
-class Operations:
-    """Every operation of the host, with live progress beside the committed rows."""
+class Operations(OperationTable):
+    """The table of operations, and the tasks that carry some of them out."""
 
     def __init__(self, registry: Registry, *, keep_count: int, keep_age_s: float) -> None:
-        self._registry = registry
+        super().__init__(registry)
         self._keep = (keep_count, keep_age_s)
-        self._progress: dict[str, Progress] = {}
-        self._samples = 0
-        self._sample_of: dict[str, int] = {}
         self._cancel: dict[str, Callable[[], None]] = {}
-        self.sampled = Signal()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
         registry.subscribe(self._published)
 
-    # --- reading --------------------------------------------------------------------------------
-
-    def get(self, key: str) -> Operation:
-        """Return an operation with its newest progress, or raise OPERATION_NOT_FOUND."""
-        return self.live(self._registry.committed.operation(key))
-
-    def list(self) -> Sequence[Operation]:
-        """Return every operation, newest first."""
-        found = self._registry.committed.operations.values()
-        return [self.live(o) for o in sorted(found, key=lambda o: (-o.create_time, o.id))]
-
-    def live(self, operation: Operation) -> Operation:
-        """Return an operation as stored, with live progress and queue position added."""
-        if operation.state in FINAL_STATES:
-            return operation
-        progress = self._progress.get(operation.id, operation.progress)
-        position = 0
-        if operation.state is OperationState.QUEUED:
-            waiting = rules.queue(self._registry.committed.operations.values(), operation.kind)
-            position = next((i + 1 for i, o in enumerate(waiting) if o.id == operation.id), 0)
-        return replace(operation, progress=progress, queue_position=position)
-
-    def samples_after(self, number: int) -> tuple[int, Mapping[str, Progress]]:
-        """Return the number of the newest sample, and the progress that is newer than ``number``."""
-        newer = {k: self._progress[k] for k, n in self._sample_of.items() if n > number}
-        return self._samples, newer
-
-    async def watch(self, key: str) -> AsyncIterator[Operation]:
-        """Yield the operation now, at each change, at most 4 samples a second; end after the end."""
-        journal, changed = self._registry.journal, asyncio.Event()
-        loop = asyncio.get_running_loop()
-        with journal.changed.subscribed(changed), self.sampled.subscribed(changed):
-            operation = self.get(key)
-            cursor, seen = journal.last_sequence + 1, self._samples
-            sampled_at = loop.time()
-            yield operation
-            while operation.state not in FINAL_STATES:
-                changed.clear()
-                while cursor <= journal.last_sequence:
-                    for event in await journal.read(cursor):
-                        cursor = event.sequence + 1
-                        if event.kind is Kind.OPERATION and event.key == key:
-                            if not isinstance(event.resource, Operation):
-                                return
-                            operation = self.live(event.resource)
-                            yield operation
-                if operation.state in FINAL_STATES:
-                    return
-                pause = max(0.0, sampled_at + SAMPLE_INTERVAL_S - loop.time())
-                fresh = self._sample_of.get(key, 0) > seen
-                if fresh and pause == 0.0:
-                    seen, sampled_at = self._samples, loop.time()
-                    operation = self.get(key)
-                    yield operation
-                    continue
-                try:
-                    async with asyncio.timeout(pause if fresh else None):
-                        await changed.wait()
-                except TimeoutError:
-                    pass
-
-    async def wait(self, key: str, timeout_s: float | None) -> Operation:
-        """Return the operation once it has ended, or as it is when ``timeout_s`` has passed."""
-        changed = asyncio.Event()
-        with self._registry.journal.changed.subscribed(changed):
-            try:
-                async with asyncio.timeout(timeout_s):
-                    while (operation := self.get(key)).state not in FINAL_STATES:
-                        changed.clear()
-                        await changed.wait()
-                    return operation
-            except TimeoutError:
-                return self.get(key)
+    # --- starting -------------------------------------------------------------------------------
 
     def new_id(self) -> str:
         """Return a fresh operation id (UUID4)."""
         return str(uuid.uuid4())
-
-    # --- starting -------------------------------------------------------------------------------
 
     async def start(
         self,
@@ -136,13 +59,15 @@ class Operations:
         priority: int = 0,
         principal: str = "",
         request: Request | None = None,
-        edits: Callable[[Operation], Sequence[Edit]] | None = None,
-    ) -> tuple[Operation, bool]:
-        """Return the operation for this work and whether it is new; equal work is joined.
+        edits: Edits | None = None,
+        begun: Callable[[Operation], None] | None = None,
+    ) -> Operation:
+        """Return the operation for this work once it is durable; equal work is joined.
 
-        ``edits`` are committed with a new one. Returns once it is durable.
+        ``edits`` are committed with a new one. ``begun`` begins the work of a new one when it is
+        durable, whether or not the caller still waits.
         """
-        operation, new, done = self.begin(
+        operation, _, done = self.begin(
             kind,
             model=model,
             join_key=join_key,
@@ -150,9 +75,10 @@ class Operations:
             principal=principal,
             request=request,
             edits=edits,
+            begun=begun,
         )
         await done
-        return operation, new
+        return self.get(operation.id)
 
     def begin(
         self,
@@ -160,14 +86,20 @@ class Operations:
         *,
         model: str = "",
         join_key: str = "",
+        join: bool = True,
         priority: int = 0,
         principal: str = "",
         request: Request | None = None,
-        edits: Callable[[Operation], Sequence[Edit]] | None = None,
+        edits: Edits | None = None,
+        begun: Callable[[Operation], None] | None = None,
+        undone: Callable[[Operation], None] | None = None,
     ) -> "tuple[Operation, bool, asyncio.Future[int]]":
-        """Decide as ``start`` does, without waiting; the future is done when it is durable."""
+        """Decide as ``start`` does, without waiting; the future is done when it is durable.
+
+        ``undone`` is called when a new one could not be stored. Without ``join`` a new one is made.
+        """
         registry = self._registry
-        joined = registry.decided.active_operation(join_key) if join_key else None
+        joined = registry.decided.active_operation(join_key) if join_key and join else None
         if joined is not None:
             return joined, False, registry.stage((), principal, request, joined.id)
         operation = rules.new(
@@ -180,66 +112,98 @@ class Operations:
             principal=principal,
         )
         changes = [rules.edit(operation), *(edits(operation) if edits is not None else ())]
-        changes += self._forgettable()
-        done = registry.stage(changes, principal, request, operation.id)
+        done = registry.stage(
+            [*changes, *self._forgettable()],
+            principal,
+            request,
+            operation.id,
+            stored=partial(begun, operation) if begun is not None else None,
+            undone=partial(self._undone, operation, undone),
+        )
         return operation, True, done
 
-    # --- running and ending ---------------------------------------------------------------------
+    def done_already(
+        self,
+        kind: OperationKind,
+        model: str,
+        result: Mapping[str, Any],
+        progress: Progress | None = None,
+        *,
+        principal: str = "",
+        request: Request | None = None,
+    ) -> "tuple[str, asyncio.Future[int]]":
+        """Return an operation that says that nothing was left to do, and when it is durable."""
+        now = self._registry.clock.time()
+        queued = rules.new(self.new_id(), kind, now, model=model, principal=principal)
+        done = rules.succeeded(queued, now, result, progress or Progress())
+        edits = [rules.edit(done), *self._forgettable()]
+        return done.id, self._registry.stage(edits, principal, request, done.id)
 
-    def on_cancel(self, key: str, cancel: Callable[[], None]) -> None:
-        """Set what CancelOperation calls while this operation is unfinished."""
-        self._cancel[key] = cancel
+    def _undone(self, operation: Operation, undone: Callable[[Operation], None] | None) -> None:
+        if operation.id not in self._registry.decided.operations:
+            self._drop(operation.id)
+        if undone is not None:
+            undone(operation)
 
-    def report(self, key: str, progress: Progress) -> None:
-        """Take a progress sample of a running operation."""
-        self._samples += 1
-        self._progress[key] = progress
-        self._sample_of[key] = self._samples
-        self.sampled.notify()
+    # --- carrying out and ending ----------------------------------------------------------------
 
-    def progress(self, key: str) -> Progress:
-        """Return the newest progress of an operation."""
-        return self._progress.get(key, Progress())
+    def run(
+        self,
+        key: str,
+        phase: Phase,
+        work: Callable[[], Awaitable[Mapping[str, Any]]],
+        *,
+        cancellable: bool = False,
+    ) -> None:
+        """Carry out an operation's work in a task of its own; it ends by what comes of it."""
+        self._registry.record(self.running(key, phase))
+        task = self._spawn(self._work(key, work))
+        if cancellable:
+            self.on_cancel(key, lambda: _cancel(task))
+        task.add_done_callback(partial(self._worked, key))
 
-    def running(self, key: str, phase: Phase = Phase.NONE) -> Sequence[Edit]:
-        """Return the edits that set an operation RUNNING, with its first phase."""
+    async def _work(self, key: str, work: Callable[[], Awaitable[Mapping[str, Any]]]) -> None:
+        try:
+            result = await work()
+            await self.settle(lambda: self.succeeded(key, result))
+        except ModelhostError as error:
+            failure = error
+            await self.settle(lambda: self.failed(key, failure))
+        except Exception:
+            error_id = uuid.uuid4().hex
+            log.exception("an operation failed unexpectedly", operation=key, error_id=error_id)
+            unexpected = ModelhostError(
+                Reason.INTERNAL,
+                f"operation '{key}' failed; the daemon's log has the cause under {error_id}",
+                {"errorId": error_id},
+            )
+            await self.settle(lambda: self.failed(key, unexpected))
+
+    def _worked(self, key: str, task: "asyncio.Task[None]") -> None:
         operation = self._unfinished(key)
-        if operation is None:
-            return ()
-        progress = replace(operation.progress, phase=phase)
-        self.report(key, progress)
-        moved = rules.moved(operation, OperationState.RUNNING, self._registry.clock.time())
-        return [rules.edit(replace(moved, progress=progress))]
+        if task.cancelled() and operation is not None and not self._stopping:
+            cancelled = rules.cancelled_error(operation)
+            self.conclude(lambda: self.failed(key, cancelled))
 
-    def succeeded(self, key: str, result: Mapping[str, Any]) -> Sequence[Edit]:
-        """Return the edits that end an operation well."""
-        operation = self._unfinished(key)
-        if operation is None:
-            return ()
-        progress = replace(self._progress.get(key, operation.progress), phase=Phase.NONE)
-        done = rules.succeeded(operation, self._registry.clock.time(), result, progress)
-        return [rules.edit(done)]
+    def conclude(self, make: Callable[[], Sequence[Edit]]) -> None:
+        """Settle an outcome that nobody waits for."""
+        self._spawn(self._settled(make))
 
-    def failed(self, key: str, error: ModelhostError) -> Sequence[Edit]:
-        """Return the edits that end an operation with an error (CANCELLED for that reason)."""
-        operation = self._unfinished(key)
-        if operation is None:
-            return ()
-        progress = self._progress.get(key, operation.progress)
-        return [rules.edit(rules.failed(operation, self._registry.clock.time(), error, progress))]
+    async def _settled(self, make: Callable[[], Sequence[Edit]]) -> None:
+        await self.settle(make)
 
-    def _unfinished(self, key: str) -> Operation | None:
-        """Return the operation unless it ended, or was undone because its commit failed."""
-        operation = self._registry.decided.operations.get(key)
-        if operation is None or operation.state in FINAL_STATES:
-            return None
-        return operation
+    def _spawn(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def settle(self, make: Callable[[], Sequence[Edit]], principal: str = "") -> bool:
         """Commit the outcome of work that was done; retried until it is stored.
 
         ``make`` is called before each try and decides on the state as it is then; no edits = nothing
-        left to say. Returns False when the daemon closes before a try succeeds.
+        left to say. Returns False when the daemon closes before a try succeeds. Raises STORAGE_ERROR
+        for an outcome that can never be stored.
         """
         delay = 0.5
         while True:
@@ -249,13 +213,17 @@ class Operations:
                     await self._registry.stage(edits, principal)
                 return True
             except ModelhostError as error:
-                if error.reason not in (Reason.STORAGE_ERROR, Reason.INSUFFICIENT_DISK_SPACE):
+                if not _passes(error):
                     raise
                 log.error("an outcome could not be stored, trying again", reason=error.reason)
                 if self._registry.closing:
                     return False
                 await self._registry.clock.sleep(delay)
                 delay = min(delay * 2, COMMIT_RETRY_MAX_S)
+
+    def on_cancel(self, key: str, cancel: Callable[[], None]) -> None:
+        """Set what CancelOperation calls while this operation is unfinished."""
+        self._cancel[key] = cancel
 
     async def cancel(self, key: str) -> Operation:
         """Ask an operation to end; returns it with its state then. Ended ones stay as they are.
@@ -273,7 +241,15 @@ class Operations:
                 {"name": f"operations/{key}", "state": operation.state.value},
             )
         cancel()
-        return await self.wait(key, timeout_s=10.0)
+        return await self.wait(key, CANCEL_WAIT_S)
+
+    async def stop(self, timeout_s: float) -> None:
+        """End the work that is under way; its operations end with the daemon."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
 
     def _forgettable(self) -> Sequence[Edit]:
         count, age_s = self._keep
@@ -287,6 +263,19 @@ class Operations:
                 continue
             operation = event.resource
             if not isinstance(operation, Operation) or operation.state in FINAL_STATES:
-                self._progress.pop(event.key, None)
-                self._sample_of.pop(event.key, None)
-                self._cancel.pop(event.key, None)
+                self._drop(event.key)
+
+    def _drop(self, key: str) -> None:
+        self._samples.drop(key)
+        self._cancel.pop(key, None)
+
+
+def _passes(error: ModelhostError) -> bool:
+    """Tell whether a failed commit may succeed later, with more room or a disk that answers."""
+    if error.reason is Reason.STORAGE_ERROR:
+        return error.metadata.get("cause") != "encoding"
+    return error.reason is Reason.INSUFFICIENT_DISK_SPACE
+
+
+def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()

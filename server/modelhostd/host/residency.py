@@ -1,23 +1,22 @@
 """Residency: carries out what ``core.residency`` plans, and what comes in from workers and operators.
 
-Rules:
-1. A route flips closed in the same step that decides to take its instance out of service.
-2. Bytes are released when the worker says that they are free, or when it is reaped.
-3. An operation UNLOAD that SUCCEEDED means that the memory is free.
+Rule: an operation UNLOAD that SUCCEEDED means that the memory is free.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
 from modelhostd.core import operations as op_rules
 from modelhostd.core import residency as rules
-from modelhostd.core.errors import ModelhostError, invalid
+from modelhostd.core.errors import invalid
 from modelhostd.core.lifecycle import INSTANCE, step
 from modelhostd.core.resources import (
     Device,
+    Event,
     Health,
     InstanceState,
     Kind,
@@ -31,7 +30,9 @@ from modelhostd.host.crashes import Crashes
 from modelhostd.host.loads import Loads
 from modelhostd.host.occupancy import Occupancy, changed, gone
 from modelhostd.host.registry import Request
+from modelhostd.host.retiring import Retiring
 from modelhostd.host.routes import Route
+from modelhostd.host.wanted import shutting_down
 from modelhostd.ports import WorkerExit
 
 log = structlog.get_logger(__name__)
@@ -48,11 +49,13 @@ class Residency:
         self._operations = occupancy.operations
         self.routes = occupancy.routes
         self._crashes = Crashes(occupancy.registry.clock)
-        self.loads = Loads(occupancy, self._crashes, self._drain)
+        self._retiring = Retiring(occupancy, self._freed)
+        self.drain = self._retiring.drain
+        self.loads = Loads(occupancy, self._crashes, self.drain)
         self.loads.settled = self._enforce_budgets
-        self._retiring: dict[str, asyncio.Task[None]] = {}
-        self._unloading: set[asyncio.Task[None]] = set()
+        self._over_since: dict[str, float] = {}
         self._ticker: asyncio.Task[None] | None = None
+        self._registry.subscribe(self._published)
         self._ticked = occupancy.registry.clock.monotonic()
 
     # --- what operators and clients ask ---------------------------------------------------------
@@ -84,33 +87,45 @@ class Residency:
         if answered is not None:
             return self._operations.get(answered)
         self._registry.decided.model(model_id)
-        operation, new = await self._operations.start(
+        return await self._operations.start(
             OperationKind.UNLOAD,
             model=model_id,
-            join_key=f"unload:{model_id}",
+            join_key=self._unload_key(model_id),
             principal=principal,
             request=request,
+            begun=lambda o: self._operations.run(
+                o.id, Phase.DRAINING, partial(self._unload, model_id)
+            ),
         )
-        if new:
-            task = asyncio.create_task(self._unload(model_id, operation.id))
-            self._unloading.add(task)
-            task.add_done_callback(self._unloading.discard)
-        return self._operations.get(operation.id)
+
+    def _unload_key(self, model_id: str) -> str:
+        """Return what two unloads have in common: they end the same load and the same instance.
+
+        One that was asked for after the next load is not done when an earlier one is.
+        """
+        wanted, route = self.loads.get(model_id), self.routes.get(model_id)
+        load = wanted.number if wanted is not None else 0
+        return f"unload:{model_id}:{load}:{route.generation if route is not None else 0}"
+
+    async def _unload(self, model_id: str) -> Mapping[str, object]:
+        return {"freed_bytes": await self.remove(model_id, "UNLOADED")}
 
     async def remove(self, model_id: str, reason: str) -> int:
-        """Take a model off its device and wait until its memory is free; returns its bytes."""
-        wanted = self.loads.get(model_id)
-        self.loads.cancel(model_id)
-        if wanted is not None and wanted.task is not None:
-            await asyncio.wait({wanted.task})
+        """Take a model off its device and wait until its memory is free; returns its bytes.
+
+        Requests that wait for it go on waiting, and load it again.
+        """
         route = self.routes.get(model_id)
-        freed = 0
-        if route is not None:
-            freed = self._occupancy.ledger.held(route.device, model_id)
-            self._drain(route, reason, {})
-            task = self._retiring.get(model_id)
-            if task is not None:
-                await asyncio.wait({task})
+        freed = self._occupancy.ledger.held(route.device, model_id) if route is not None else 0
+        self.loads.cancel(model_id, stays=True)
+        running = self.loads.running.task(model_id)
+        if running is not None:
+            await asyncio.wait({running})
+        if route is not None and self.routes.get(model_id) is route:
+            self.drain(route, reason, {})
+            retiring = self._retiring.task(model_id)
+            if retiring is not None:
+                await asyncio.wait({retiring})
         self._drop_remains(model_id)
         return freed
 
@@ -147,7 +162,9 @@ class Residency:
             route.device, route.instance, route.generation
         )
         instance = self._registry.decided.instance_of(model_id)
-        if instance is not None and instance.health is not health:
+        if instance is None or instance.generation != route.generation:
+            return health, why  # it has gone meanwhile
+        if instance.health is not health:
             now = self._registry.clock.time()
             checked = replace(instance, health=health, health_message=why, health_time=now)
             self._registry.record(changed(checked, "HEALTH", {"why": why}))
@@ -164,11 +181,18 @@ class Residency:
         if self._ticker is not None:
             self._ticker.cancel()
         self.loads.stop()
+        for model_id in self.routes.waited_for():
+            self.routes.fail(model_id, shutting_down(model_id))
+        await self.loads.running.wait(timeout_s)
         busy = [asyncio.ensure_future(r.idle.wait()) for r in self.routes if r.in_flight]
         if busy:
             await asyncio.wait(busy, timeout=timeout_s)
             for task in busy:
                 task.cancel()
+
+    async def close(self) -> None:
+        """End what still waits for workers, which are gone by now."""
+        await self._retiring.stop()
 
     def ticked_within(self, age_s: float) -> bool:
         """Whether the ticker ran within the last ``age_s`` seconds: for the watchdog."""
@@ -196,14 +220,16 @@ class Residency:
             keep = self._occupancy.keep_alive_s(model)
             busy = route.in_flight or self.routes.queued(route.model)
             if keep is not None and not busy and now - route.last_used >= keep:
-                self._drain(route, "KEEP_ALIVE", {"idleSeconds": f"{now - route.last_used:.1f}"})
+                self.drain(route, "KEEP_ALIVE", {"idleSeconds": f"{now - route.last_used:.1f}"})
 
     def _enforce_budgets(self) -> None:
         now = self._registry.clock.monotonic()
         for view in self._occupancy.views().values():
             if view.free_bytes >= 0:
+                self._over_since.pop(view.id, None)
                 continue
-            for victim in rules.choose_victims(view, 0, now, 0.0) or _all_idle(view):
+            lasted = now - self._over_since.setdefault(view.id, now)
+            for victim in rules.over_budget(view, now, busy=lasted >= rules.BUSY_GRACE_S):
                 route = self.routes.get(victim.model)
                 if route is not None:
                     details = {
@@ -211,61 +237,13 @@ class Residency:
                         "freedBytes": str(victim.bytes),
                         "policy": self._registry.decided.settings.eviction_policy,
                     }
-                    self._drain(route, "OVER_BUDGET", details)
+                    self.drain(route, "OVER_BUDGET", details)
 
-    # --- draining and unloading -----------------------------------------------------------------
-
-    def _drain(self, route: Route, reason: str, details: Mapping[str, str]) -> None:
-        """Take an instance out of service: its route flips now, its memory is freed once it is idle."""
-        if not route.open:
-            return
-        route.open = False
-        instance = self._registry.decided.instance_of(route.model)
-        assert instance is not None
-        draining = replace(instance, state=step(INSTANCE, instance.state, InstanceState.DRAINING))
-        self._registry.record(changed(draining, reason, details))
-        task = asyncio.create_task(
-            self._retire(route, reason, details), name=f"retire {route.model}"
-        )
-        self._retiring[route.model] = task
-        task.add_done_callback(lambda t: self._retired(route.model, t))
-
-    def _retired(self, model_id: str, task: "asyncio.Task[None]") -> None:
-        if self._retiring.get(model_id) is task:
-            del self._retiring[model_id]
-
-    async def _retire(self, route: Route, reason: str, details: Mapping[str, str]) -> None:
-        try:
-            async with asyncio.timeout(self._registry.decided.settings.drain_timeout_s):
-                await route.idle.wait()
-        except TimeoutError:
-            log.warning("drain took too long", model=route.model, in_flight=route.in_flight)
-        try:
-            await self._occupancy.workers.unload(route.device, route.instance, route.generation)
-        except ModelhostError as error:
-            log.warning("unload failed", model=route.model, reason=error.reason)
-        self._occupancy.ledger.release(route.device, route.model)
-        self.routes.remove(route)
-        instance = self._registry.decided.instance_of(route.model)
-        if instance is not None and instance.generation == route.generation:
-            self._registry.record(gone(instance, reason, details))
-        if self.routes.queued(route.model):
-            self.want_for_queue(route.model, "inference")
+    def _freed(self, model_id: str) -> None:
+        """Go on where a model's memory has become free."""
+        if self.routes.queued(model_id) and self.loads.get(model_id) is None:
+            self.loads.want_for_queue(model_id, "inference")
         self.loads.pump()
-
-    def want_for_queue(self, model_id: str, principal: str) -> None:
-        """Load a model because requests wait for it or its worker was lost; a refusal ends them."""
-        try:
-            self.loads.want(model_id, principal=principal)
-        except ModelhostError as error:
-            log.warning("a model does not come back", model=model_id, reason=error.reason)
-            self.routes.fail(model_id, error)
-
-    async def _unload(self, model_id: str, operation: str) -> None:
-        self._registry.record(self._operations.running(operation, Phase.DRAINING))
-        freed = await self.remove(model_id, "UNLOADED")
-        result = {"freed_bytes": freed}
-        await self._operations.settle(lambda: self._operations.succeeded(operation, result))
 
     def _drop_remains(self, model_id: str) -> None:
         """Forget a FAILED or BLOCKED instance."""
@@ -275,6 +253,14 @@ class Residency:
             InstanceState.BLOCKED,
         ):
             self._registry.record(gone(instance, "UNLOADED"))
+
+    def _published(self, events: Sequence[Event]) -> None:
+        """Forget what was kept of deleted models: their ids may come again."""
+        for event in events:
+            if event.kind is Kind.MODEL and event.resource is None:
+                self._crashes.forget(event.key)
+                self._occupancy.measured.pop(event.key, None)
+                self.routes.forget(event.key)
 
     # --- crashes (WorkerListener) ---------------------------------------------------------------
 
@@ -311,7 +297,7 @@ class Residency:
         why = self._crashes.blocked(route.model)
         if why is None:
             self._registry.record(gone(instance, "CRASHED", details))
-            self.want_for_queue(route.model, "recovery")
+            self.loads.want_for_queue(route.model, "recovery")
             return
         blocked = replace(
             instance,
@@ -323,8 +309,3 @@ class Residency:
         )
         self._registry.record(changed(blocked, "BLOCKED", details))
         self.routes.fail(route.model, why)
-
-
-def _all_idle(view: rules.DeviceView) -> Sequence[rules.Holding]:
-    """Return every idle instance: what can be done now about a budget that cannot be met yet."""
-    return [h for h in rules.by_recency(view.holdings) if h.idle]

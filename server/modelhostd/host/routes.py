@@ -6,7 +6,7 @@ taken out of service either sees the request or never gets it.
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from modelhostd.core.errors import ModelhostError, Reason
@@ -99,8 +99,9 @@ class Routes:
     def join(self, model: str, limit: int) -> "asyncio.Future[Route]":
         """Wait in the model's queue for a route, which counts the request in; raises QUEUE_FULL."""
         queue = self._queues.setdefault(model, deque())
-        while queue and queue[0].done():
-            queue.popleft()
+        if len(queue) >= limit:
+            # Those who gave up stand in the way of nobody.
+            queue = self._queues[model] = deque(w for w in queue if not w.done())
         if len(queue) >= limit:
             raise ModelhostError(
                 Reason.QUEUE_FULL,
@@ -122,3 +123,13 @@ class Routes:
                         error.reason, error.message, dict(error.metadata), error.retry_delay_s
                     )
                 )
+
+    def waited_for(self) -> Sequence[str]:
+        """Return the models that requests wait for."""
+        return [model for model in self._queues if self.queued(model)]
+
+    def forget(self, model: str) -> None:
+        """Forget a deleted model; nobody waits for it any more."""
+        self.last_used_time.pop(model, None)
+        if not self.queued(model):
+            self._queues.pop(model, None)

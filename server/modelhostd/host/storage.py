@@ -1,9 +1,8 @@
 """Storage and registry as a whole: checks against the disk, and export and import of the registry."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-from modelhostd.core.errors import ModelhostError
 from modelhostd.core.resources import ArtifactState, Operation, OperationKind, Phase
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry, Request
@@ -17,7 +16,6 @@ class Storage:
         self._registry = registry
         self._operations = operations
         self._files = files
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def use(self) -> StorageUse:
         """Count the bytes under the home directory."""
@@ -30,35 +28,18 @@ class Storage:
         answered = await self._registry.answered(request)
         if answered is not None:
             return self._operations.get(answered)
-        operation, new = await self._operations.start(
+        work = partial(self._check, deep, repair)
+        return await self._operations.start(
             OperationKind.CHECK_STORAGE,
             join_key=f"check-storage:{deep}:{repair}",
             principal=principal,
             request=request,
+            begun=lambda o: self._operations.run(o.id, Phase.VERIFYING, work, cancellable=True),
         )
-        if new:
-            task = asyncio.create_task(self._check(operation.id, deep, repair))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        return self._operations.get(operation.id)
 
-    async def stop(self) -> None:
-        """End the checks that are under way."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-
-    async def _check(self, key: str, deep: bool, repair: bool) -> None:
-        self._registry.record(self._operations.running(key, Phase.VERIFYING))
-        try:
-            findings = await self._files.check(self.expected(), deep=deep, repair=repair)
-        except ModelhostError as error:
-            failure = error
-            await self._operations.settle(lambda: self._operations.failed(key, failure))
-            return
-        result = {"findings": findings_result(findings)}
-        await self._operations.settle(lambda: self._operations.succeeded(key, result))
+    async def _check(self, deep: bool, repair: bool) -> Mapping[str, object]:
+        findings = await self._files.check(self.expected(), deep=deep, repair=repair)
+        return {"findings": findings_result(findings)}
 
     def expected(self) -> Mapping[str, Sequence[int]]:
         """Return what the disk should hold: model id -> available versions."""

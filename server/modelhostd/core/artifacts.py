@@ -1,0 +1,168 @@
+"""What the way of a download means for the artifact that it fills.
+
+Pure: each function takes the state as it is and returns edits. A download and its artifact change together,
+in one commit; the artifact names its operation while that works on it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from modelhostd.core import operations as op_rules
+from modelhostd.core import registry as rules
+from modelhostd.core import tasks
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.resources import (
+    FINAL_STATES,
+    Artifact,
+    ArtifactState,
+    Model,
+    Operation,
+)
+from modelhostd.core.state import Edit, State
+
+_ACTIVE = frozenset(
+    {ArtifactState.QUEUED, ArtifactState.DOWNLOADING, ArtifactState.VERIFYING, ArtifactState.PAUSED}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """What a download brought: enough to describe the artifact."""
+
+    revision: str
+    size_bytes: int
+    file_count: int
+    predicted_bytes: int
+    task: str = ""
+    tags: Sequence[str] = ()
+    licence: str = ""
+
+
+def artifact_of(state: State, operation: str) -> tuple[Model, Artifact] | None:
+    """Return the artifact that an operation works on, and its model."""
+    known = state.operations.get(operation)
+    model = state.models.get(known.model) if known is not None else None
+    if model is None:
+        return None
+    found = next((a for a in model.artifacts if a.operation == operation), None)
+    return (model, found) if found is not None else None
+
+
+def wanted(model: Model, operation: Operation) -> Sequence[Edit]:
+    """Return the edits that give the model the artifact a new download will fill."""
+    changed, artifact = rules.wanted_artifact(model, operation.id, operation.create_time)
+    return [rules.model_edit(changed, "DOWNLOAD_QUEUED", version=str(artifact.version))]
+
+
+def moved(state: State, operation: str, to: ArtifactState, reason: str) -> Sequence[Edit]:
+    """Return the edits that set the operation's artifact to another state of its way."""
+    found = artifact_of(state, operation)
+    if found is None:
+        return ()
+    model, artifact = found
+    return [rules.model_edit(rules.with_artifact(model, artifact.version, to), reason)]
+
+
+def dropped(state: State, operation: str, reason: str) -> Sequence[Edit]:
+    """Return the edits that take the operation's artifact away: nothing of it is visible any more."""
+    found = artifact_of(state, operation)
+    if found is None:
+        return ()
+    model, artifact = found
+    kept = tuple(a for a in model.artifacts if a.version != artifact.version)
+    return [rules.model_edit(replace(model, artifacts=kept), reason)]
+
+
+def failed(state: State, operation: str, error: ModelhostError) -> Sequence[Edit]:
+    """Return the edits that end the operation's artifact FAILED, or QUARANTINED for wrong bytes."""
+    found = artifact_of(state, operation)
+    if found is None:
+        return ()
+    model, artifact = found
+    changed = rules.failed_artifact(
+        model,
+        artifact.version,
+        op_rules.stored(error),
+        quarantined=error.reason is Reason.CHECKSUM_MISMATCH,
+    )
+    return [rules.model_edit(changed, "DOWNLOAD_FAILED", cause=error.reason.value)]
+
+
+def accepted(
+    state: State, operation: str, arrived: Arrived, now: float
+) -> tuple[Model, Artifact, Sequence[int]]:
+    """Return the model with its new artifact, that artifact, and the versions whose files may go.
+
+    The revision that is there already is not kept twice. The operation must have an artifact.
+    """
+    found = artifact_of(state, operation)
+    assert found is not None
+    model, artifact = found
+    if artifact.state is ArtifactState.DOWNLOADING:
+        model = rules.with_artifact(model, artifact.version, ArtifactState.VERIFYING)
+    before = model.newest
+    if (
+        before is not None
+        and before.revision == arrived.revision
+        and before.source == artifact.source
+    ):
+        kept = tuple(a for a in model.artifacts if a.version != artifact.version)
+        return replace(model, artifacts=kept), before, [artifact.version]
+    model = rules.with_artifact(
+        model,
+        artifact.version,
+        ArtifactState.AVAILABLE,
+        revision=arrived.revision,
+        size_bytes=arrived.size_bytes,
+        file_count=arrived.file_count,
+        predicted_bytes=arrived.predicted_bytes,
+        available_time=now,
+        operation="",
+        error=None,
+    )
+    model = replace(
+        model,
+        task=model.task or tasks.task_of(arrived.task, arrived.tags),
+        licence=model.licence or arrived.licence,
+    )
+    in_use = {i.artifact_version for i in state.instances_of(model.id)} | {model.chosen_version}
+    model, gone = rules.superseded(model, in_use)
+    newest = model.newest
+    assert newest is not None
+    return model, newest, gone
+
+
+def recovered(state: State) -> Sequence[Edit]:
+    """Return the edits that put the artifacts of the last run's downloads back where these are.
+
+    ``state`` has the operations as they are after the restart: queued again, paused, or ended.
+    """
+    edits: list[Edit] = []
+    for model in state.models.values():
+        artifacts = tuple(_recovered(state, model, a) for a in model.artifacts)
+        if artifacts != model.artifacts:
+            changed = replace(model, artifacts=artifacts)
+            edits.append(rules.model_edit(changed, "DAEMON_RESTARTED"))
+    return edits
+
+
+def _recovered(state: State, model: Model, artifact: Artifact) -> Artifact:
+    if artifact.state not in _ACTIVE:
+        return artifact
+    operation = state.operations.get(artifact.operation)
+    if operation is None or operation.state in FINAL_STATES:
+        # Its operation is lost: no way of the table leads here.
+        error = op_rules.stored(_lost(model, artifact))
+        return replace(artifact, state=ArtifactState.FAILED, error=error, operation="")
+    if artifact.state is ArtifactState.PAUSED:
+        return artifact
+    return replace(artifact, state=ArtifactState.QUEUED)
+
+
+def _lost(model: Model, artifact: Artifact) -> ModelhostError:
+    return ModelhostError(
+        Reason.DAEMON_RESTARTED,
+        f"the daemon restarted while version {artifact.version} of model '{model.id}' was on its "
+        f"way; download it again, what is there is kept",
+        {"operation": artifact.operation},
+    )

@@ -1,0 +1,151 @@
+"""One download from its place in the queue to its artifact."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+
+import structlog
+
+from modelhostd.core import artifacts
+from modelhostd.core import registry as rules
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.resources import (
+    Artifact,
+    ArtifactState,
+    Model,
+    Phase,
+    Progress,
+)
+from modelhostd.core.state import Edit
+from modelhostd.host.operations import Operations
+from modelhostd.host.registry import Registry
+from modelhostd.ports import DownloadJob, Downloads, Fetched, Files
+
+log = structlog.get_logger(__name__)
+
+
+class Fetching:
+    """Carries out downloads, and commits what comes of them."""
+
+    def __init__(
+        self, registry: Registry, operations: Operations, downloads: Downloads, files: Files
+    ) -> None:
+        self._registry = registry
+        self._operations = operations
+        self._downloads = downloads
+        self._files = files
+
+    async def run(self, key: str, whole: Callable[[], None]) -> None:
+        """Carry out a QUEUED download; ``whole`` is called once its files are there and verified."""
+        try:
+            await self._operations.settle(lambda: self._starting(key))
+            found = artifacts.artifact_of(self._registry.decided, key)
+            if found is None:
+                raise _model_gone(key)
+            fetched = await self._downloads.fetch(_job(*found, key), partial(self._report, key))
+            whole()
+            await self._finish(key, fetched)
+        except ModelhostError as error:
+            failure = error
+            await self._operations.settle(lambda: self._failed(key, failure))
+        except Exception:
+            log.exception("a download failed unexpectedly", operation=key)
+            unexpected = ModelhostError(
+                Reason.INTERNAL,
+                f"download '{key}' failed; the daemon's log has the cause under its id",
+                {"errorId": key},
+            )
+            await self._operations.settle(lambda: self._failed(key, unexpected))
+
+    def _starting(self, key: str) -> Sequence[Edit]:
+        decided = self._registry.decided
+        return [
+            *self._operations.running(key, Phase.PLANNING),
+            *artifacts.moved(decided, key, ArtifactState.DOWNLOADING, "DOWNLOADING"),
+        ]
+
+    def _report(self, key: str, progress: Progress) -> None:
+        self._operations.report(key, progress)
+        if progress.phase not in (Phase.VERIFYING, Phase.COMMITTING):
+            return
+        found = artifacts.artifact_of(self._registry.decided, key)
+        if found is not None and found[1].state is ArtifactState.DOWNLOADING:
+            edits = artifacts.moved(
+                self._registry.decided, key, ArtifactState.VERIFYING, "VERIFYING"
+            )
+            try:
+                self._registry.stage(edits)
+            except ModelhostError as error:
+                # A step on the way that nobody may be told of: no reason to lose the bytes.
+                log.warning("not told: VERIFYING", operation=key, reason=error.reason)
+
+    async def _finish(self, key: str, fetched: Fetched) -> None:
+        gone: list[int] = []
+        facts = fetched.facts
+        arrived = artifacts.Arrived(
+            revision=facts.revision,
+            size_bytes=sum(f.size_bytes for f in fetched.files),
+            file_count=len(fetched.files),
+            predicted_bytes=fetched.predicted_bytes,
+            task=facts.task,
+            tags=facts.tags,
+            licence=facts.licence,
+        )
+
+        def edits() -> Sequence[Edit]:
+            decided, now = self._registry.decided, self._registry.clock.time()
+            if artifacts.artifact_of(decided, key) is None:
+                return self._operations.failed(key, _model_gone(key))
+            model, have, gone[:] = artifacts.accepted(decided, key, arrived, now)
+            return [
+                rules.model_edit(model, "AVAILABLE", version=str(have.version)),
+                *self._operations.succeeded(
+                    key, download_result(model, have, fetched.reused_bytes)
+                ),
+            ]
+
+        model_id = self._registry.decided.operation(key).model
+        if await self._operations.settle(edits):
+            for version in gone:
+                try:
+                    await self._files.delete_artifact(model_id, version)
+                except ModelhostError as error:
+                    log.error(
+                        "old files could not be deleted; CheckStorage finds them",
+                        model=model_id,
+                        version=version,
+                        message=error.message,
+                    )
+
+    def _failed(self, key: str, error: ModelhostError) -> Sequence[Edit]:
+        return [
+            *self._operations.failed(key, error),
+            *artifacts.failed(self._registry.decided, key, error),
+        ]
+
+
+def _job(model: Model, artifact: Artifact, operation: str) -> DownloadJob:
+    spec = asdict(rules.spec_of(model))
+    manifest = {"id": model.id, "uid": model.uid, "create_time": model.create_time, **spec}
+    source = artifact.source or model.source
+    return DownloadJob(operation, model.id, artifact.version, source, manifest)
+
+
+def download_result(model: Model, have: Artifact, reused_bytes: int) -> dict[str, object]:
+    """Return the result of a download that brought, or found, an artifact."""
+    return {
+        "model": model.id,
+        "version": have.version,
+        "revision": have.revision,
+        "file_count": have.file_count,
+        "size_bytes": have.size_bytes,
+        "reused_bytes": reused_bytes,
+    }
+
+
+def _model_gone(key: str) -> ModelhostError:
+    return ModelhostError(
+        Reason.CANCELLED,
+        f"the model of operation '{key}' was deleted meanwhile",
+        {"operation": key},
+    )

@@ -1,0 +1,84 @@
+"""Instances on their way out: their route flips at once, their memory is freed once they are idle.
+
+Rules:
+1. A route flips closed in the same step that decides to take its instance out of service.
+2. Bytes are released when the worker says that they are free, or when it is reaped.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+import structlog
+
+from modelhostd.core.errors import ModelhostError
+from modelhostd.core.lifecycle import INSTANCE, step
+from modelhostd.core.resources import InstanceState
+from modelhostd.host.occupancy import Occupancy, changed, gone
+from modelhostd.host.routes import Route
+
+log = structlog.get_logger(__name__)
+
+
+class Retiring:
+    """Takes instances out of service. ``freed`` is called with each model whose memory is free."""
+
+    def __init__(self, occupancy: Occupancy, freed: Callable[[str], None]) -> None:
+        self._occupancy = occupancy
+        self._registry = occupancy.registry
+        self._freed = freed
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def task(self, model_id: str) -> "asyncio.Task[None] | None":
+        """Return what frees the model's memory now, if anything does."""
+        return self._tasks.get(model_id)
+
+    def drain(self, route: Route, reason: str, details: Mapping[str, str]) -> None:
+        """Take an instance out of service; nothing if it is on its way out already."""
+        if not route.open:
+            return
+        route.open = False
+        instance = self._registry.decided.instance_of(route.model)
+        assert instance is not None
+        draining = replace(instance, state=step(INSTANCE, instance.state, InstanceState.DRAINING))
+        self._registry.record(changed(draining, reason, details))
+        task = asyncio.create_task(
+            self._retire(route, reason, details), name=f"retire {route.model}"
+        )
+        self._tasks[route.model] = task
+        task.add_done_callback(partial(self._retired, route.model))
+
+    async def stop(self) -> None:
+        """End what is under way: the memory goes with its worker."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _retire(self, route: Route, reason: str, details: Mapping[str, str]) -> None:
+        try:
+            async with asyncio.timeout(self._registry.decided.settings.drain_timeout_s):
+                await route.idle.wait()
+        except TimeoutError:
+            log.warning("drain took too long", model=route.model, in_flight=route.in_flight)
+        try:
+            await self._occupancy.workers.unload(route.device, route.instance, route.generation)
+        except ModelhostError as error:
+            log.warning("unload failed", model=route.model, reason=error.reason)
+        except Exception:
+            # The port promises otherwise; a model that could never be loaded again would be worse.
+            log.exception("unload failed unexpectedly", model=route.model)
+        self._occupancy.ledger.release(route.device, route.model)
+        self._occupancy.routes.remove(route)
+        instance = self._registry.decided.instance_of(route.model)
+        if instance is not None and instance.generation == route.generation:
+            self._registry.record(gone(instance, reason, details))
+        self._freed(route.model)
+
+    def _retired(self, model_id: str, task: "asyncio.Task[None]") -> None:
+        if self._tasks.get(model_id) is task:
+            del self._tasks[model_id]
+        if not task.cancelled() and task.exception() is not None:
+            log.error("an instance did not retire", model=model_id, exc_info=task.exception())

@@ -1,0 +1,76 @@
+"""One load that waits for memory or runs, and what it says when it does not come to its end."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from modelhostd.core import residency as rules
+from modelhostd.core.errors import ModelhostError, Reason
+
+WORKER_LOST_RETRIES = 1
+
+
+@dataclass(slots=True, eq=False)
+class Wanted:
+    """A load that waits for memory or runs. Times are monotonic seconds.
+
+    ``number`` tells it from every other load; ``operations`` are those that end with it; ``generation``
+    is that of the instance that was made for it, 0 until there is one.
+    """
+
+    number: int
+    model: str
+    bytes: int
+    device: str
+    priority: int
+    since: float
+    deadline: float
+    operations: list[str] = field(default_factory=list)
+    generation: int = 0
+    task: asyncio.Task[None] | None = None
+    retries: int = WORKER_LOST_RETRIES
+    stopped_by: ModelhostError | None = None
+    stays: bool = False
+    """Whether the requests that wait for the model go on waiting when this load is stopped."""
+    evicted: list[str] = field(default_factory=list)
+
+    @property
+    def ask(self) -> rules.Want:
+        """What the planner needs to know."""
+        return rules.Want(self.model, self.bytes, self.device, self.priority, self.since)
+
+
+def cancelled(wanted: Wanted) -> ModelhostError:
+    """Return the error of a load that was stopped on request."""
+    return ModelhostError(
+        Reason.CANCELLED,
+        f"loading model '{wanted.model}' was cancelled",
+        {"operation": wanted.operations[0]} if wanted.operations else {},
+    )
+
+
+def unexpected(wanted: Wanted) -> ModelhostError:
+    """Return the error of a load that failed as none should."""
+    return ModelhostError(
+        Reason.LOAD_FAILED,
+        f"loading model '{wanted.model}' failed; the daemon's log has the cause",
+        {"model": wanted.model},
+    )
+
+
+def too_late(wanted: Wanted) -> ModelhostError:
+    """Return the error of a load whose deadline has passed."""
+    seconds = wanted.deadline - wanted.since
+    return ModelhostError(
+        Reason.LOAD_TIMEOUT,
+        f"model '{wanted.model}' was not loaded within {seconds:g} s (config.load_timeout)",
+        {"model": wanted.model, "timeoutSeconds": f"{seconds:g}"},
+    )
+
+
+def shutting_down(model_id: str) -> ModelhostError:
+    """Return the error of a load that the daemon's end took with it."""
+    return ModelhostError(
+        Reason.SHUTTING_DOWN,
+        f"the daemon stops while model '{model_id}' is not loaded; load it again",
+        retry_delay_s=2.0,
+    )
