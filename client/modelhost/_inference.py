@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from modelhost._errors import Code, ModelhostError, make_error
+from modelhost._errors import InvalidArgument, invalid
 from modelhost._tensors import Array
 
 TEXT = "text"
@@ -28,7 +28,7 @@ class Classification:
 
 
 def embeddings(model: str, outputs: Mapping[str, Array], count: int) -> npt.NDArray[np.float32]:
-    """Return the embeddings of ``count`` texts as (count, dimensions). Raises Unimplemented."""
+    """Return the embeddings of ``count`` texts as (count, dimensions). Raises InvalidArgument."""
     array = outputs.get(EMBEDDING)
     if array is None or array.ndim != 2 or len(array) != count:
         raise _other(model, "feature-extraction", EMBEDDING, outputs)
@@ -36,7 +36,7 @@ def embeddings(model: str, outputs: Mapping[str, Array], count: int) -> npt.NDAr
 
 
 def classifications(model: str, outputs: Mapping[str, Array], count: int) -> list[Classification]:
-    """Return what a classifier says of ``count`` texts. Raises Unimplemented."""
+    """Return what a classifier says of ``count`` texts. Raises InvalidArgument."""
     labels, scores = outputs.get(LABEL), outputs.get(SCORES)
     if labels is None or scores is None or labels.shape != (count,) or scores.shape[:1] != (count,):
         raise _other(model, "text-classification", f"{LABEL} and {SCORES}", outputs)
@@ -46,10 +46,6 @@ def classifications(model: str, outputs: Mapping[str, Array], count: int) -> lis
     ]
 
 
-def _other(model: str, task: str, wanted: str, outputs: Mapping[str, Array]) -> ModelhostError:
+def _other(model: str, task: str, wanted: str, outputs: Mapping[str, Array]) -> InvalidArgument:
     shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.items())
-    return make_error(
-        f"model '{model}' does not answer like one for {task}: expected {wanted}, got {shapes}",
-        code=Code.UNIMPLEMENTED,
-        reason="UNIMPLEMENTED",
-    )
+    return invalid("model", f"one of the task {task}, which answers {wanted}", f"{model}: {shapes}")

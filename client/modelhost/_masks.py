@@ -1,8 +1,10 @@
 """Changes as ``{path: value}`` into a message and the field mask that names them."""
 
+import datetime as dt
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
@@ -10,12 +12,14 @@ from modelhost._errors import invalid
 
 M = TypeVar("M", bound=Message)
 
+_DURATION = "google.protobuf.Duration"
+
 
 def fill(message: Message, changes: Mapping[str, Any]) -> FieldMask:
     """Write ``changes`` into ``message`` and return their mask; None clears a field.
 
     Paths are those of the contract (``description``, ``config.keep_alive``); values what protobuf
-    takes for the field: numbers, strings, lists, mappings, ``timedelta`` for a Duration. Raises
+    takes for the field: numbers, strings, lists, mappings; for a Duration a ``timedelta`` or seconds. Raises
     InvalidArgument for an unknown path or a value that does not fit; the daemon checks the rest.
     """
     for path, value in changes.items():
@@ -30,8 +34,9 @@ def fill(message: Message, changes: Mapping[str, Any]) -> FieldMask:
 def build(kind: type[M], fields: Mapping[str, Any], path: str) -> M:
     """Return a message with ``fields``; ``path`` names it where they do not fit."""
     try:
-        return kind(**fields)
-    except (TypeError, ValueError) as error:
+        described = cast("Descriptor", kind.DESCRIPTOR)
+        return kind(**{name: _value(described, name, v) for name, v in fields.items()})
+    except (TypeError, ValueError, AttributeError) as error:
         raise invalid(path, f"values for {kind.DESCRIPTOR.name}", str(error)) from None
 
 
@@ -39,6 +44,23 @@ def as_message(kind: type[M], value: M | Mapping[str, Any], path: str) -> M:
     """Return ``value`` as a message of ``kind``: itself, or made from its fields."""
     if isinstance(value, Mapping):
         return build(kind, value, path)
+    return value
+
+
+def _value(message: Descriptor, name: str, value: Any) -> Any:
+    """Return a value as protobuf takes it: a number for a Duration is in seconds."""
+    field = message.fields_by_name.get(name)
+    child = field.message_type if field is not None else None
+    if child is None:
+        return value
+    if child.full_name == _DURATION and isinstance(value, int | float):
+        return dt.timedelta(seconds=value)
+    if (
+        isinstance(value, Mapping)
+        and not child.GetOptions().map_entry
+        and child.file is message.file
+    ):
+        return {key: _value(child, key, inner) for key, inner in value.items()}
     return value
 
 

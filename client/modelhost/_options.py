@@ -47,8 +47,11 @@ class Options:
             ("grpc.http2.max_pings_without_data", 0),
             # grpc's own back-off goes up to two minutes, far longer than a daemon takes to restart.
             ("grpc.initial_reconnect_backoff_ms", 200),
-            ("grpc.min_reconnect_backoff_ms", 2_000),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
+            ("grpc.max_reconnect_backoff_ms", 1_000),
+            (
+                "grpc.min_reconnect_backoff_ms",
+                5_000,
+            ),  # In spite of its name: how long one try may take.
             ("grpc.service_config_disable_resolution", 1),
         ]
         if is_local(self.target):

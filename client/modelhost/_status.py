@@ -1,5 +1,6 @@
 """gRPC statuses and ``modelhost.v1.Error`` messages, translated into the classes of ``_errors``."""
 
+import re
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -98,11 +99,22 @@ def _undocumented(
     if code is Code.UNIMPLEMENTED:
         return code, "UNIMPLEMENTED", f"the daemon at {target} does not serve {call} ({text})"
     if code is Code.RESOURCE_EXHAUSTED and "larger than max" in text:
-        return code, "MESSAGE_TOO_LARGE", f"{call}: {text}"
+        return code, "MESSAGE_TOO_LARGE", _too_large(text, call, target)
     return (
         code,
         code.name,
         f"{call} failed with {code.name} at {target}" + (f": {text}" if text else ""),
+    )
+
+
+def _too_large(text: str, call: str, target: str) -> str:
+    sizes = re.search(r"\((\d+) vs\. (\d+)\)", text)
+    if sizes is None:
+        return f"{call}: {text}"
+    who = f"the daemon at {target}" if "SERVER" in text else "this client"
+    return (
+        f"{call} needs a message of {sizes[1]} bytes, and {who} takes at most {sizes[2]}; "
+        "send less at once, or raise that limit"
     )
 
 

@@ -13,7 +13,7 @@ from modelhost._errors import Cancelled, ModelhostError, OutOfRange, QueueFull, 
 from modelhost.v1 import event_service_pb2, events_pb2
 
 FIRST_DELAY_S = 0.1
-LONGEST_DELAY_S = 5.0
+LONGEST_DELAY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,14 @@
 from datetime import timedelta
 
 import grpc
-import numpy as np
 import pytest
 
 from modelhost import (
     AlreadyExists,
     AsyncOperationHandle,
-    Classification,
     Client,
     InvalidArgument,
     OperationHandle,
-    Unimplemented,
 )
 from modelhost.oip import open_inference_pb2 as oip
 from modelhost.v1 import (
@@ -185,6 +182,25 @@ def test_lists_read_every_page(double: Double, both, call, method, field, item) 
     assert first == second
 
 
+@pytest.mark.parametrize(
+    ("changes", "config"),
+    [
+        ({"config.keep_alive": 300}, {"keep_alive": {"seconds": 300}}),
+        ({"config.keep_alive": -0.5}, {"keep_alive": {"nanos": -500_000_000}}),
+        ({"config": {"keep_alive": 1.5}}, {"keep_alive": {"seconds": 1, "nanos": 500_000_000}}),
+        ({"config": {"backend_options": {"a": [1]}}}, {"backend_options": {"a": [1]}}),
+    ],
+    ids=["seconds", "negative", "nested", "options"],
+)
+def test_spans_may_be_seconds(double: Double, both, changes, config) -> None:
+    """A number where the contract has a span is in seconds; options of a backend are a dictionary."""
+    double.on("UpdateModel", Model())
+    both(lambda c: c.update("a", changes))
+    (sent,) = double.requests("UpdateModel")
+    assert sent.model.config == models_pb2.ModelConfig(**config)
+    assert list(sent.update_mask.paths) == list(changes)
+
+
 # --- pull -------------------------------------------------------------------------------------------
 
 
@@ -245,100 +261,6 @@ def test_a_registered_model_has_its_name(double: Double, client: Client) -> None
     assert double.calls == []
 
 
-# --- inference --------------------------------------------------------------------------------------
-
-
-def answer_with(**arrays: np.ndarray):
-    response = oip.ModelInferResponse(model_name="m")
-    for name, array in arrays.items():
-        response.outputs.add(name=name, datatype="FP32", shape=array.shape)
-        response.raw_output_contents.append(array.astype("<f4").tobytes())
-    return response
-
-
-def test_infer_sends_and_returns_arrays(double: Double, both) -> None:
-    """Arrays go out under their names, and come back under theirs."""
-    double.on("ModelInfer", answer_with(y=np.ones((2, 3))))
-    outputs = both(
-        lambda c: c.infer("models/m", {"x": np.zeros(2, np.int64)}, outputs=["y"], version=4)
-    )
-    assert list(outputs) == ["y"]
-    assert outputs["y"].shape == (2, 3)
-    assert not outputs["y"].flags.writeable
-    (sent,) = double.requests("ModelInfer")
-    assert (sent.model_name, sent.model_version) == ("m", "4")
-    assert sent.inputs[0].datatype == "INT64"
-
-
-def test_large_messages_go_both_ways(double: Double, both) -> None:
-    """Tensors far beyond gRPC's default limit of 4 MiB pass."""
-    array = np.arange(6 * 1024 * 1024, dtype=np.float32)
-
-    def echo(request, context):
-        return oip.ModelInferResponse(
-            outputs=[
-                oip.ModelInferResponse.InferOutputTensor(
-                    name="x", datatype="FP32", shape=array.shape
-                )
-            ],
-            raw_output_contents=request.raw_input_contents,
-        )
-
-    double.on("ModelInfer", echo)
-    assert np.array_equal(both(lambda c: c.infer("m", {"x": array}))["x"], array)
-
-
-def test_embed_returns_a_matrix(double: Double, both) -> None:
-    """Texts become a float32 matrix of one row per text."""
-    double.on("ModelInfer", answer_with(embedding=np.ones((2, 3))))
-    matrix = both(lambda c: c.embed("m", ["a", "é"]))
-    assert matrix.shape == (2, 3)
-    assert matrix.dtype == np.float32
-    (sent,) = double.requests("ModelInfer")
-    assert sent.raw_input_contents[0] == b"\x01\x00\x00\x00a\x02\x00\x00\x00\xc3\xa9"
-    assert (sent.inputs[0].name, sent.inputs[0].datatype, list(sent.inputs[0].shape)) == (
-        "text",
-        "BYTES",
-        [2],
-    )
-
-
-@pytest.mark.parametrize("outputs", [{"y": np.ones(2)}, {"embedding": np.ones((1, 3))}])
-def test_embed_refuses_what_is_no_embedding(double: Double, both, outputs) -> None:
-    """A model that answers otherwise is told by what came."""
-    double.on("ModelInfer", answer_with(**outputs))
-    with pytest.raises(Unimplemented, match="feature-extraction"):
-        both(lambda c: c.embed("m", ["a", "b"]))
-
-
-def test_classify_returns_labels_and_scores(double: Double, both) -> None:
-    """Each text gets its best label with its score, and the scores of all classes."""
-    response = answer_with(scores=np.array([[0.25, 0.75], [0.5, 0.5]]))
-    response.outputs.add(name="label", datatype="BYTES", shape=[2])
-    response.raw_output_contents.append(b"\x03\x00\x00\x00bad\x04\x00\x00\x00good")
-    double.on("ModelInfer", response)
-    assert both(lambda c: c.classify("m", ["a", "b"])) == [
-        Classification("bad", 0.75, (0.25, 0.75)),
-        Classification("good", 0.5, (0.5, 0.5)),
-    ]
-
-
-def test_classify_refuses_what_is_no_classifier(double: Double, both) -> None:
-    """A model that answers otherwise is told by what came."""
-    double.on("ModelInfer", answer_with(embedding=np.ones((1, 3))))
-    with pytest.raises(Unimplemented, match="text-classification"):
-        both(lambda c: c.classify("m", ["a"]))
-
-
-def test_ready_and_health(double: Double, both) -> None:
-    """Readiness of a model and health of a service are the standard protocols' answers."""
-    double.on("ModelReady", oip.ModelReadyResponse(ready=True))
-    assert both(lambda c: c.ready("m")) is True
-    assert both(lambda c: c.health("modelhost.v1.ModelService")) == "SERVING"
-    assert double.requests("Check") == [b"\x0a\x19modelhost.v1.ModelService"]
-    assert both(lambda c: c.health()) == "SERVING"
-
-
 # --- the registry as a file -------------------------------------------------------------------------
 
 
@@ -376,9 +298,23 @@ def test_import_sends_chunks_that_fit(double: Double, both) -> None:
         lambda c: c.update("a", {"config.colour": 1}),
         lambda c: c.update("a", {"description.x": 1}),
         lambda c: c.update("a", {"description": 5}),
+        lambda c: c.update("a", {"config.keep_alive": "soon"}),
+        lambda c: c.pull("org/name"),
         lambda c: c.add("hf://o/n", config={"colour": 1}),
     ],
-    ids=["state", "kind", "state2", "conflict", "field", "subfield", "path", "value", "config"],
+    ids=[
+        "state",
+        "kind",
+        "state2",
+        "conflict",
+        "field",
+        "subfield",
+        "path",
+        "value",
+        "span",
+        "scheme",
+        "config",
+    ],
 )
 def test_words_that_the_contract_does_not_have_are_refused(double: Double, both, call) -> None:
     """A name or a field that is none is InvalidArgument before any call."""

@@ -144,6 +144,22 @@ def test_a_method_that_is_not_served_is_named(double: Double, both) -> None:
     assert "GetStorage" in str(error)
 
 
+def test_a_message_that_is_too_large_says_by_whom(double: Double, both) -> None:
+    """Where grpc refuses a message, the error has both sizes, and whose limit it is."""
+    text = "SERVER: Received message larger than max (900 vs. 700)"
+    double.on("GetModel", failure(Status.RESOURCE_EXHAUSTED, message=text))
+    error = raised(both)
+    assert type(error) is modelhost.ResourceExhausted
+    assert error.reason == "MESSAGE_TOO_LARGE"
+    assert "GetModel needs a message of 900 bytes, and the daemon at" in str(error)
+    double.on(
+        "GetModel", failure(Status.RESOURCE_EXHAUSTED, message=text.replace("SERVER", "CLIENT"))
+    )
+    assert "this client takes at most 700" in str(raised(both))
+    double.on("GetModel", failure(Status.RESOURCE_EXHAUSTED, message="larger than max"))
+    assert raised(both).reason == "MESSAGE_TOO_LARGE"
+
+
 def test_an_operations_error_is_the_same_class_as_a_calls() -> None:
     """What an operation failed with is raised as the same failure of a call would be."""
     operation = operations_pb2.Operation(name="operations/1", state=operations_pb2.Operation.FAILED)

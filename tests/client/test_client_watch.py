@@ -168,8 +168,8 @@ def test_tries_come_slower_up_to_a_bound() -> None:
     assert delays[-1] == LONGEST_DELAY_S
     feed(watch, bookmark(1))
     assert watch.broken(AWAY)[1] == 0.1
-    asked_for = Unavailable("later", retry_delay=3.0)
-    assert watch.broken(asked_for)[1] == 3.0
+    asked_for = Unavailable("later", retry_delay=1.5)
+    assert watch.broken(asked_for)[1] == 1.5
 
 
 def test_a_negative_sequence_is_refused() -> None:

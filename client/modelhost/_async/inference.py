@@ -54,7 +54,7 @@ class AsyncInference:
     ) -> npt.NDArray[np.float32]:
         """Return the embeddings of texts, float32 of shape (texts, dimensions).
 
-        For models of the task ``feature-extraction``; raises Unimplemented for what answers otherwise.
+        For models of the task ``feature-extraction``; raises InvalidArgument for another.
         """
         array = _tensors.text_array(texts)
         outputs = await self.infer(
@@ -67,7 +67,7 @@ class AsyncInference:
     ) -> list[_inference.Classification]:
         """Return for each text its best label, the score of it, and those of all classes.
 
-        For models of the task ``text-classification``; raises Unimplemented for what answers otherwise.
+        For models of the task ``text-classification``; raises InvalidArgument for another.
         """
         array = _tensors.text_array(texts)
         outputs = await self.infer(

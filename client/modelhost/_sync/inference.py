@@ -52,7 +52,7 @@ class Inference:
     ) -> npt.NDArray[np.float32]:
         """Return the embeddings of texts, float32 of shape (texts, dimensions).
 
-        For models of the task ``feature-extraction``; raises Unimplemented for what answers otherwise.
+        For models of the task ``feature-extraction``; raises InvalidArgument for another.
         """
         array = _tensors.text_array(texts)
         outputs = self.infer(
@@ -65,7 +65,7 @@ class Inference:
     ) -> list[_inference.Classification]:
         """Return for each text its best label, the score of it, and those of all classes.
 
-        For models of the task ``text-classification``; raises Unimplemented for what answers otherwise.
+        For models of the task ``text-classification``; raises InvalidArgument for another.
         """
         array = _tensors.text_array(texts)
         outputs = self.infer(

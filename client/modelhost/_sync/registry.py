@@ -43,6 +43,10 @@ class Registry(Operations):
         model = _names.model_name(source)
         if _sources.is_source(source):
             model = self._registered(source, name, task, allow_patterns, ignore_patterns)
+        elif "/" in source.removeprefix("models/"):
+            raise invalid(
+                "source", f"a URI (hf://{source} for the Hub) or a model's id", repr(source)
+            )
         elif name is not None:
             raise invalid("name", "no name for a model that is registered", repr(name))
         request = model_service_pb2.DownloadModelRequest(

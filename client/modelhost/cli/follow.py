@@ -27,7 +27,7 @@ def follow(session: Session, handle: "OperationHandle", *, quiet: bool = False) 
             )
         from modelhost._progress import shown
 
-        if quiet:
+        if quiet or handle.done:
             return handle.result(session.timeout)
         with shown(sys.stderr) as report:
             return handle.result(session.timeout, progress=report)

@@ -70,7 +70,7 @@ def _watch(
     watch = client.watch(
         since,
         progress=progress,
-        reconnecting=_reconnecting,
+        reconnecting=_Reconnecting(),
         **filters,
     )
     with watch:
@@ -93,9 +93,18 @@ def _before_last(client: "Client", lines: int) -> int:
     return max(kept, host.sequence - lines)
 
 
-def _reconnecting(error: "ModelhostError | None", delay: float) -> None:
-    why = error.message if error is not None else "the daemon closed the stream"
-    error_note([f"modelhost: {why}; next try in {delay:.1f} s"])
+class _Reconnecting:
+    """Says why a watch has to connect again: each reason once, not each try."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, error: "ModelhostError | None", delay: float) -> None:
+        del delay
+        why = error.message if error is not None else "the daemon closed the stream"
+        if why != self._last:
+            self._last = why
+            error_note([f"modelhost: {why}; trying again until it is back"])
 
 
 def show(output: Output, item: "WatchItem") -> None:
