@@ -75,6 +75,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._store = BlobStore(StoreConfig(home=config.home))
         trees = TreeStore(self._store)
+        self._files = FileStore(self._store, trees)
         self._database = SqliteDatabase(config.home / FILE_NAME)
         self._workers = ProcessWorkers(_workers_config(config))
         self.host = Host(
@@ -83,7 +84,7 @@ class Daemon:
             database=self._database,
             devices=MachineDevices(config.devices.sim_bytes),
             downloads=HubDownloads(_hub_config(config), self._store, trees),
-            files=FileStore(self._store, trees),
+            files=self._files,
             workers=self._workers,
         )
         self._api: ApiServer | None = None
@@ -95,6 +96,8 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        # What the last run left half-done, before a download could take it for its own.
+        await self._files.recover()
         await self.host.start()
         self.host.registry.subscribe(self._published)
         logs.set_level(self.host.registry.committed.settings.log_level)
