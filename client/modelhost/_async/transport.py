@@ -37,7 +37,7 @@ class AsyncStream(Generic[R]):
 
     def __init__(
         self,
-        call: grpc.aio.UnaryStreamCall[Any, R],
+        call: "grpc.aio.UnaryStreamCall[Any, R]",
         name: str,
         target: str,
         timeout: float | None,
@@ -118,7 +118,7 @@ class AsyncTransport:
 
     async def unary(
         self,
-        method: grpc.aio.UnaryUnaryMultiCallable[Q, R],
+        method: "grpc.aio.UnaryUnaryMultiCallable[Q, R]",
         request: Q,
         timeout: float | None = None,
     ) -> R:
@@ -134,7 +134,7 @@ class AsyncTransport:
 
     def stream(
         self,
-        method: grpc.aio.UnaryStreamMultiCallable[Q, R],
+        method: "grpc.aio.UnaryStreamMultiCallable[Q, R]",
         request: Q,
         timeout: float | None = None,
     ) -> AsyncStream[R]:
@@ -145,7 +145,7 @@ class AsyncTransport:
 
     async def upload(
         self,
-        method: grpc.aio.StreamUnaryMultiCallable[Q, R],
+        method: "grpc.aio.StreamUnaryMultiCallable[Q, R]",
         requests: Iterator[Q],
         name: str,
         timeout: float | None = None,
