@@ -274,6 +274,24 @@ async def test_progress_is_sampled_only_where_it_is_asked_for(world: World) -> N
         validate.check_state(stream, at.truth)
 
 
+async def test_a_late_watcher_is_told_at_once_how_far_everything_is(world: World) -> None:
+    """The latest sample of each unfinished operation comes right after the snapshot."""
+    async with scene(world) as at:
+        world.downloads.add("hf://org/a", {"config.json": b"{}", "model.safetensors": b"w" * 4096})
+        hold = world.downloads.hold("hf://org/a")
+        await at.run.add("a", 4096)
+        operation = await at.run.host.transfers.download("a")
+        await hold.reached.wait()
+        watch = at.watch(include_snapshot=True, include_progress=True)
+        while not watch.messages or not watch.messages[-1].progress_samples:
+            await watch.next()
+        (sample,) = watch.stream.samples
+        assert sample.operation == f"operations/{operation.id}"
+        assert sample.progress.total_bytes > 0
+        hold.release()
+        await at.run.end(operation)
+
+
 async def test_too_many_streams_are_refused_and_the_rest_goes_on(world: World) -> None:
     """Above its limit a stream is QUEUE_FULL with a delay; one that closes makes room."""
     async with scene(world, watchers_max=2) as at:

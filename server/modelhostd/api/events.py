@@ -84,7 +84,8 @@ class EventService:
         self.figures.watches += 1
         loop = asyncio.get_running_loop()
         every = self._bookmark_s * _jitter(self.figures.watches)
-        seen, sample_due = self._host.operations.samples_after(0)[0], loop.time()
+        # From sample 0 on: whoever comes late is told at once how far everything is.
+        seen, sample_due = 0, loop.time()
         with self._wakeups.watching(journal.changed, call.draining) as watcher:
             # No await before the state is taken: it is the one of `cursor - 1`.
             for message in self._snapshot(wanted) if request.include_snapshot else ():
