@@ -127,17 +127,23 @@ fix: $(READY) ## repair what `make check` can repair by itself
 proto: $(READY) ## protos to typed stubs
 	@$(PY) protos/generate.py
 
+# A measurement that is not written yet says so.
+script = @test -f $(1) || { echo "make $@: not there yet ($(1))" >&2; exit 1; }
+
 .PHONY: bench
-bench: $(READY) ## measure, beside the peers, without a GPU
-	@$(PY) bench/run.py $(ARGS)
+bench: $(READY) ## measure the hot path beside a bare server
+	@$(PY) bench/hot_path.py $(ARGS)
 
 .PHONY: bench-gpu
-bench-gpu: $(READY) ## measure what needs a GPU
-	@$(PY) bench/run.py --gpu $(ARGS)
+bench-gpu: ## measure what needs a GPU (not there yet)
+	$(call script,bench/gpu.py)
+	@$(MAKE) $(READY)
+	@$(PY) bench/gpu.py $(ARGS)
 
 .PHONY: soak
-soak: $(READY) ## kill and load for MINUTES=n (default 10), checking every promise
-	@test -f bench/soak.py || { echo "make soak: there is no soak test yet (bench/soak.py)" >&2; exit 1; }
+soak: ## kill and load for MINUTES=n (not there yet)
+	$(call script,bench/soak.py)
+	@$(MAKE) $(READY)
 	@$(PY) bench/soak.py --minutes $(MINUTES) $(ARGS)
 
 # --- giving it away -------------------------------------------------------------------------------
