@@ -357,6 +357,27 @@ async def test_a_stop_ends_beside_every_kind_of_client(tmp_path: Path) -> None:
         hold.release()
 
 
+async def test_a_watcher_that_never_reads_does_not_use_up_the_grace(tmp_path: Path) -> None:
+    """A stream stuck in a write is let go once those that read had their last word; the stop is clean."""
+    options = [("grpc.http2.lookahead_bytes", 0), ("grpc.http2.bdp_probe", 0)]
+    async with served(tmp_path) as it:
+        for number in range(20):
+            await it.add(f"m{number}")
+        stubs = await it.connect(it.server.addresses[0], options)
+        request = event_service_pb2.WatchEventsRequest(include_snapshot=True)
+        watches = [stubs.events.WatchEvents(request) for _ in range(4)]
+        await wait_until_async(lambda: len(it.server.calls.writing) == len(watches))
+        loop = asyncio.get_running_loop()
+        problems: list[Any] = []
+        loop.set_exception_handler(lambda _, context: problems.append(context))
+        # Far above the test's own timeout: waiting for the grace would be found.
+        await it.server.stop(600.0)
+        assert not len(it.server.calls)
+        assert not problems
+        for watch in watches:
+            watch.cancel()
+
+
 async def test_listeners_are_shown(tmp_path: Path) -> None:
     """GetHost lists every listener with its role."""
     async with served(tmp_path) as it:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 
@@ -26,6 +26,13 @@ class Caller:
     rights: frozenset[int]
 
 
+class Writer(Protocol):
+    """A stream whose write is under way."""
+
+    def let_go(self) -> None:
+        """Free what the stream holds, and leave the call to the connection."""
+
+
 class Calls:
     """Every call under way. Draining waits on this, since grpc's ``stop`` does not wait for handlers."""
 
@@ -34,6 +41,8 @@ class Calls:
         self._next = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self.writing: set[Writer] = set()
+        """Streams that wait for their client to read."""
         self.draining = asyncio.Event()
         """Set when the daemon begins to stop: streams and waits end, new calls are refused."""
         self.closing = False
@@ -65,6 +74,11 @@ class Calls:
         except TimeoutError:
             return False
         return True
+
+    def let_writers_go(self) -> None:
+        """Give up on the writes that are under way: their clients do not read."""
+        for writer in list(self.writing):
+            writer.let_go()
 
     def cancel_all(self) -> list[str]:
         """Cancel the handlers of what is still under way; returns their methods."""

@@ -36,6 +36,7 @@ from modelhostd.host import Host
 log = structlog.get_logger(__name__)
 
 SERVER_STOP_S = 2.0
+LAST_WORD_S = 2.0
 STEP_S = 3.0
 """How long a step of stopping may take beyond what it is given."""
 
@@ -218,7 +219,11 @@ class ApiServer:
         """
         self.health.set_serving(False)
         self.calls.draining.set()
-        if not await self.calls.wait_idle(grace_s):
+        # Who reads has had its last word by then; who does not would hold up the others for nothing.
+        last_word_s = min(grace_s, LAST_WORD_S)
+        if not await self.calls.wait_idle(last_word_s):
+            self.calls.let_writers_go()
+        if not await self.calls.wait_idle(grace_s - last_word_s):
             left = self.calls.cancel_all()
             log.warning("calls were cut off", count=len(left), methods=sorted(set(left))[:10])
             await self.calls.wait_idle(STEP_S)

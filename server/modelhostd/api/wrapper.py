@@ -148,6 +148,9 @@ class Wrapper:
                 # No status reaches anybody. A genuine end comes from the connection.
                 return
             except (asyncio.CancelledError, Exception) as error:
+                if held.writing:
+                    # gRPC takes no status while a write is under way, however the handler ends.
+                    raise
                 failure = self._failure(error)
                 counted.code = failure.code
             finally:
@@ -240,9 +243,12 @@ class Wrapper:
         return errors.internal(error_id)
 
     async def _write(self, context: Context, data: bytes, held: "_Held") -> None:
-        stall = asyncio.get_running_loop().call_later(self._stall_s, self._stalled, held)
+        stall = asyncio.get_running_loop().call_later(self._stall_s, held.let_go)
+        held.writing = True
+        self._calls.writing.add(held)
         try:
             await context.write(data)
+            held.writing = False
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -250,6 +256,9 @@ class Wrapper:
             raise _GoneError from error
         finally:
             stall.cancel()
+            self._calls.writing.discard(held)
+        if held.stalled and self._calls.draining.is_set():
+            raise errors.shutting_down()
         if held.stalled:
             raise ModelhostError(
                 Reason.DEADLINE_EXCEEDED,
@@ -257,12 +266,6 @@ class Wrapper:
                 f"where it stopped",
                 {"method": held.method.name},
             )
-
-    def _stalled(self, held: "_Held") -> None:
-        self.stalled_count += 1
-        log.warning("a stream is not read", method=held.method.path)
-        held.stalled = True
-        held.freeing = asyncio.ensure_future(held.free())
 
     def admit(self, method: Method) -> int:
         """Let a call in and return its ticket, or raise why not."""
@@ -282,13 +285,14 @@ class Wrapper:
 class _Held:
     """What one call holds: its permit, its ticket and, for a stream, its generator."""
 
-    __slots__ = ("freeing", "items", "method", "stalled", "ticket", "wrapper")
+    __slots__ = ("freeing", "items", "method", "stalled", "ticket", "wrapper", "writing")
 
     def __init__(self, wrapper: Wrapper, method: Method) -> None:
         self.wrapper = wrapper
         self.method = method
         self.ticket = 0
         self.items: Any = None
+        self.writing = False
         self.stalled = False
         self.freeing: asyncio.Future[None] | None = None
 
@@ -301,6 +305,15 @@ class _Held:
         ticket, self.ticket = self.ticket, 0
         if ticket:
             self.wrapper.release(self.method, ticket)
+
+    def let_go(self) -> None:
+        """Give up on a write that nobody reads: free what the stream holds, and leave the call."""
+        if self.stalled:
+            return
+        self.stalled = True
+        self.wrapper.stalled_count += 1
+        log.warning("a stream is not read", method=self.method.path)
+        self.freeing = asyncio.ensure_future(self.free())
 
     async def free(self) -> None:
         """Close the generator and count the call out, once."""
