@@ -17,7 +17,7 @@ CONNECTIONS_MAX = 64
 ANSWER_S = 15.0
 KEEP_ALIVE_S = 5
 HEAD_BYTES_MAX = 16 * 1024
-"""Of a request's line and headers; bodies are not read at all."""
+"""Of a request's line and headers, beyond what one read of the socket brings; bodies are not read."""
 GRACE_S = 1
 """For answers under way when the daemon stops."""
 

@@ -7,8 +7,9 @@ seconds and bytes. The label ``model`` is an id that the registry knows, or ``_u
 import os
 import resource
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from modelhostd.core.resources import Device
 from modelhostd.core.rpc_stats import MethodCounts, RpcStats
 from modelhostd.gateway.exposition import Labels, counter, gauge, histogram, one
 from modelhostd.gateway.model_metrics import loads_and_files, requests, residency
@@ -68,18 +69,25 @@ def rpc(stats: RpcStats) -> Iterator[str]:
 
 def devices(sources: Sources) -> Iterator[str]:
     """Yield the bytes of each device."""
-    live = [sources.host.live_device(d) for d in sources.host.registry.committed.devices.values()]
-    for name, text, value in (
-        ("budget", "Bytes that modelhost may use.", "budget_bytes"),
-        ("used", "Bytes that are reserved or taken by models.", "reserved_bytes"),
-        ("total", "Bytes that the device has.", "total_bytes"),
-        ("foreign", "Bytes that other processes use.", "foreign_bytes"),
-    ):
-        yield from gauge(
-            f"modelhost_device_{name}_bytes",
-            text,
-            (({"device": d.id, "uuid": d.uuid}, getattr(d, value)) for d in live),
-        )
+    found = list(sources.host.registry.committed.devices.values())
+    occupancy = sources.host.occupancy
+
+    def family(name: str, text: str, value: Callable[[Device], int]) -> Iterator[str]:
+        samples = (({"device": d.id, "uuid": d.uuid}, value(d)) for d in found)
+        return gauge(f"modelhost_device_{name}_bytes", text, samples)
+
+    yield from family("budget", "Bytes that modelhost may use.", lambda d: d.budget_bytes)
+    yield from family(
+        "used",
+        "Bytes that models take, and those that are promised to loads.",
+        lambda d: occupancy.ledger.used(d.id),
+    )
+    yield from family("total", "Bytes that the device has.", lambda d: d.total_bytes)
+    yield from family(
+        "foreign",
+        "Bytes that other processes use.",
+        lambda d: occupancy.foreign.get(d.id, 0),
+    )
 
 
 def workers(sources: Sources) -> Iterator[str]:
