@@ -49,7 +49,8 @@ def error_from_rpc(
     """
     code = Code(failure.code().value[0])
     text = failure.details() or ""
-    trailing = dict(failure.trailing_metadata() or ())
+    # A tuple first: grpc.aio's Metadata has keys(), and in older versions they are pairs.
+    trailing = dict(tuple(failure.trailing_metadata() or ()))
     request_id = _text(trailing.get(REQUEST_ID_KEY, ""))
     info, retry = _details(trailing.get(DETAILS_KEY, b""))
     if info is not None:

@@ -112,6 +112,7 @@ def test_python_m_modelhost_is_the_command() -> None:
 def test_serve_becomes_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     """serve replaces this process by modelhostd, with every argument as it stands."""
     given: list[list[str]] = []
+    monkeypatch.setattr(daemon, "missing_parts", list)
     monkeypatch.setattr(os, "execv", lambda path, arguments: given.append([path, *arguments]))
     CliRunner().invoke(app, ["serve", "--grpc", "h:1", "--help", "--timeout", "x", "fsck"])
     assert given == [

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from modelhost.cli.output import to_dict
+from modelhost.cli.output import error_note, to_dict
 from modelhost.cli.session import Command, Session, pass_session
 
 NOT_INSTALLED = 1
@@ -21,9 +21,11 @@ def serve(arguments: tuple[str, ...]) -> None:
     """Run the daemon here, in the foreground. All that follows is modelhostd's: try serve --help."""
     missing = missing_parts()
     if missing:
-        sys.stderr.write(
-            f"modelhost: the daemon is not installed here: {', '.join(missing)} missing\n"
-            "  next: pip install 'modelhost[server,torch]'\n"
+        error_note(
+            [
+                f"modelhost: the daemon is not installed here: {', '.join(missing)} missing",
+                "  next: pip install 'modelhost[server,torch]'",
+            ]
         )
         sys.exit(NOT_INSTALLED)
     sys.stdout.flush()
