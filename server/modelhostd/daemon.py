@@ -76,6 +76,7 @@ class Daemon:
         self._store = BlobStore(StoreConfig(home=config.home))
         trees = TreeStore(self._store)
         self._files = FileStore(self._store, trees)
+        self._downloads = HubDownloads(_hub_config(config), self._store, trees)
         self._database = SqliteDatabase(config.home / FILE_NAME)
         self._workers = ProcessWorkers(_workers_config(config))
         self.host = Host(
@@ -83,7 +84,7 @@ class Daemon:
             clock=SystemClock(),
             database=self._database,
             devices=MachineDevices(config.devices.sim_bytes),
-            downloads=HubDownloads(_hub_config(config), self._store, trees),
+            downloads=self._downloads,
             files=self._files,
             workers=self._workers,
         )
@@ -238,9 +239,18 @@ class Daemon:
         )
 
     def _sources(self) -> Sequence[SourceStatus]:
-        """Return the sources that this daemon can ask; whether they answer is seen by a download."""
-        downloads = self.config.downloads
-        return (SourceStatus("hf", downloads.endpoint, has_credential=downloads.token is not None),)
+        """Return the sources that this daemon can ask, and what became of the last question."""
+        downloads, contact = self.config.downloads, self._downloads.contact
+        return (
+            SourceStatus(
+                "hf",
+                downloads.endpoint,
+                contact.state,
+                contact.message,
+                contact.time,
+                has_credential=downloads.token is not None,
+            ),
+        )
 
 
 def _installed(package: str) -> str:

@@ -4,8 +4,9 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 
 from modelhostd.adapters.blobs import BlobStore
@@ -20,7 +21,7 @@ from modelhostd.adapters.pump import Transfer, fetch_file, kept_whole, part_key,
 from modelhostd.adapters.remote_headers import predict
 from modelhostd.adapters.threads import cancellable, in_thread, to_the_end
 from modelhostd.adapters.trees import TreeStore
-from modelhostd.core.errors import ModelhostError
+from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.manifest import Manifest
 from modelhostd.core.resources import ModelFile, Phase, Progress, Source
 from modelhostd.core.safetensors_header import Header, predicted_bytes
@@ -30,6 +31,15 @@ from modelhostd.ports import DownloadJob, Fetched, RemoteFile, SourceFacts
 
 TICK_S = 0.1
 """How often progress is sampled and standing connections are looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """What became of the last question to a source: UNKNOWN, REACHABLE, UNREACHABLE or OFFLINE."""
+
+    state: str = "UNKNOWN"
+    message: str = ""
+    time: float = 0.0
 
 
 class HubDownloads:
@@ -47,6 +57,7 @@ class HubDownloads:
         self._store = store
         self._trees = trees
         self._now = now
+        self.contact = Contact()
 
     async def inspect(self, source: Source) -> SourceFacts:
         """Ask the Hub what it has: files, sizes, licence, task, and the weights' memory by headers."""
@@ -63,7 +74,7 @@ class HubDownloads:
             return predict(self._hub, connections, facts)
 
         async with _ticking(canceller, connections, None, None):
-            return await cancellable(canceller, ask)
+            return await self._noted(cancellable(canceller, ask))
 
     async def fetch(self, job: DownloadJob, report: Callable[[Progress], None]) -> Fetched:
         """Plan, fetch what is missing, check, publish."""
@@ -71,17 +82,37 @@ class HubDownloads:
         connections = self._connect(canceller, job.source)
         meter = Meter()
         async with _ticking(canceller, connections, meter, report):
-            facts = await cancellable(
-                canceller,
-                lambda: with_retries(
-                    lambda: self._hub.plan(connections, job.source, allow_unsafe=job.allow_unsafe),
-                    self._hub.config.retry,
+            facts = await self._noted(
+                cancellable(
                     canceller,
-                    lambda attempt: meter.retrying("", attempt),
-                ),
+                    lambda: with_retries(
+                        lambda: self._hub.plan(
+                            connections, job.source, allow_unsafe=job.allow_unsafe
+                        ),
+                        self._hub.config.retry,
+                        canceller,
+                        lambda attempt: meter.retrying("", attempt),
+                    ),
+                )
             )
             with self._store.hold(file.sha256 for file in facts.files if file.sha256):
                 return await self._fetch(job, facts, connections, meter, report)
+
+    async def _noted(self, asking: Awaitable[SourceFacts]) -> SourceFacts:
+        """Return the source's facts, and note whether it could be reached."""
+        state, message = "REACHABLE", ""
+        try:
+            return await asking
+        except ModelhostError as error:
+            if error.reason in (Reason.NETWORK_ERROR, Reason.OFFLINE):
+                state = "OFFLINE" if error.reason is Reason.OFFLINE else "UNREACHABLE"
+                message = error.message
+            raise
+        except asyncio.CancelledError:
+            state, message = self.contact.state, self.contact.message
+            raise
+        finally:
+            self.contact = Contact(state, message, self._now())
 
     def _connect(self, canceller: Canceller, source: Source) -> Connections:
         if scheme_of(source) != "hf":
