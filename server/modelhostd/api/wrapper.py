@@ -60,7 +60,7 @@ class Wrapper:
         self._calls = calls
         self._admission = admission
         self._stall_s = stall_s
-        self._stats = stats if stats is not None else RpcStats()
+        self.stats = stats if stats is not None else RpcStats()
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
         self.stalled_count = 0
@@ -94,7 +94,7 @@ class Wrapper:
     # --- one function for each kind of method -----------------------------------------------------
 
     def _unary(self, method: Method) -> Callable[..., Any]:
-        counts = counts_of(method, self._stats)
+        counts = counts_of(method, self.stats)
 
         async def handle(raw: bytes, context: Context) -> bytes:
             async def work(call: Call) -> bytes:
@@ -113,7 +113,7 @@ class Wrapper:
         return handle
 
     def _gathering(self, method: Method) -> Callable[..., Any]:
-        counts = counts_of(method, self._stats)
+        counts = counts_of(method, self.stats)
 
         async def handle(messages: AsyncIterator[bytes], context: Context) -> bytes:
             async def work(call: Call) -> bytes:
@@ -124,7 +124,7 @@ class Wrapper:
         return handle
 
     def _streaming(self, method: Method) -> Callable[..., Any]:
-        counts = counts_of(method, self._stats)
+        counts = counts_of(method, self.stats)
 
         async def handle(given: bytes | AsyncIterator[bytes], context: Context) -> None:
             counted = Counted(counts, context)
@@ -163,8 +163,8 @@ class Wrapper:
         return handle
 
     async def _unknown(self, path: str, context: Context) -> None:
-        self._stats.unknown.begin()
-        self._stats.unknown.end(Code.UNIMPLEMENTED, 0.0)
+        self.stats.unknown.begin()
+        self.stats.unknown.end(Code.UNIMPLEMENTED, 0.0)
         call = self._call(path, context)
         error = ModelhostError(
             Reason.UNIMPLEMENTED,
