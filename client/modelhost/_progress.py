@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from modelhost import _names
 from modelhost._enums import name_of
@@ -70,7 +70,7 @@ class Lines:
 @contextlib.contextmanager
 def _bar(stream: TextIO, console: "Console | None") -> Iterator[Report]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
     with Progress(
         TextColumn("{task.fields[title]}", markup=False),
@@ -81,20 +81,20 @@ def _bar(stream: TextIO, console: "Console | None") -> Iterator[Report]:
         console=console or Console(file=stream),
         transient=True,
     ) as bars:
-        task = bars.add_task("", total=None, title="", percent="", amounts="", phase="")
+        tasks: list[TaskID] = []
 
         def report(operation: Operation) -> None:
             progress = operation.progress
             total = progress.total_bytes or None
-            bars.update(
-                task,
-                total=total,
-                completed=progress.done_bytes,
-                title=title(operation),
-                percent=f"{100 * progress.done_bytes // total:3d} %" if total else "",
-                amounts=amounts(operation),
-                phase=phase_word(operation),
-            )
+            shown: dict[str, Any] = {
+                "title": title(operation),
+                "percent": f"{100 * progress.done_bytes // total:3d} %" if total else "",
+                "amounts": amounts(operation),
+                "phase": phase_word(operation),
+            }
+            if not tasks:
+                tasks.append(bars.add_task("", total=total, **shown))
+            bars.update(tasks[0], total=total, completed=progress.done_bytes, **shown)
 
         yield report
 

@@ -48,6 +48,20 @@ def test_tables_are_for_people(told: Double, run) -> None:
     ]
 
 
+def test_no_table_cuts_a_name(double: Double, run) -> None:
+    """A cell that is longer than the line is printed whole, on one line, to be copied."""
+    name = "models/" + "m" * 64
+    source = models_pb2.Source(uri="hf://" + "o" * 90 + "/" + "n" * 90)
+    answer = model_service_pb2.ListModelsResponse(
+        models=[models_pb2.Model(name=name, source=source)]
+    )
+    double.on("ListModels", answer)
+    double.on("ListInstances", residency_service_pb2.ListInstancesResponse())
+    _, row = run("--format", "table", "ls").stdout.splitlines()
+    assert row.split()[0] == "m" * 64
+    assert row.split()[-1] == source.uri
+
+
 def test_json_is_the_contracts(told: Double, run) -> None:
     """--json, before or behind the command, prints the messages in the contract's JSON."""
     for arguments in (["--json", "ls"], ["ls", "--json"], ["ls", "--format", "json"]):

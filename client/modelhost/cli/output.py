@@ -13,12 +13,15 @@ from modelhost._text import plain, plain_json
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
-    from rich.console import Console
+    from rich.table import Table
 
 T = TypeVar("T")
 
 TABLE_WIDTH = 160
 """Columns of a table that is asked for where there is no terminal."""
+PROSE_WIDTH = 24
+"""Columns that a sentence keeps, however narrow the terminal."""
+BOUNDLESS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class Column(Generic[T]):
     value: Callable[[T], Any]
     show: Callable[[Any], str] = str
     right: bool = False
+    prose: bool = False
+    """Whether it may be broken between words, where the terminal is narrow."""
 
 
 class Output:
@@ -45,17 +50,23 @@ class Output:
             for item in items:
                 self.line([column.value(item) for column in columns])
             return
+        from rich.cells import cell_len
         from rich.table import Table
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in columns:
+        shown = [[plain(c.show(c.value(item))) for c in columns] for item in items]
+        for index, column in enumerate(columns):
+            widest = max(map(cell_len, (column.title, *(row[index] for row in shown))))
             table.add_column(
-                column.title, justify="right" if column.right else "left", overflow="fold"
+                column.title,
+                justify="right" if column.right else "left",
+                overflow="fold",
+                min_width=min(widest, PROSE_WIDTH) if column.prose else widest,
             )
-        for item in items:
-            table.add_row(*(Text(plain(c.show(c.value(item)))) for c in columns))
-        self._console().print(table)
+        for row in shown:
+            table.add_row(*map(Text, row))
+        self._print(table)
 
     def pairs(self, pairs: Iterable[tuple[str, object]]) -> None:
         """Write names and values, those that are empty left out."""
@@ -72,7 +83,7 @@ class Output:
         table.add_column(overflow="fold")
         for name, value in told:
             table.add_row(name, Text(plain(str(value))))
-        self._console().print(table)
+        self._print(table)
 
     def line(self, values: Iterable[object]) -> None:
         """Write one tab-separated line."""
@@ -100,13 +111,20 @@ class Output:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
-    def _console(self) -> "Console":
+    def _print(self, table: "Table") -> None:
+        """Write a table as wide as it needs: a terminal wraps a line better than we cut a name."""
         from rich.console import Console
+        from rich.measure import Measurement
 
-        width = None if sys.stdout.isatty() else TABLE_WIDTH
-        return Console(
-            file=sys.stdout, width=width, no_color=self._no_color or None, highlight=False
+        console = Console(
+            file=sys.stdout,
+            width=None if sys.stdout.isatty() else TABLE_WIDTH,
+            no_color=self._no_color or None,
+            highlight=False,
         )
+        boundless = console.options.update(width=BOUNDLESS)
+        console.width = max(console.width, Measurement.get(console, boundless, table).minimum)
+        console.print(table)
 
 
 def to_dict(message: "Message") -> dict[str, Any]:

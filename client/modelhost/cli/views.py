@@ -147,12 +147,12 @@ def model_pairs(model: Model) -> Pairs:
 ARTIFACT_COLUMNS: list[Column[Artifact]] = [
     Column("VERSION", lambda a: a.version, right=True),
     Column("STATE", lambda a: name_of(Artifact.State, a.state), str.lower),
-    Column("REVISION", lambda a: a.revision, word),
+    Column("REVISION", lambda a: a.revision, lambda v: word(v)[:12]),
     Column("FILES", lambda a: a.file_count, right=True),
     Column("SIZE", lambda a: a.size_bytes, size, right=True),
     Column("MEMORY", lambda a: a.predicted_bytes, size, right=True),
     Column("SINCE", lambda a: when(a.available_time) or when(a.create_time), ago),
-    Column("ERROR", lambda a: a.error.message, word),
+    Column("ERROR", lambda a: a.error.message, word, prose=True),
 ]
 
 INSTANCE_COLUMNS: list[Column[Instance]] = [
@@ -191,7 +191,7 @@ def instance_pairs(instance: Instance) -> Pairs:
 
 DEVICE_COLUMNS: list[Column[devices_pb2.Device]] = [
     Column("DEVICE", lambda d: short(d.name)),
-    Column("HARDWARE", lambda d: d.display_name, word),
+    Column("HARDWARE", lambda d: d.display_name, word, prose=True),
     Column("TOTAL", lambda d: d.total_bytes, size, right=True),
     Column("BUDGET", lambda d: d.budget_bytes, size, right=True),
     Column("RESIDENT", lambda d: d.resident_bytes, size, right=True),
@@ -278,7 +278,7 @@ CHECK_COLUMNS: list[Column[model_service_pb2.CheckCompatibilityResponse.Check]] 
     ),
     Column("NEEDED", lambda c: c.needed, word),
     Column("AVAILABLE", lambda c: c.available, word),
-    Column("MESSAGE", lambda c: c.message),
+    Column("MESSAGE", lambda c: c.message, prose=True),
 ]
 
 FILE_COLUMNS: list[Column[model_service_pb2.InspectSourceResponse.File]] = [
