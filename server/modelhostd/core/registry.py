@@ -224,6 +224,32 @@ def superseded(model: Model, in_use: Collection[int]) -> tuple[Model, Sequence[i
     return replace(model, artifacts=kept), drop
 
 
+def choose_version(model: Model, version: int) -> Model:
+    """Return the model with the version that loads take: 0 or the newest = always the newest one.
+
+    Raises MODEL_NOT_DOWNLOADED for one that is not on disk.
+    """
+    artifact = artifact_at(model, version)
+    newest = version == 0 or artifact is model.newest
+    return replace(model, chosen_version=0 if newest else version)
+
+
+def artifact_at(model: Model, version: int) -> Artifact:
+    """Return an AVAILABLE artifact (0 = the one that loads take), or raise MODEL_NOT_DOWNLOADED."""
+    have = {a.version: a for a in model.artifacts if a.state is ArtifactState.AVAILABLE}
+    found = have.get(version) if version else model.available
+    if found is not None:
+        return found
+    if not have:
+        raise not_downloaded(model)
+    raise ModelhostError(
+        Reason.MODEL_NOT_DOWNLOADED,
+        f"model '{model.id}' has no version {version} on disk; it has "
+        f"{', '.join(map(str, have))} (0 takes the newest)",
+        {"model": model.id, "state": model.state.value},
+    )
+
+
 def model_edit(model: Model, reason: str, **details: str) -> Edit:
     """Return the edit that stores a model."""
     return Edit(Kind.MODEL, model.id, model, reason, details)

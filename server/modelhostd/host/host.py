@@ -25,6 +25,7 @@ from modelhostd.host.occupancy import Occupancy, gone
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import History, Registry
 from modelhostd.host.registry_io import RegistryIo
+from modelhostd.host.reloads import Reloads
 from modelhostd.host.residency import Residency
 from modelhostd.host.routes import Routes
 from modelhostd.host.storage import Storage
@@ -88,6 +89,7 @@ class Host:
         self.fetched_loads = FetchedLoads(
             self.registry, self.operations, self.transfers, self.residency
         )
+        self.reloads = Reloads(self.registry, self.operations, self.residency)
         self.registry_io = RegistryIo(self.registry, self.transfers)
         self.storage = Storage(self.registry, self.operations, files)
         self.inference = Inference(self.registry, self.residency, workers, self.routes)

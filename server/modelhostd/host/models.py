@@ -12,7 +12,6 @@ from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import (
     FINAL_STATES,
     Artifact,
-    ArtifactState,
     Instance,
     InstanceState,
     Kind,
@@ -66,7 +65,7 @@ class Models:
 
         Raises MODEL_NOT_DOWNLOADED when there is none.
         """
-        found = _artifact(self.get(model_id), version)
+        found = rules.artifact_at(self.get(model_id), version)
         return found, await self._files.list_files(model_id, found.version)
 
     def local_path(self, model_id: str, version: int, path: str) -> str:
@@ -194,7 +193,7 @@ class Models:
         answered = await self._registry.answered(request)
         if answered is not None:
             return self._operations.get(answered)
-        artifact = _artifact(self._registry.decided.model(model_id), version)
+        artifact = rules.artifact_at(self._registry.decided.model(model_id), version)
         op_rules.refuse_while_deleted(
             self._registry.decided.operations.values(), model_id, artifact.version
         )
@@ -272,24 +271,6 @@ def stale_instance(state: State, old: Model, new: Model) -> Sequence[Edit]:
         return ()
     key = instance_key(instance.model, instance.id)
     return [Edit(Kind.INSTANCE, key, replace(instance, config_stale=True), "CONFIG_STALE")]
-
-
-def _artifact(model: Model, version: int) -> Artifact:
-    """Return an AVAILABLE artifact (0 = the newest), or raise MODEL_NOT_DOWNLOADED."""
-    found = model.available
-    if version:
-        have = {a.version: a for a in model.artifacts if a.state is ArtifactState.AVAILABLE}
-        found = have.get(version)
-        if found is None and have:
-            raise ModelhostError(
-                Reason.MODEL_NOT_DOWNLOADED,
-                f"model '{model.id}' has no version {version} on disk; it has "
-                f"{', '.join(map(str, have))} (0 takes the newest)",
-                {"model": model.id, "state": model.state.value},
-            )
-    if found is None:
-        raise rules.not_downloaded(model)
-    return found
 
 
 def _canonical(source: Source) -> Source:
