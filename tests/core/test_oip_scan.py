@@ -2,7 +2,7 @@
 
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from modelhost.oip import open_inference_pb2 as oip
@@ -71,6 +71,8 @@ def parameter(request: oip.ModelInferRequest, name: str) -> int:
 
 
 @given(st.lists(pieces, max_size=8).map(b"".join))
+@settings(max_examples=500)
+@example(b'"\x10\n\x07timeout\x98\x00\x00\x12\x02\x10\x01')
 def test_what_is_read_is_what_protobuf_reads(payload: bytes) -> None:
     """Whenever the scan and protobuf both take a message, they agree on every field of its head."""
     try:

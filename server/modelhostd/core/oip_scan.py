@@ -196,18 +196,21 @@ def _with_parameters(
     for start, end in entries:
         name = b""
         choice = "", 0
+        whole = True
         for field in fields.read(start, end):
-            if field.wire_type != _BYTES:
-                continue
-            if field.number == 1:
+            if field.wire_type != _BYTES or field.number not in (1, 2):
+                whole = False
+            elif field.number == 1:
                 # A longer name is not one of ours, and would only be copied.
                 name = payload[field.start : min(field.end, field.start + _NAMES_BYTES_MAX + 1)]
-            elif field.number == 2:
+            else:
                 # A second value is merged into the first, as protobuf does.
                 for inner in fields.read(field.start, field.end):
                     if _WIRE_TYPES.get(inner.number) == inner.wire_type:
                         choice = _CHOICES[inner.number], inner.value & ((1 << 64) - 1)
-        found[name] = choice
+        # protobuf's parser (upb) takes an entry with fields beside key and value for unknown.
+        if whole:
+            found[name] = choice
     kind, value = found.get(_EMPTY_FINAL, ("bool", 0))
     return head._replace(
         timeout_us=_number(found, _TIMEOUT),
