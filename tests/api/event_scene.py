@@ -10,7 +10,7 @@ import grpc
 
 from modelhost.v1 import event_service_pb2, events_pb2
 from modelhost.v1.event_service_pb2_grpc import EventServiceStub
-from modelhostd.api import convert
+from modelhostd.api import convert, convert_values
 from modelhostd.api.events import BOOKMARK_S, WATCHERS_MAX, EventService
 from modelhostd.api.methods import Service
 from modelhostd.api.statistics import Gauges, Statistics
@@ -90,7 +90,7 @@ class Scene:
         """Everything that is committed, by name."""
         state = self.run.host.registry.committed
         return {
-            convert.name_of(kind, key): convert.resource(resource)
+            convert_values.name_of(kind, key): convert.resource(resource)
             for kind in Kind
             for key, resource in state.table(kind).items()
         }

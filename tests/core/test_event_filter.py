@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelhost.v1 import events_pb2
-from modelhostd.api import convert
+from modelhostd.api import convert, convert_values
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.event_filter import EventFilter, make_filter, resource_name
 from modelhostd.core.resources import (
@@ -118,7 +118,7 @@ def test_names_are_full() -> None:
     assert resource_name(Kind.INSTANCE, "a/3") == "models/a/instances/3"
     assert resource_name(Kind.SETTINGS, "host") == "settings"
     for kind in Kind:
-        assert resource_name(kind, "a/3") == convert.name_of(kind, "a/3")
+        assert resource_name(kind, "a/3") == convert_values.name_of(kind, "a/3")
 
 
 @pytest.mark.parametrize(

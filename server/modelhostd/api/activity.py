@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from modelhost.v1 import instances_pb2
-from modelhostd.api import convert
+from modelhostd.api import convert_values
 from modelhostd.core import residency as rules
 from modelhostd.core.resources import Instance, InstanceState
 from modelhostd.host import Host
@@ -40,8 +40,8 @@ class Activity:
         return instances_pb2.InstanceActivity(
             in_flight=route.in_flight if route is not None else 0,
             queued=self._host.routes.queued(instance.model),
-            last_used_time=convert.timestamp(last_used),
-            expire_time=convert.timestamp(self._expire_time(instance, last_used)),
+            last_used_time=convert_values.timestamp(last_used),
+            expire_time=convert_values.timestamp(self._expire_time(instance, last_used)),
             eviction_rank=self._ranks.get(instance.model, 0),
             evict_blockers=self._blockers(instance),
             request_count=route.request_count if route is not None else 0,

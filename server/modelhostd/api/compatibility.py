@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 
 from modelhost.v1 import model_service_pb2 as pb
-from modelhostd.api import convert
+from modelhostd.api import convert_values
 from modelhostd.core import compatibility as rules
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.resources import Model
@@ -48,7 +48,7 @@ class Compatibility:
         checks = rules.check(model, device, around)
         return pb.CheckCompatibilityResponse(
             compatible=all(c.outcome is not rules.Outcome.FAILED for c in checks),
-            device=convert.named("devices", device.id),
+            device=convert_values.named("devices", device.id),
             checks=[
                 pb.CheckCompatibilityResponse.Check(
                     id=c.id,

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from math import inf
 
 from modelhost.v1 import event_service_pb2, events_pb2, host_pb2
-from modelhostd.api import addressing, convert
+from modelhostd.api import addressing, convert, convert_values
 from modelhostd.api.calls import Call
 from modelhostd.api.errors import shutting_down
 from modelhostd.api.event_batches import Batch, Batches, EventFigures, snapshot_messages
@@ -143,7 +143,7 @@ class EventService:
         bookmark = events_pb2.Bookmark(
             sequence=sequence,
             store_id=self._host.registry.store_id,
-            time=convert.timestamp(self._host.clock.time()),
+            time=convert_values.timestamp(self._host.clock.time()),
         )
         return event_service_pb2.WatchEventsResponse(bookmark=bookmark).SerializeToString()
 
@@ -160,8 +160,8 @@ class EventService:
             operation: Operation | None = known.get(key)
             if operation is not None and wanted.passes_resource(Kind.OPERATION, key, operation):
                 message.progress_samples.add(
-                    operation=convert.named("operations", key),
-                    model=convert.named("models", operation.model),
+                    operation=convert_values.named("operations", key),
+                    model=convert_values.named("models", operation.model),
                     progress=convert.progress(progress),
                 )
         if made is None and len(self._samples) >= 64:

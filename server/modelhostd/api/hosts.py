@@ -10,7 +10,7 @@ from modelhost.v1 import (
     storage_pb2,
 )
 from modelhost.v1 import host_service_pb2 as pb
-from modelhostd.api import convert, convert_from, lists, masks
+from modelhostd.api import convert, convert_from, convert_values, lists, masks
 from modelhostd.api.calls import Call
 from modelhostd.api.facts import Facts
 from modelhostd.api.methods import Service
@@ -58,7 +58,7 @@ class HostService:
             grpcio_version=facts.grpcio_version,
             store_id=registry.store_id,
             sequence=registry.journal.last_sequence,
-            start_time=convert.timestamp(self._host.start_time),
+            start_time=convert_values.timestamp(self._host.start_time),
             pid=facts.pid,
             home=str(facts.home),
             listeners=self._listeners(),
@@ -68,7 +68,7 @@ class HostService:
                     endpoint=s.endpoint,
                     state=states.Value(s.state),
                     message=s.message,
-                    check_time=convert.timestamp(s.check_time),
+                    check_time=convert_values.timestamp(s.check_time),
                     has_credential=s.has_credential,
                 )
                 for s in facts.sources()
@@ -173,7 +173,9 @@ class HostService:
             free_bytes=use.free_bytes,
             total_bytes=use.total_bytes,
             models=[
-                storage_pb2.Storage.ModelUse(model=convert.named("models", m), size_bytes=size)
+                storage_pb2.Storage.ModelUse(
+                    model=convert_values.named("models", m), size_bytes=size
+                )
                 for m, size in by_size[:STORAGE_MODELS_MAX]
             ],
         )
@@ -240,7 +242,7 @@ class HostService:
 
     def _imported(self, done: Imported) -> pb.ImportRegistryResponse:
         def named(models: Sequence[str]) -> Sequence[str]:
-            return [convert.named("models", m) for m in models]
+            return [convert_values.named("models", m) for m in models]
 
         return pb.ImportRegistryResponse(
             created_models=named(done.created),

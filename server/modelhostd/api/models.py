@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from modelhost.v1 import model_service_pb2 as pb
 from modelhost.v1 import models_pb2, operations_pb2, options_pb2
-from modelhostd.api import convert, convert_from, lists, masks
+from modelhostd.api import convert, convert_from, convert_models, lists, masks
 from modelhostd.api.addressing import model_id, plain_model_id
 from modelhostd.api.calls import Call
 from modelhostd.api.compatibility import Compatibility
@@ -48,17 +48,17 @@ class ModelService:
             call.principal,
             convert_from.request(call.method, request),
         )
-        return convert.model(model)
+        return convert_models.model(model)
 
     async def get_model(self, request: pb.GetModelRequest, call: Call) -> models_pb2.Model:
         """See GetModel in the contract."""
-        return convert.model(self._state.model(model_id(self._state, "name", request.name)))
+        return convert_models.model(self._state.model(model_id(self._state, "name", request.name)))
 
     async def list_models(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         """See ListModels in the contract."""
         wanted = _Filter(request, self._state)
         found = [m for m in self._host.models.list() if m in wanted]
-        models, token = lists.page(request, found, lambda m: m.id, convert.model)
+        models, token = lists.page(request, found, lambda m: m.id, convert_models.model)
         return pb.ListModelsResponse(
             models=models,
             next_page_token=token,
@@ -77,7 +77,7 @@ class ModelService:
             wanted = _with_source(current, spec, "source.uri" in paths)
             return convert_from.merged(current, wanted, [p for p in paths if p != "source.uri"])
 
-        return convert.model(
+        return convert_models.model(
             await self._host.models.update(key, change, given.etag, call.principal)
         )
 
@@ -127,7 +127,7 @@ class ModelService:
 
         def converted(file: ModelFile) -> models_pb2.ModelFile:
             path = self._host.models.local_path(key, artifact.version, file.path)
-            return convert.model_file(file, path)
+            return convert_models.model_file(file, path)
 
         ordered = sorted(files, key=lambda f: f.path)
         page, token = lists.page(request, ordered, lambda f: f.path, converted)
@@ -231,7 +231,7 @@ def _version(version: int) -> int:
 def _inspected(facts: SourceFacts) -> pb.InspectSourceResponse:
     files = sorted(facts.files, key=lambda f: f.path)
     return pb.InspectSourceResponse(
-        source=convert.source(facts.source),
+        source=convert_models.source(facts.source),
         revision=facts.revision,
         model_id=_derived(facts.source),
         task=tasks.task_of(facts.task, facts.tags),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from modelhost.v1 import instances_pb2, models_pb2, operations_pb2
 from modelhost.v1 import residency_service_pb2 as pb
-from modelhostd.api import convert, convert_from, lists
+from modelhostd.api import convert, convert_from, convert_models, convert_values, lists
 from modelhostd.api.activity import Activity
 from modelhostd.api.addressing import instance, model_id
 from modelhostd.api.calls import Call
@@ -82,7 +82,7 @@ class ResidencyService:
         if route is not None and route.open:
             answer.placement.CopyFrom(
                 pb.PlanLoadResponse.Placement(
-                    device=convert.named("devices", route.device),
+                    device=convert_values.named("devices", route.device),
                     loaded=True,
                     source_tier=instances_pb2.Instance.DEVICE,
                 )
@@ -97,7 +97,7 @@ class ResidencyService:
             plan = rules.Refuse(error)
         place = device or model.config.device
         if isinstance(plan, rules.Refuse):
-            answer.refusal.CopyFrom(convert.error(op_rules.stored(plan.error)))
+            answer.refusal.CopyFrom(convert_values.error(op_rules.stored(plan.error)))
             place = plan.error.metadata.get("device", place)
         else:
             place = plan.device
@@ -115,7 +115,7 @@ class ResidencyService:
         elif isinstance(plan, rules.Wait):
             victims = plan.drain
         return pb.PlanLoadResponse.Placement(
-            device=convert.named("devices", plan.device),
+            device=convert_values.named("devices", plan.device),
             victims=[self._victim(model, view) for model in victims],
             source_tier=instances_pb2.Instance.DISK,
         )
@@ -125,10 +125,10 @@ class ResidencyService:
         found = self._host.registry.decided.instance_of(model)
         used = Activity(self._host).last_used_times().get(model, 0.0)
         return pb.PlanLoadResponse.Victim(
-            instance=convert.instance_name(model, found.id) if found is not None else "",
-            model=convert.named("models", model),
+            instance=convert_values.instance_name(model, found.id) if found is not None else "",
+            model=convert_values.named("models", model),
             freed_bytes=holding.bytes,
-            last_used_time=convert.timestamp(used or (found.ready_time if found else 0.0)),
+            last_used_time=convert_values.timestamp(used or (found.ready_time if found else 0.0)),
             busy=not holding.idle,
         )
 
@@ -198,15 +198,15 @@ class ResidencyService:
     async def pin_model(self, request: pb.PinModelRequest, call: Call) -> models_pb2.Model:
         """See PinModel in the contract."""
         key = model_id(self._state, "name", request.name)
-        return convert.model(await self._host.models.pin(key, True, call.principal))
+        return convert_models.model(await self._host.models.pin(key, True, call.principal))
 
     async def unpin_model(self, request: pb.UnpinModelRequest, call: Call) -> models_pb2.Model:
         """See UnpinModel in the contract."""
         key = model_id(self._state, "name", request.name)
-        return convert.model(await self._host.models.pin(key, False, call.principal))
+        return convert_models.model(await self._host.models.pin(key, False, call.principal))
 
     async def unblock_model(self, request: pb.UnblockModelRequest, call: Call) -> models_pb2.Model:
         """See UnblockModel in the contract."""
         key = model_id(self._state, "name", request.name)
         await self._host.residency.unblock(key)
-        return convert.model(self._state.model(key))
+        return convert_models.model(self._state.model(key))

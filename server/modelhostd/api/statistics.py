@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from modelhost.v1 import host_pb2
-from modelhostd.api import convert
+from modelhostd.api import convert, convert_values
 from modelhostd.api.activity import Activity
 from modelhostd.core.errors import invalid
 from modelhostd.core.resources import FINAL_STATES, OperationKind
@@ -35,10 +35,10 @@ class Statistics:
         if len(models) > MODELS_MAX:
             raise invalid("models", f"at most {MODELS_MAX}", len(models))
         return host_pb2.Statistics(
-            time=convert.timestamp(host.clock.time()),
+            time=convert_values.timestamp(host.clock.time()),
             sequence=host.registry.journal.last_sequence,
             store_id=host.registry.store_id,
-            uptime=convert.duration(max(0.0, host.clock.time() - host.start_time)),
+            uptime=convert_values.duration(max(0.0, host.clock.time() - host.start_time)),
             devices=self._devices(),
             instances=self._instances(models),
             operations=self._operations(models),
@@ -65,7 +65,7 @@ class Statistics:
             view = views.get(device.id)
             found.append(
                 host_pb2.Statistics.DeviceStatistics(
-                    device=convert.named("devices", device.id),
+                    device=convert_values.named("devices", device.id),
                     budget_bytes=device.budget_bytes,
                     reserved_bytes=device.reserved_bytes,
                     resident_bytes=device.resident_bytes,
@@ -81,9 +81,9 @@ class Statistics:
         activity = Activity(self._host)
         return [
             host_pb2.Statistics.InstanceStatistics(
-                instance=convert.instance_name(i.model, i.id),
-                model=convert.named("models", i.model),
-                device=convert.named("devices", i.device),
+                instance=convert_values.instance_name(i.model, i.id),
+                model=convert_values.named("models", i.model),
+                device=convert_values.named("devices", i.device),
                 state=convert.INSTANCE_STATES[i.state],
                 tier=convert.TIERS[i.tier],
                 device_bytes=self._host.occupancy.ledger.held(i.device, i.model),
@@ -98,9 +98,9 @@ class Statistics:
     ) -> Sequence[host_pb2.Statistics.OperationStatistics]:
         return [
             host_pb2.Statistics.OperationStatistics(
-                operation=convert.named("operations", o.id),
+                operation=convert_values.named("operations", o.id),
                 kind=convert.OPERATION_KINDS[o.kind],
-                model=convert.named("models", o.model),
+                model=convert_values.named("models", o.model),
                 state=convert.OPERATION_STATES[o.state],
                 progress=convert.progress(self._host.operations.live(o).progress),
             )

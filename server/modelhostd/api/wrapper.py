@@ -20,20 +20,19 @@ from typing import Any
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError, Message
 
 from modelhostd.api import errors
 from modelhostd.api.admission import Admission, Group
 from modelhostd.api.calls import Call, Caller, Calls, denied
 from modelhostd.api.counted import Counted, counts_of
+from modelhostd.api.messages import encoded, parsed, requests
 from modelhostd.api.methods import Method, Service
-from modelhostd.core.errors import Code, ModelhostError, Reason, invalid
+from modelhostd.core.errors import Code, ModelhostError, Reason
 from modelhostd.core.rpc_stats import OK, MethodCounts, RpcStats
 
 log = structlog.get_logger(__name__)
 
 STALL_S = 30.0
-READ_IDLE_S = 60.0
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -101,12 +100,12 @@ class Wrapper:
                 limit = asyncio.timeout(method.timeout_s)
                 try:
                     async with limit:
-                        answer = await method.handler(_parsed(method, raw), call)
+                        answer = await method.handler(parsed(method, raw), call)
                 except TimeoutError:
                     if limit.expired():
                         raise _too_long(method) from None
                     raise
-                return _encoded(answer)
+                return encoded(answer)
 
             return await self._answered(method, context, work, counts)
 
@@ -117,7 +116,7 @@ class Wrapper:
 
         async def handle(messages: AsyncIterator[bytes], context: Context) -> bytes:
             async def work(call: Call) -> bytes:
-                return _encoded(await method.handler(_requests(method, messages), call))
+                return encoded(await method.handler(requests(method, messages), call))
 
             return await self._answered(method, context, work, counts)
 
@@ -134,15 +133,15 @@ class Wrapper:
             try:
                 held.take()
                 request = (
-                    _parsed(method, given)
+                    parsed(method, given)
                     if isinstance(given, bytes)
                     # Such a stream may be idle for hours between two requests.
-                    else _requests(method, given, idle_s=None)
+                    else requests(method, given, idle_s=None)
                 )
                 items = method.handler(request, call)
                 held.items = items
                 async for item in items:
-                    await self._write(context, _encoded(item), held)
+                    await self._write(context, encoded(item), held)
                 counted.code = OK
             except _GoneError:
                 # No status reaches anybody. A genuine end comes from the connection.
@@ -340,48 +339,6 @@ class _Unknown(grpc.GenericRpcHandler):
             await self._answer(path, context)
 
         return grpc.stream_stream_rpc_method_handler(handle)
-
-
-def _parsed(method: Method, raw: bytes) -> Any:
-    """Return the request of a method, or raise MESSAGE_TOO_LARGE or INVALID_ARGUMENT."""
-    if len(raw) > method.limit_bytes:
-        raise ModelhostError(
-            Reason.MESSAGE_TOO_LARGE,
-            f"the message has {len(raw)} bytes, {method.name} takes at most {method.limit_bytes}; "
-            f"send less at once",
-            {"limitBytes": str(method.limit_bytes), "actualBytes": str(len(raw))},
-        )
-    if method.request is None:
-        return raw
-    try:
-        return method.request.FromString(raw)
-    except DecodeError:
-        expected = f"an encoded {method.request.DESCRIPTOR.full_name}"
-        raise invalid("request", expected, raw[:40]) from None
-
-
-async def _requests(
-    method: Method, messages: AsyncIterator[bytes], *, idle_s: float | None = READ_IDLE_S
-) -> AsyncIterator[Any]:
-    """Yield the requests of a client's stream; one that sends nothing for long ends it."""
-    iterator = aiter(messages)
-    while True:
-        try:
-            async with asyncio.timeout(idle_s):
-                raw = await anext(iterator)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise ModelhostError(
-                Reason.DEADLINE_EXCEEDED,
-                f"{method.name} got no message for {READ_IDLE_S:g} s; nothing was done, begin again",
-                {"method": method.name},
-            ) from None
-        yield _parsed(method, raw)
-
-
-def _encoded(answer: Message | bytes) -> bytes:
-    return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
 
 def _too_long(method: Method) -> ModelhostError:

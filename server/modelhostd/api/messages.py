@@ -1,0 +1,55 @@
+"""Messages as they come and go: measured, parsed and encoded."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.protobuf.message import DecodeError, Message
+
+from modelhostd.api.methods import Method
+from modelhostd.core.errors import ModelhostError, Reason, invalid
+
+READ_IDLE_S = 60.0
+
+
+def parsed(method: Method, raw: bytes) -> Any:
+    """Return the request of a method, or raise MESSAGE_TOO_LARGE or INVALID_ARGUMENT."""
+    if len(raw) > method.limit_bytes:
+        raise ModelhostError(
+            Reason.MESSAGE_TOO_LARGE,
+            f"the message has {len(raw)} bytes, {method.name} takes at most {method.limit_bytes}; "
+            f"send less at once",
+            {"limitBytes": str(method.limit_bytes), "actualBytes": str(len(raw))},
+        )
+    if method.request is None:
+        return raw
+    try:
+        return method.request.FromString(raw)
+    except DecodeError:
+        expected = f"an encoded {method.request.DESCRIPTOR.full_name}"
+        raise invalid("request", expected, raw[:40]) from None
+
+
+async def requests(
+    method: Method, messages: AsyncIterator[bytes], *, idle_s: float | None = READ_IDLE_S
+) -> AsyncIterator[Any]:
+    """Yield the requests of a client's stream; one that sends nothing for long ends it."""
+    iterator = aiter(messages)
+    while True:
+        try:
+            async with asyncio.timeout(idle_s):
+                raw = await anext(iterator)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise ModelhostError(
+                Reason.DEADLINE_EXCEEDED,
+                f"{method.name} got no message for {READ_IDLE_S:g} s; nothing was done, begin again",
+                {"method": method.name},
+            ) from None
+        yield parsed(method, raw)
+
+
+def encoded(answer: Message | bytes) -> bytes:
+    """Return an answer as it is sent; a handler may have encoded it already."""
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()
