@@ -229,6 +229,32 @@ async def test_a_check_says_what_a_real_inference_said(tmp_path: Path) -> None:
         assert after.activity.last_used_time == before
 
 
+async def test_a_reload_brings_the_present_config(tmp_path: Path) -> None:
+    """A config change that needs a reload shows as stale, and ReloadModel makes a new instance of it."""
+    async with served(tmp_path) as it:
+        await it.have()
+        await it.load()
+        change = model_service_pb2.UpdateModelRequest()
+        change.model.name = NAME
+        change.model.config.max_batch_size = 4
+        await it.tcp.models.UpdateModel(change, timeout=CALL_S)
+        before = await _instance(it)
+        assert before.config_stale
+        request = pb.ReloadModelRequest(name=NAME, request_id="again")
+        operation = await it.tcp.residency.ReloadModel(request, timeout=CALL_S)
+        done = await it.end(operation)
+        after = await _instance(it)
+        assert done.kind == operations_pb2.Operation.RELOAD
+        assert done.load_result.instance == after.name != before.name
+        assert not after.config_stale
+        assert after.generation > before.generation
+        repeated = await it.tcp.residency.ReloadModel(request, timeout=CALL_S)
+        assert repeated.name == operation.name
+        for version, reason in ((-1, "INVALID_ARGUMENT"), (7, "MODEL_NOT_DOWNLOADED")):
+            request = pb.ReloadModelRequest(name=NAME, version=version)
+            assert (await failure(it.tcp.residency.ReloadModel(request))).reason == reason
+
+
 async def test_a_blocked_model_can_be_unblocked(tmp_path: Path) -> None:
     """Five crashes block a model; UnblockModel lets it be loaded again."""
     async with served(tmp_path) as it:

@@ -69,6 +69,20 @@ class ResidencyService:
         )
         return convert.operation(operation)
 
+    async def reload_model(
+        self, request: pb.ReloadModelRequest, call: Call
+    ) -> operations_pb2.Operation:
+        """See ReloadModel in the contract."""
+        if request.version < 0:
+            raise invalid("version", "0 (the newest) or a version of the model", request.version)
+        operation = await self._host.reloads.reload(
+            model_id(self._state, "name", request.name),
+            version=request.version,
+            principal=call.principal,
+            request=convert_from.request(call.method, request),
+        )
+        return convert.operation(operation)
+
     async def plan_load(self, request: pb.PlanLoadRequest, call: Call) -> pb.PlanLoadResponse:
         """See PlanLoad in the contract."""
         key = model_id(self._state, "model", request.model)

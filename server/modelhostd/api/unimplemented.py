@@ -7,7 +7,6 @@ UNIMPLEMENTED_METHODS = frozenset(
     {
         "modelhost.v1.ModelService/UploadModelFiles",
         "modelhost.v1.ModelService/ListCatalogModels",
-        "modelhost.v1.ResidencyService/ReloadModel",
         "modelhost.v1.ResidencyService/AcquireLease",
         "modelhost.v1.ResidencyService/RenewLease",
         "modelhost.v1.ResidencyService/ReleaseLease",
