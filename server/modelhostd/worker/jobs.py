@@ -149,12 +149,16 @@ class InferJob:
         header.item_count = header.batch_size = parsed.item_count
         if self.streaming:
             self._stream(hosted, parsed, context, header)
+            activity.end()
+            self.channel.send(Kind.RESPONSE, frames.FINAL, self.request, self.generation)
             return
         outputs = hosted.backend.infer(parsed.inputs, context)
         inferred_ns = time.monotonic_ns()
         response = oip.Response(parsed, hosted.version, outputs)
         header.infer_ns = inferred_ns - parsed_ns
         header.output_ns = time.monotonic_ns() - inferred_ns
+        # Before the answer is out: what kills the process after it is not this model's doing.
+        activity.end()
         self.channel.send_response(self.request, self.generation, header, response, frames.FINAL)
 
     def _stream(
@@ -170,7 +174,6 @@ class InferJob:
             self.channel.send_response(self.request, self.generation, header, response, 0)
             context.check_cancelled()
             header = worker_pb2.ResponseHeader(item_count=0)
-        self.channel.send(Kind.RESPONSE, frames.FINAL, self.request, self.generation)
 
     def _await_credit(self, context: InferContext) -> None:
         with self._changed:

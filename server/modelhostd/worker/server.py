@@ -170,7 +170,6 @@ class Worker:
                 return
             header, arrived_ns, payload = assembly.header, assembly.arrived_ns, assembly.whole()
             del self._assemblies[frame.request]
-        deadline_ns = arrived_ns + header.timeout_ns if header.timeout_ns else None
         self._executor.submit(
             InferJob(
                 self._data,
@@ -181,7 +180,7 @@ class Worker:
                 header.priority,
                 payload,
                 arrived_ns,
-                deadline_ns,
+                header.deadline_ns or None,
                 credit=header.credit,
                 streaming=header.credit > 0,
             )

@@ -6,6 +6,7 @@ costs in memory is bounded by ``inline_bytes``.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
@@ -20,6 +21,9 @@ from modelhostd.worker.wire import frames
 from modelhostd.worker.wire.arena import Arena
 from modelhostd.worker.wire.frames import Frame, Kind, ProtocolError
 from modelhostd.worker.wire.slots import Slots
+
+_LONGEST_S = 1e8
+"""Three years: what callers give for "no deadline" in seconds may not fit into 64 bits of nanoseconds."""
 
 STREAM_WINDOW = 8
 """Responses of a stream that may lie here unread; the worker waits for CREDIT beyond them."""
@@ -209,7 +213,7 @@ class Calls:
         timeout_s: float | None,
     ) -> None:
         if timeout_s is not None:
-            header.timeout_ns = max(1, int(timeout_s * 1e9))
+            header.deadline_ns = time.monotonic_ns() + int(min(timeout_s, _LONGEST_S) * 1e9)
         size = len(payload)
         flags = 0
         if size >= frames.ARENA_MIN_BYTES:

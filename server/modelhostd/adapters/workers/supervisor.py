@@ -47,6 +47,8 @@ class ProcessWorkers:
         except BaseException:
             self._end_if_unused(seat)
             raise
+        if self._stopping:
+            raise errors.shutting_down()
         if not worker.ready:
             raise errors.lost(device, spec.model, "it ended right after the load")
         self._held[device, spec.instance, spec.generation] = worker, spec

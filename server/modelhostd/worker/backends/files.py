@@ -11,10 +11,17 @@ from typing import Any
 
 import torch
 
+from modelhostd.core.errors import ModelhostError
+from modelhostd.core.safetensors_header import (
+    PREFIX_BYTES,
+    Header,
+    TensorEntry,
+    header_length,
+    parse_header,
+)
 from modelhostd.worker.backend import LoadContext, LoadError, UnsupportedModelError
 
 MAX_JSON_BYTES = 16 * 2**20
-MAX_HEADER_BYTES = 25 * 10**6
 READ_BYTES = 8 * 2**20
 
 CODE_KEYS = frozenset({"auto_map", "custom_pipelines"})
@@ -100,13 +107,13 @@ def read_weights(context: LoadContext, dtype: torch.dtype | None) -> dict[str, t
 
     for name in files:
         with open(context.model_dir / name, "rb", buffering=0) as file:
-            start, header = _read_header(file.fileno(), name)
-            advance(start)
-            for key, entry in header.items():
-                tensor = _read_tensor(file.fileno(), name, key, entry, start, advance)
+            header = _read_header(file.fileno(), name)
+            advance(header.data_offset)
+            for entry in header.tensors:
+                tensor = _read_tensor(file.fileno(), name, entry, header.data_offset, advance)
                 if dtype is not None and tensor.is_floating_point():
                     tensor = tensor.to(dtype)
-                tensors[key] = tensor
+                tensors[entry.name] = tensor
     context.report(total, total)
     return tensors
 
@@ -128,54 +135,35 @@ def _weight_files(model_dir: Path) -> list[str]:
     raise LoadError(f"there is no model.safetensors{found}")
 
 
-def _read_header(descriptor: int, name: str) -> tuple[int, dict[str, Any]]:
+def _read_header(descriptor: int, name: str) -> Header:
     size = os.fstat(descriptor).st_size
-    length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
-    if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-        raise LoadError(f"{name} is not a safetensors file: its header has {length} bytes")
     try:
-        header = json.loads(os.pread(descriptor, length, 8))
-    except (ValueError, RecursionError) as error:
-        raise LoadError(f"{name} has a broken safetensors header") from error
-    if not isinstance(header, dict):
-        raise LoadError(f"{name} has a broken safetensors header")
-    header.pop("__metadata__", None)
-    return 8 + length, header
+        length = header_length(os.pread(descriptor, PREFIX_BYTES, 0), size, name)
+        return parse_header(os.pread(descriptor, length, PREFIX_BYTES), size, name)
+    except ModelhostError as error:
+        raise LoadError(error.message) from error
 
 
 def _read_tensor(
-    descriptor: int,
-    name: str,
-    key: str,
-    entry: Any,
-    start: int,
-    advance: Callable[[int], None],
+    descriptor: int, name: str, entry: TensorEntry, start: int, advance: Callable[[int], None]
 ) -> torch.Tensor:
-    try:
-        dtype = _TORCH[entry["dtype"]]
-        shape = [int(size) for size in entry["shape"]]
-        begin, end = (int(offset) for offset in entry["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise LoadError(f"{name}: tensor '{key[:100]}' has no readable description") from error
-    count = 1
-    for size in shape:
-        count *= size
-    length = end - begin
-    if min(shape, default=0) < 0 or begin < 0 or length != count * dtype.itemsize:
-        raise LoadError(f"{name}: tensor '{key[:100]}' is described with the wrong length")
-    if start + end > os.fstat(descriptor).st_size:
-        raise LoadError(f"{name}: tensor '{key[:100]}' ends behind the end of the file")
+    dtype = _TORCH.get(entry.dtype)
+    if dtype is None:
+        raise LoadError(f"{name}: tensor '{entry.name}' is {entry.dtype}, which is not supported")
+    length = entry.end - entry.start
+    if length == 0:
+        return torch.empty(entry.shape, dtype=dtype)
     memory = torch.empty(length, dtype=torch.uint8)
     view = memory.numpy().data
     position = 0
     while position < length:
         part = view[position : position + READ_BYTES]
-        got = os.preadv(descriptor, [part], start + begin + position)
+        got = os.preadv(descriptor, [part], start + entry.start + position)
         if got == 0:
             raise LoadError(f"{name} became shorter while it was read")
         position += got
         advance(got)
-    return memory.view(dtype).reshape(shape) if length else torch.empty(shape, dtype=dtype)
+    return memory.view(dtype).reshape(entry.shape)
 
 
 def measure(module: torch.nn.Module) -> int:

@@ -26,7 +26,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!modelhostd/worker/v1/worker.proto\x12\x14modelhostd.worker.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xa7\x02\n\x0cHelloRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x1b\n\x13request_arena_bytes\x18\x03 \x01(\x04\x12\x1c\n\x14response_arena_bytes\x18\x04 \x01(\x04\x12\x19\n\x11max_message_bytes\x18\x05 \x01(\x04\x12\x13\n\x0bqueue_limit\x18\x06 \x01(\r\x12\x18\n\x10\x65xecutor_threads\x18\x07 \x01(\r\x12\x1d\n\x15heartbeat_interval_ms\x18\x08 \x01(\r\x12\x11\n\tlog_level\x18\t \x01(\t\x12\x36\n\x08\x62\x61\x63kends\x18\n \x03(\x0b\x32$.modelhostd.worker.v1.AllowedBackend\".\n\x0e\x41llowedBackend\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\"\xc0\x02\n\rHelloResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x10\n\x08\x62\x61\x63kends\x18\x03 \x03(\t\x12I\n\x0bunavailable\x18\x04 \x03(\x0b\x32\x34.modelhostd.worker.v1.HelloResponse.UnavailableEntry\x12\x45\n\tlibraries\x18\x05 \x03(\x0b\x32\x32.modelhostd.worker.v1.HelloResponse.LibrariesEntry\x1a\x32\n\x10UnavailableEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xab\x01\n\rRequestHeader\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x12\n\ntimeout_ns\x18\x03 \x01(\x04\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x13\n\x0bslot_offset\x18\x05 \x01(\x04\x12\x13\n\x0bslot_length\x18\x06 \x01(\x04\x12\x14\n\x0ctotal_length\x18\x07 \x01(\x04\x12\x0e\n\x06\x63redit\x18\x08 \x01(\r\"\xc1\x01\n\x0eResponseHeader\x12\x12\n\nitem_count\x18\x01 \x01(\r\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x10\n\x08queue_ns\x18\x03 \x01(\x04\x12\x10\n\x08input_ns\x18\x04 \x01(\x04\x12\x10\n\x08infer_ns\x18\x05 \x01(\x04\x12\x11\n\toutput_ns\x18\x06 \x01(\x04\x12\x13\n\x0bslot_offset\x18\x07 \x01(\x04\x12\x13\n\x0bslot_length\x18\x08 \x01(\x04\x12\x14\n\x0ctotal_length\x18\t \x01(\x04\"\xde\x01\n\x0b\x45rrorHeader\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x41\n\x08metadata\x18\x04 \x03(\x0b\x32/.modelhostd.worker.v1.ErrorHeader.MetadataEntry\x12\x1a\n\rretry_delay_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x10\n\x0e_retry_delay_s\"0\n\x0c\x43reditHeader\x12\x11\n\tresponses\x18\x01 \x01(\r\x12\r\n\x05slots\x18\x02 \x03(\x04\"\x1f\n\x0c\x43\x61ncelHeader\x12\x0f\n\x07\x63ommand\x18\x01 \x01(\x08\"\x83\x02\n\nLoadHeader\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x11\n\tmodel_dir\x18\x04 \x01(\t\x12\x0c\n\x04task\x18\x05 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x06 \x01(\t\x12\x11\n\tprecision\x18\x07 \x01(\t\x12\x16\n\x0emax_batch_size\x18\x08 \x01(\r\x12\x1b\n\x13max_sequence_length\x18\t \x01(\r\x12\x30\n\x0f\x62\x61\x63kend_options\x18\n \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0fpredicted_bytes\x18\x0b \x01(\x04\"L\n\x12LoadProgressHeader\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\"\xd6\x01\n\x0cLoadedHeader\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x10\n\x08platform\x18\x02 \x01(\t\x12\x16\n\x0emeasured_bytes\x18\x03 \x01(\x04\x12\x30\n\x06inputs\x18\x04 \x03(\x0b\x32 .modelhostd.worker.v1.TensorSpec\x12\x31\n\x07outputs\x18\x05 \x03(\x0b\x32 .modelhostd.worker.v1.TensorSpec\x12\x16\n\x0emax_batch_size\x18\x06 \x01(\r\x12\x0e\n\x06load_s\x18\x07 \x01(\x01\"P\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\" \n\x0cUnloadHeader\x12\x10\n\x08instance\x18\x01 \x01(\t\"\x1f\n\x0eUnloadedHeader\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"\x1f\n\x0b\x43heckHeader\x12\x10\n\x08instance\x18\x01 \x01(\t\"0\n\rCheckedHeader\x12\x0e\n\x06health\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"U\n\x0fHeartbeatHeader\x12\x32\n\x07threads\x18\x01 \x03(\x0b\x32!.modelhostd.worker.v1.ThreadState\x12\x0e\n\x06queued\x18\x02 \x01(\r\"M\n\x0bThreadState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08progress\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07loading\x18\x04 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!modelhostd/worker/v1/worker.proto\x12\x14modelhostd.worker.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xa7\x02\n\x0cHelloRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x1b\n\x13request_arena_bytes\x18\x03 \x01(\x04\x12\x1c\n\x14response_arena_bytes\x18\x04 \x01(\x04\x12\x19\n\x11max_message_bytes\x18\x05 \x01(\x04\x12\x13\n\x0bqueue_limit\x18\x06 \x01(\r\x12\x18\n\x10\x65xecutor_threads\x18\x07 \x01(\r\x12\x1d\n\x15heartbeat_interval_ms\x18\x08 \x01(\r\x12\x11\n\tlog_level\x18\t \x01(\t\x12\x36\n\x08\x62\x61\x63kends\x18\n \x03(\x0b\x32$.modelhostd.worker.v1.AllowedBackend\".\n\x0e\x41llowedBackend\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\"\xc0\x02\n\rHelloResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x10\n\x08\x62\x61\x63kends\x18\x03 \x03(\t\x12I\n\x0bunavailable\x18\x04 \x03(\x0b\x32\x34.modelhostd.worker.v1.HelloResponse.UnavailableEntry\x12\x45\n\tlibraries\x18\x05 \x03(\x0b\x32\x32.modelhostd.worker.v1.HelloResponse.LibrariesEntry\x1a\x32\n\x10UnavailableEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xac\x01\n\rRequestHeader\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ns\x18\x03 \x01(\x04\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x13\n\x0bslot_offset\x18\x05 \x01(\x04\x12\x13\n\x0bslot_length\x18\x06 \x01(\x04\x12\x14\n\x0ctotal_length\x18\x07 \x01(\x04\x12\x0e\n\x06\x63redit\x18\x08 \x01(\r\"\xc1\x01\n\x0eResponseHeader\x12\x12\n\nitem_count\x18\x01 \x01(\r\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x10\n\x08queue_ns\x18\x03 \x01(\x04\x12\x10\n\x08input_ns\x18\x04 \x01(\x04\x12\x10\n\x08infer_ns\x18\x05 \x01(\x04\x12\x11\n\toutput_ns\x18\x06 \x01(\x04\x12\x13\n\x0bslot_offset\x18\x07 \x01(\x04\x12\x13\n\x0bslot_length\x18\x08 \x01(\x04\x12\x14\n\x0ctotal_length\x18\t \x01(\x04\"\xde\x01\n\x0b\x45rrorHeader\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x41\n\x08metadata\x18\x04 \x03(\x0b\x32/.modelhostd.worker.v1.ErrorHeader.MetadataEntry\x12\x1a\n\rretry_delay_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x10\n\x0e_retry_delay_s\"0\n\x0c\x43reditHeader\x12\x11\n\tresponses\x18\x01 \x01(\r\x12\r\n\x05slots\x18\x02 \x03(\x04\"\x1f\n\x0c\x43\x61ncelHeader\x12\x0f\n\x07\x63ommand\x18\x01 \x01(\x08\"\x83\x02\n\nLoadHeader\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x11\n\tmodel_dir\x18\x04 \x01(\t\x12\x0c\n\x04task\x18\x05 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x06 \x01(\t\x12\x11\n\tprecision\x18\x07 \x01(\t\x12\x16\n\x0emax_batch_size\x18\x08 \x01(\r\x12\x1b\n\x13max_sequence_length\x18\t \x01(\r\x12\x30\n\x0f\x62\x61\x63kend_options\x18\n \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0fpredicted_bytes\x18\x0b \x01(\x04\"L\n\x12LoadProgressHeader\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\"\xd6\x01\n\x0cLoadedHeader\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x10\n\x08platform\x18\x02 \x01(\t\x12\x16\n\x0emeasured_bytes\x18\x03 \x01(\x04\x12\x30\n\x06inputs\x18\x04 \x03(\x0b\x32 .modelhostd.worker.v1.TensorSpec\x12\x31\n\x07outputs\x18\x05 \x03(\x0b\x32 .modelhostd.worker.v1.TensorSpec\x12\x16\n\x0emax_batch_size\x18\x06 \x01(\r\x12\x0e\n\x06load_s\x18\x07 \x01(\x01\"P\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\" \n\x0cUnloadHeader\x12\x10\n\x08instance\x18\x01 \x01(\t\"\x1f\n\x0eUnloadedHeader\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"\x1f\n\x0b\x43heckHeader\x12\x10\n\x08instance\x18\x01 \x01(\t\"0\n\rCheckedHeader\x12\x0e\n\x06health\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"U\n\x0fHeartbeatHeader\x12\x32\n\x07threads\x18\x01 \x03(\x0b\x32!.modelhostd.worker.v1.ThreadState\x12\x0e\n\x06queued\x18\x02 \x01(\r\"M\n\x0bThreadState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08progress\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07loading\x18\x04 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,35 +50,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLORESPONSE_LIBRARIESENTRY']._serialized_start=708
   _globals['_HELLORESPONSE_LIBRARIESENTRY']._serialized_end=756
   _globals['_REQUESTHEADER']._serialized_start=759
-  _globals['_REQUESTHEADER']._serialized_end=930
-  _globals['_RESPONSEHEADER']._serialized_start=933
-  _globals['_RESPONSEHEADER']._serialized_end=1126
-  _globals['_ERRORHEADER']._serialized_start=1129
-  _globals['_ERRORHEADER']._serialized_end=1351
-  _globals['_ERRORHEADER_METADATAENTRY']._serialized_start=1286
-  _globals['_ERRORHEADER_METADATAENTRY']._serialized_end=1333
-  _globals['_CREDITHEADER']._serialized_start=1353
-  _globals['_CREDITHEADER']._serialized_end=1401
-  _globals['_CANCELHEADER']._serialized_start=1403
-  _globals['_CANCELHEADER']._serialized_end=1434
-  _globals['_LOADHEADER']._serialized_start=1437
-  _globals['_LOADHEADER']._serialized_end=1696
-  _globals['_LOADPROGRESSHEADER']._serialized_start=1698
-  _globals['_LOADPROGRESSHEADER']._serialized_end=1774
-  _globals['_LOADEDHEADER']._serialized_start=1777
-  _globals['_LOADEDHEADER']._serialized_end=1991
-  _globals['_TENSORSPEC']._serialized_start=1993
-  _globals['_TENSORSPEC']._serialized_end=2073
-  _globals['_UNLOADHEADER']._serialized_start=2075
-  _globals['_UNLOADHEADER']._serialized_end=2107
-  _globals['_UNLOADEDHEADER']._serialized_start=2109
-  _globals['_UNLOADEDHEADER']._serialized_end=2140
-  _globals['_CHECKHEADER']._serialized_start=2142
-  _globals['_CHECKHEADER']._serialized_end=2173
-  _globals['_CHECKEDHEADER']._serialized_start=2175
-  _globals['_CHECKEDHEADER']._serialized_end=2223
-  _globals['_HEARTBEATHEADER']._serialized_start=2225
-  _globals['_HEARTBEATHEADER']._serialized_end=2310
-  _globals['_THREADSTATE']._serialized_start=2312
-  _globals['_THREADSTATE']._serialized_end=2389
+  _globals['_REQUESTHEADER']._serialized_end=931
+  _globals['_RESPONSEHEADER']._serialized_start=934
+  _globals['_RESPONSEHEADER']._serialized_end=1127
+  _globals['_ERRORHEADER']._serialized_start=1130
+  _globals['_ERRORHEADER']._serialized_end=1352
+  _globals['_ERRORHEADER_METADATAENTRY']._serialized_start=1287
+  _globals['_ERRORHEADER_METADATAENTRY']._serialized_end=1334
+  _globals['_CREDITHEADER']._serialized_start=1354
+  _globals['_CREDITHEADER']._serialized_end=1402
+  _globals['_CANCELHEADER']._serialized_start=1404
+  _globals['_CANCELHEADER']._serialized_end=1435
+  _globals['_LOADHEADER']._serialized_start=1438
+  _globals['_LOADHEADER']._serialized_end=1697
+  _globals['_LOADPROGRESSHEADER']._serialized_start=1699
+  _globals['_LOADPROGRESSHEADER']._serialized_end=1775
+  _globals['_LOADEDHEADER']._serialized_start=1778
+  _globals['_LOADEDHEADER']._serialized_end=1992
+  _globals['_TENSORSPEC']._serialized_start=1994
+  _globals['_TENSORSPEC']._serialized_end=2074
+  _globals['_UNLOADHEADER']._serialized_start=2076
+  _globals['_UNLOADHEADER']._serialized_end=2108
+  _globals['_UNLOADEDHEADER']._serialized_start=2110
+  _globals['_UNLOADEDHEADER']._serialized_end=2141
+  _globals['_CHECKHEADER']._serialized_start=2143
+  _globals['_CHECKHEADER']._serialized_end=2174
+  _globals['_CHECKEDHEADER']._serialized_start=2176
+  _globals['_CHECKEDHEADER']._serialized_end=2224
+  _globals['_HEARTBEATHEADER']._serialized_start=2226
+  _globals['_HEARTBEATHEADER']._serialized_end=2311
+  _globals['_THREADSTATE']._serialized_start=2313
+  _globals['_THREADSTATE']._serialized_end=2390
 # @@protoc_insertion_point(module_scope)

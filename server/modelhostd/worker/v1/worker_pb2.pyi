@@ -225,7 +225,7 @@ class RequestHeader(_message.Message):
 
     INSTANCE_FIELD_NUMBER: _builtins.int
     MODEL_NAME_FIELD_NUMBER: _builtins.int
-    TIMEOUT_NS_FIELD_NUMBER: _builtins.int
+    DEADLINE_NS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     SLOT_OFFSET_FIELD_NUMBER: _builtins.int
     SLOT_LENGTH_FIELD_NUMBER: _builtins.int
@@ -235,8 +235,8 @@ class RequestHeader(_message.Message):
     """Instance that shall answer."""
     model_name: _builtins.str
     """Name that the client used for the model; the worker refuses a payload that, fully parsed, names another."""
-    timeout_ns: _builtins.int
-    """Time left until nobody wants the answer, in nanoseconds; 0 = no deadline."""
+    deadline_ns: _builtins.int
+    """When nobody wants the answer any more, in nanoseconds of CLOCK_MONOTONIC, which both processes share; 0 = no deadline."""
     priority: _builtins.int
     """Requests with a higher priority start first among those of one instance. Default 0."""
     slot_offset: _builtins.int
@@ -252,7 +252,7 @@ class RequestHeader(_message.Message):
         *,
         instance: _builtins.str = ...,
         model_name: _builtins.str = ...,
-        timeout_ns: _builtins.int = ...,
+        deadline_ns: _builtins.int = ...,
         priority: _builtins.int = ...,
         slot_offset: _builtins.int = ...,
         slot_length: _builtins.int = ...,
@@ -261,7 +261,7 @@ class RequestHeader(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "instance", b"instance", "model_name", b"model_name", "priority", b"priority", "slot_length", b"slot_length", "slot_offset", b"slot_offset", "timeout_ns", b"timeout_ns", "total_length", b"total_length"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "deadline_ns", b"deadline_ns", "instance", b"instance", "model_name", b"model_name", "priority", b"priority", "slot_length", b"slot_length", "slot_offset", b"slot_offset", "total_length", b"total_length"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
