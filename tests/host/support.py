@@ -105,6 +105,18 @@ class Running:
         assert done.state is OperationState.SUCCEEDED, done
         return done
 
+    def infer(self, model: str, timeout_s: float | None = None) -> "asyncio.Task[bytes]":
+        """Send a request ``x`` and return the task that has its answer."""
+
+        async def answer() -> bytes:
+            return (await self.host.inference.infer(model, "", b"x", timeout_s)).payload
+
+        return asyncio.ensure_future(answer())
+
+    async def ended(self, key: str) -> OperationState:
+        """Return how an operation ended."""
+        return (await self.host.operations.wait(key, timeout_s=5.0)).state
+
     async def failed(self, operation: Operation) -> Operation:
         """Return an operation once it has failed."""
         done = await self.host.operations.wait(operation.id, timeout_s=5.0)

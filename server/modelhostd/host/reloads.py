@@ -10,7 +10,7 @@ from functools import partial
 from modelhostd.core import registry as rules
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.residency import Refuse
-from modelhostd.core.resources import FINAL_STATES, Model, Operation, OperationKind
+from modelhostd.core.resources import FINAL_STATES, Model, Operation, OperationKind, Phase
 from modelhostd.core.state import Edit
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry, Request
@@ -81,6 +81,7 @@ class Reloads:
 
     def _carry_out(self, model_id: str, operation: Operation) -> None:
         loads = self._residency.loads
+        self._registry.record(self._operations.running(operation.id, Phase.DRAINING))
         try:
             wanted = loads.get(model_id)
             if wanted is not None and wanted.task is not None and self._outdated(model_id):

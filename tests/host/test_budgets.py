@@ -1,0 +1,118 @@
+"""Budgets and pins that change while models are loaded, wanted or busy; what was measured counts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.registry import ModelSpec
+from tests.host.support import World
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def test_a_pin_takes_a_waiting_load_its_room(world: World) -> None:
+    """A load that waits for a busy model is refused when that model is pinned meanwhile."""
+    async with world.host(budget=500) as run:
+        for model in "ab":
+            await run.have(model)
+        await run.load("a")
+        run.workers.infer_gate("a").close()
+        busy = run.infer("a")
+        await run.workers.infer_gate("a").reached()
+        operation = await run.host.residency.load("b")
+        await run.host.models.pin("a", pinned=True)
+        done = await run.failed(operation)
+        assert done.error is not None
+        assert done.error.reason == "OUT_OF_DEVICE_MEMORY"
+        assert done.error.metadata["heldBy"] == "a"
+        run.workers.infer_gate("a").open()
+        await busy
+
+
+async def test_what_was_measured_is_what_the_next_load_takes(world: World) -> None:
+    """A model that takes more than its prediction is refused with what it took, not loaded again."""
+    async with world.host() as run:
+        await run.have("a")
+        run.workers.measured_bytes["a"] = 1200
+        await run.load("a")
+        await world.clock.advance(1.0)
+        assert not run.workers.resident
+        with pytest.raises(ModelhostError) as caught:
+            await run.host.inference.infer("a", "", b"x", 5.0)
+        assert caught.value.reason is Reason.MODEL_TOO_LARGE
+        assert caught.value.metadata["neededBytes"] == "1200"
+        await run.host.models.update("a", _fp16)
+        run.workers.measured_bytes["a"] = 300
+        await run.load("a")
+
+
+async def test_a_shrunk_budget_evicts_no_more_than_it_must(world: World) -> None:
+    """While an eviction frees enough, no other model goes, however long it takes."""
+    async with world.host() as run:
+        for model in "abc":
+            await run.have(model, 300)
+            await run.load(model)
+            await world.clock.advance(1.0)
+        run.workers.unload_gate("a").close()
+        await run.host.residency.set_budget("sim-0", 700)
+        await world.clock.advance(3.0)
+        run.workers.unload_gate("a").open()
+        await world.clock.advance(1.0)
+        assert set(run.workers.resident) == {"b", "c"}
+
+
+async def test_a_budget_below_what_is_pinned_waits(world: World) -> None:
+    """A budget below a pinned model evicts the others, keeps that one, and admits nothing more."""
+    async with world.host() as run:
+        for model in "ab":
+            await run.have(model)
+            await run.load(model)
+        await run.host.models.pin("a", pinned=True)
+        await run.host.residency.set_budget("sim-0", 100)
+        await world.clock.advance(10.0)
+        assert set(run.workers.resident) == {"a"}
+        with pytest.raises(ModelhostError) as caught:
+            await run.host.residency.load("b")
+        assert caught.value.reason is Reason.MODEL_TOO_LARGE
+        await run.host.models.pin("a", pinned=False)
+        await world.clock.advance(1.0)
+        assert not run.workers.resident
+
+
+async def test_a_busy_model_above_the_budget_goes_after_its_requests(world: World) -> None:
+    """A model that is never idle is drained once its device was above budget for a while."""
+    async with world.host() as run:
+        await run.have("a")
+        await run.load("a")
+        gate = run.workers.infer_gate("a")
+        gate.close()
+        request = run.infer("a")
+        await gate.reached()
+        await run.host.residency.set_budget("sim-0", 100)
+        await world.clock.advance(1.0)
+        assert run.host.routes.get("a") is not None
+        assert "OVER_BUDGET" not in run.reasons("instances")
+        await world.clock.advance(4.0)
+        assert "OVER_BUDGET" in run.reasons("instances")
+        gate.open()
+        assert await request == b"x"
+        await world.clock.advance(1.0)
+        assert not run.workers.resident
+
+
+async def test_a_failed_budget_change_is_no_change(world: World) -> None:
+    """When UpdateDevice cannot be stored the budget stays as it was."""
+    async with world.host() as run:
+        run.database.fail_commits()
+        with pytest.raises(ModelhostError):
+            await run.host.residency.set_budget("sim-0", 100)
+        assert run.host.registry.decided.devices["sim-0"].budget_bytes == 1000
+
+
+def _fp16(spec: ModelSpec) -> ModelSpec:
+    return replace(spec, config=replace(spec.config, precision="fp16"))

@@ -1,0 +1,110 @@
+"""Workers that end or answer as they should not, at each moment of a load and of a drain."""
+
+from pathlib import Path
+
+import pytest
+
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.resources import (
+    InstanceState,
+)
+from tests.fakes.clock import settle
+from tests.host.support import World
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def test_a_worker_lost_twice_during_a_load_fails_it(world: World) -> None:
+    """A load survives one loss of its worker; at the second it fails with WORKER_LOST."""
+    async with world.host() as run:
+        await run.have("a")
+        gate = run.workers.load_gate("a")
+        gate.close()
+        operation = await run.host.residency.load("a")
+        for _ in range(2):
+            await gate.reached()
+            run.workers.crash("sim-0")
+            await settle()
+        done = await run.failed(operation)
+        assert done.error is not None
+        assert done.error.reason == "WORKER_LOST"
+        assert run.host.occupancy.ledger.used("sim-0") == 0
+        gate.open()
+        await run.load("a")
+
+
+async def test_a_model_that_crashes_while_loading_is_blocked(world: World) -> None:
+    """A model blamed for its worker's end at each load is BLOCKED at the fifth, not loaded again."""
+    async with world.host() as run:
+        await run.have("a")
+        gate = run.workers.load_gate("a")
+        gate.close()
+        crashes = 0
+        while run.host.residency._crashes.blocked("a") is None:
+            await run.host.residency.load("a")
+            await gate.reached()
+            run.workers.crash("sim-0", blamed="a")
+            crashes += 1
+            await settle()
+        assert crashes == 5
+        instance = run.host.registry.decided.instance_of("a")
+        assert instance is not None
+        assert instance.state is InstanceState.BLOCKED
+        with pytest.raises(ModelhostError) as caught:
+            await run.host.residency.load("a")
+        assert caught.value.reason is Reason.MODEL_BLOCKED
+
+
+async def test_a_crash_during_a_drain_frees_the_model(world: World) -> None:
+    """A worker that dies while one of its models drains ends the drain; requests load it again."""
+    async with world.host() as run:
+        await run.have("a")
+        await run.load("a")
+        run.workers.infer_gate("a").close()
+        first = run.infer("a")
+        await run.workers.infer_gate("a").reached()
+        unload = await run.host.residency.unload("a")
+        await settle()
+        second = run.infer("a", 30.0)
+        await settle()
+        run.workers.crash("sim-0", blamed="a")
+        run.workers.infer_gate("a").open()
+        with pytest.raises(ModelhostError):
+            await first
+        await run.end(unload)
+        assert await second == b"x"
+
+
+async def test_an_unload_that_raises_keeps_no_model_away(world: World) -> None:
+    """Whatever a worker answers to an unload, the model can be loaded again."""
+    async with world.host() as run:
+        await run.have("a")
+        await run.load("a")
+        unload = run.workers.unload
+
+        async def broken(device: str, instance: str, generation: int) -> None:
+            await unload(device, instance, generation)
+            raise RuntimeError("bug")
+
+        run.workers.unload = broken  # type: ignore[method-assign]
+        await run.end(await run.host.residency.unload("a"))
+        await run.load("a")
+
+
+async def test_a_load_that_raises_fails(world: World) -> None:
+    """An exception that no worker promises fails the load and leaves nothing behind."""
+    async with world.host() as run:
+        await run.have("a")
+
+        async def broken(*args: object) -> None:
+            raise RuntimeError("bug")
+
+        works, run.workers.load = run.workers.load, broken  # type: ignore[assignment,method-assign]
+        done = await run.failed(await run.host.residency.load("a"))
+        assert done.error is not None
+        assert done.error.reason == "LOAD_FAILED"
+        run.workers.load = works  # type: ignore[method-assign]
+        await run.load("a")
