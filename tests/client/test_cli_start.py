@@ -7,10 +7,12 @@ import sys
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from modelhost.cli import daemon
 from modelhost.cli.app import SECTIONS, app
+from tests.client.double import Double
 
 HEAVY = ("grpc", "numpy", "rich", "google.protobuf", "modelhost.v1", "modelhost.oip", "asyncio")
 
@@ -164,6 +166,16 @@ def test_completion_knows_the_commands() -> None:
         check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert [line.split(",")[-1] for line in done.stdout.split()] == ["unload", "unpin"]
+
+
+def test_completion_knows_the_models(told: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's argument completes to the ids that the daemon has; to nothing where none answers."""
+    shell = ShellComplete(app, {}, "modelhost", "_MODELHOST_COMPLETE")
+    monkeypatch.setenv("MODELHOST_TARGET", told.target)
+    assert [found.value for found in shell.get_completions(["show"], "mi")] == ["mini"]
+    assert shell.get_completions(["load"], "x") == []
+    told.stop()
+    assert shell.get_completions(["unload"], "m") == []
 
 
 def test_the_version_of_the_daemon_may_be_missing() -> None:
