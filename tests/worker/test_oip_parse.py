@@ -346,7 +346,7 @@ def test_splitting_off_the_raw_contents_changes_nothing(payload):
 
 def test_large_tensors_are_views_not_copies():
     """A tensor's array lies in the memory that the request came in."""
-    payload = bytearray(raw_request("FP32", (1024,), bytes(4096)).SerializeToString())
+    payload = bytearray(raw_request("FP32", (16384,), bytes(65536)).SerializeToString())
     parsed = oip.parse(memoryview(payload), name="m", version=3, signature=ANY)
     payload[-4:] = struct.pack("<f", 7)
     assert parsed.inputs["x"].array[-1] == 7

@@ -74,3 +74,17 @@ async def test_a_backend_without_streams_answers_once():
     async with running() as (workers, _):
         await workers.load("cpu", spec(), ignore)
         assert len([reply async for reply in stream(workers)]) == 1
+
+
+async def test_unloading_ends_a_stream_that_nobody_reads():
+    """A reader that stays away does not keep a model's memory: its stream ends when the model goes."""
+    async with running() as (workers, _):
+        await workers.load("cpu", spec(backend="trouble"), ignore)
+        responses = stream(workers, count=10**9)
+        await anext(responses)
+        async with asyncio.timeout(10):
+            await workers.unload("cpu", "m-1", 1)
+        with pytest.raises(ModelhostError) as caught:
+            async for _ in responses:
+                pass
+        assert caught.value.reason is Reason.MODEL_NOT_LOADED

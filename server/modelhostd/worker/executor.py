@@ -66,6 +66,9 @@ class Executor:
             waiting = self._queue.discard(key)
             for job in waiting:
                 self._live.pop(job.ticket, None)
+            for running in self._live.values():
+                if running.key == key:
+                    running.unload()
         for job in waiting:
             job.refuse(failures.not_loaded(hosted.model))
         with self._lock:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import Health
@@ -84,7 +84,12 @@ class InferJob:
     """Responses that may be sent now; 0 at arrival = one response is wanted."""
     streaming: bool = False
     cancelled: bool = False
-    _changed: threading.Condition = field(default_factory=threading.Condition)
+    unloaded: bool = False
+    _changed: threading.Condition | None = None
+
+    def __post_init__(self) -> None:
+        if self.streaming:
+            self._changed = threading.Condition()
 
     @property
     def key(self) -> tuple[str, int]:
@@ -99,15 +104,20 @@ class InferJob:
     def cancel(self) -> None:
         """Note that nobody waits any more; work in progress stops at its next check."""
         self.cancelled = True
+        self.add_credit(0)
+
+    def unload(self) -> None:
+        """Stop a stream whose instance goes: its reader may take for ever. Single answers are finished."""
         if self.streaming:
-            with self._changed:
-                self._changed.notify_all()
+            self.unloaded = True
+            self.cancel()
 
     def add_credit(self, responses: int) -> None:
-        """Allow more responses."""
-        with self._changed:
-            self.credit += responses
-            self._changed.notify_all()
+        """Allow more responses of a stream."""
+        if self._changed is not None:
+            with self._changed:
+                self.credit += responses
+                self._changed.notify_all()
 
     def refuse(self, error: ModelhostError) -> None:
         """Answer with an error."""
@@ -126,7 +136,9 @@ class InferJob:
             self._serve(hosted, activity, started_ns)
         except BaseException as error:
             failure = failures.from_infer(error, hosted.model, hosted.device)
-            if isinstance(error, Cancelled) and not self.cancelled:
+            if isinstance(error, Cancelled) and self.unloaded:
+                failure = failures.not_loaded(hosted.model)
+            elif isinstance(error, Cancelled) and not self.cancelled:
                 failure = failures.late(hosted.model, started=True)
             self.refuse(failure)
             return error
@@ -176,6 +188,7 @@ class InferJob:
             header = worker_pb2.ResponseHeader(item_count=0)
 
     def _await_credit(self, context: InferContext) -> None:
+        assert self._changed is not None
         with self._changed:
             while self.credit <= 0:
                 context.check_cancelled()

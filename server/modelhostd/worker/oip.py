@@ -30,6 +30,8 @@ MAX_STRUCTURE_BYTES = 16 * 2**20
 """All of a request but its raw contents. Typed contents blow up when they are parsed (an empty
 element of two bytes takes 16), so tensors beyond this have to come raw."""
 
+SMALL_BYTES = 16 * 1024
+
 _RAW_INPUT_FIELD = 7
 _RAW_OUTPUT_KEY = b"\x32"
 _SIZES = {1: 8, 5: 4}
@@ -57,16 +59,7 @@ def parse(
     The tensors are views into ``payload``. Raises INVALID_ARGUMENT naming field, expected and actual, or MODEL_NOT_FOUND for
     another version.
     """
-    structure, raw = split(payload)
-    try:
-        request = oip.ModelInferRequest.FromString(structure)
-    except DecodeError:
-        raise refuse(
-            "the request is not a ModelInferRequest: its encoding is malformed",
-            "request",
-            "an encoded inference.ModelInferRequest",
-            "malformed bytes",
-        ) from None
+    request, raw = _decode(payload)
     _check_route(request, name, version)
     inputs = _read_inputs(request, raw, name)
     match(signature, inputs, name)
@@ -75,6 +68,23 @@ def parse(
     return ParsedRequest(
         request.id, name, inputs, outputs, parameters, count_items(signature, inputs, name)
     )
+
+
+def _decode(payload: bytes | memoryview) -> tuple[oip.ModelInferRequest, list[memoryview]]:
+    try:
+        if len(payload) <= SMALL_BYTES:
+            # protobuf's copies of so little cost less than looking at each field here.
+            request = oip.ModelInferRequest.FromString(bytes(payload))
+            return request, [memoryview(part) for part in request.raw_input_contents]
+        structure, raw = split(payload)
+        return oip.ModelInferRequest.FromString(structure), raw
+    except DecodeError:
+        raise refuse(
+            "the request is not a ModelInferRequest: its encoding is malformed",
+            "request",
+            "an encoded inference.ModelInferRequest",
+            "malformed bytes",
+        ) from None
 
 
 def split(payload: bytes | memoryview) -> tuple[bytes, list[memoryview]]:

@@ -88,6 +88,9 @@ class TransformersBackend(Backend):
         own = {"local_files_only": True, "trust_remote_code": False}
         config = transformers.AutoConfig.from_pretrained(context.model_dir, **own)
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(context.model_dir, **own)
+        if self._tokenizer.pad_token is None:
+            # Generative models come without one; what pads is masked out, so any token will do.
+            self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
         recipe = read_recipe(context.model_dir, context.options)
         self._task = (
             TextClassification(config)
