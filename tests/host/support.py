@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelhostd.core import registry as rules
-from modelhostd.core.resources import Model, Operation, OperationState, Source
+from modelhostd.core.resources import Model, Operation, OperationState, Phase, Source
 from modelhostd.host import Host, HostConfig
 from modelhostd.host.registry import History
 from modelhostd.ports import Clock, Workers
@@ -136,3 +136,17 @@ class Running:
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
         await asyncio.sleep(0)
+
+
+async def held(run: Running, model: str, phase: Phase = Phase.DOWNLOADING) -> Operation:
+    """Return a download that stands still in a phase."""
+    hold = run.world.downloads.hold(f"hf://org/{model}", phase)
+    operation = await run.host.transfers.download(model)
+    await hold.reached.wait()
+    await run.host.registry.flush()
+    return operation
+
+
+def release(run: Running, model: str, phase: Phase = Phase.DOWNLOADING) -> None:
+    """Let the downloads of a model go on, and later ones pass."""
+    run.world.downloads.unhold(f"hf://org/{model}", phase)

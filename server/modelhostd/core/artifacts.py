@@ -17,6 +17,7 @@ from modelhostd.core.resources import (
     ArtifactState,
     Model,
     Operation,
+    OperationState,
 )
 from modelhostd.core.state import Edit, State
 
@@ -139,11 +140,18 @@ def recovered(state: State) -> Sequence[Edit]:
     """
     edits: list[Edit] = []
     for model in state.models.values():
-        artifacts = tuple(_recovered(state, model, a) for a in model.artifacts)
+        artifacts = tuple(
+            _recovered(state, model, a) for a in model.artifacts if not _cancelled(state, a)
+        )
         if artifacts != model.artifacts:
             changed = replace(model, artifacts=artifacts)
             edits.append(rules.model_edit(changed, "DAEMON_RESTARTED"))
     return edits
+
+
+def _cancelled(state: State, artifact: Artifact) -> bool:
+    operation = state.operations.get(artifact.operation)
+    return operation is not None and operation.state is OperationState.CANCELLED
 
 
 def _recovered(state: State, model: Model, artifact: Artifact) -> Artifact:

@@ -144,10 +144,13 @@ def forgettable(
 def after_restart(operation: Operation, now: float) -> Operation:
     """Return what an unfinished operation of the last run is now.
 
-    Downloads go on by themselves (RUNNING -> QUEUED, PAUSED stays); all else failed with its daemon.
+    Downloads go on by themselves (RUNNING -> QUEUED, PAUSED stays) unless they were being cancelled;
+    all else failed with its daemon.
     """
     if operation.state in FINAL_STATES:
         return operation
+    if operation.kind is OperationKind.DOWNLOAD and operation.cancel_requested:
+        return failed(operation, now, cancelled_error(operation), operation.progress)
     if operation.kind is OperationKind.DOWNLOAD:
         if operation.state is OperationState.PAUSED:
             return operation

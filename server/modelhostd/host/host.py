@@ -144,10 +144,14 @@ class Host:
         if updated != current:
             updated = replace(updated, edit=current.edit + 1)
             edit = Edit(Kind.SETTINGS, SETTINGS_KEY, updated, "SETTINGS_CHANGED")
-            await self.registry.stage([edit], principal)
-            self.transfers.pump()
-            self.residency.loads.pump()
+            await self.registry.stage([edit], principal, stored=self._pump)
+        else:
+            await self.registry.stage(())
         return updated
+
+    def _pump(self) -> None:
+        self.transfers.pump()
+        self.residency.loads.pump()
 
     def live_device(self, device: Device) -> Device:
         """Return a device with its bytes as the ledger has them now."""

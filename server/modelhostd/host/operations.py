@@ -6,6 +6,7 @@ An operation belongs to the daemon: a caller that goes away stops nothing.
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -240,6 +241,11 @@ class Operations(OperationTable):
                 f"operation '{key}' ({operation.kind.value}) cannot be cancelled; wait for its end",
                 {"name": f"operations/{key}", "state": operation.state.value},
             )
+        decided = self._unfinished(key)
+        if decided is not None and not decided.cancel_requested:
+            # Durable on its own: a crash on the way must not let a download go on.
+            asked = replace(decided, cancel_requested=True)
+            self._registry.record([rules.edit(asked, "CANCEL_REQUESTED")])
         cancel()
         return await self.wait(key, CANCEL_WAIT_S)
 
