@@ -182,6 +182,8 @@ class Config:
     """Where /metrics and /healthz are, HOST:PORT; empty or ``off`` = nowhere."""
     admin_socket: Path | None = key(None, values.socket_path)
     """Where operators are served. Default: admin.sock."""
+    server_name: str = key("modelhost", values.text)
+    """The name that ServerMetadata of the Open Inference Protocol says; some clients want ``triton``."""
     socket_mode: str = key("0660", values.text)
     """Mode of the users' sockets, octal."""
     loopback_is_operator: bool = key(True, values.boolean)

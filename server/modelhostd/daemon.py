@@ -31,13 +31,14 @@ from modelhostd.adapters.trees import TreeStore
 from modelhostd.adapters.wire import Limits
 from modelhostd.adapters.workers.config import WorkersConfig
 from modelhostd.adapters.workers.supervisor import ProcessWorkers
-from modelhostd.api.facts import SourceStatus
+from modelhostd.api.facts import Backend, SourceStatus
 from modelhostd.api.server import ApiConfig, ApiServer, build
 from modelhostd.config import Config
 from modelhostd.config_values import ConfigError
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.resources import Event, Kind, Settings
 from modelhostd.core.tallies import Tallies
+from modelhostd.core.tasks import BACKEND_TASKS
 from modelhostd.core.transfer import RetryPolicy
 from modelhostd.gateway.gateway import Gateway
 from modelhostd.gateway.sources import Sources
@@ -233,10 +234,19 @@ class Daemon:
             settings=self._settings,
             home=config.home,
             version=metadata.version("modelhost"),
+            server_name=config.server_name,
+            backends=self._backends,
             sources=self._sources,
             installed=_installed,
             daemon_bytes=lambda: memory.resident_bytes([os.getpid()]),
         )
+
+    def _backends(self) -> Sequence[Backend]:
+        """Return the backends that the operator allowed; what they serve is known of our own."""
+        return [
+            Backend(name, sorted(BACKEND_TASKS.get(name, ("*",))), version=_installed(name))
+            for name, _ in _workers_config(self.config).allowed_backends()
+        ]
 
     def _sources(self) -> Sequence[SourceStatus]:
         """Return the sources that this daemon can ask, and what became of the last question."""

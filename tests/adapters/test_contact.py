@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from bench.loopback_hub import LoopbackHub, Repo
 from modelhostd.adapters.blobs import BlobStore, StoreConfig
 from modelhostd.adapters.downloads import HubDownloads

@@ -246,8 +246,8 @@ CASES = [
     Bad("budget", _hosts("UpdateDevice"), host_service_pb2.UpdateDeviceRequest(
         device=devices_pb2.Device(name="devices/sim-0", budget_bytes=1 << 60)),
         "INVALID_ARGUMENT", ("1 to 10000",)),
-    Bad("no budget", _hosts("UpdateDevice"), host_service_pb2.UpdateDeviceRequest(
-        device=devices_pb2.Device(name="devices/sim-0"),
+    Bad("negative budget", _hosts("UpdateDevice"), host_service_pb2.UpdateDeviceRequest(
+        device=devices_pb2.Device(name="devices/sim-0", budget_bytes=-1),
         update_mask=FieldMask(paths=["budget_bytes"])), "INVALID_ARGUMENT", ("1 to 10000",)),
     Bad("loads", _hosts("UpdateSettings"), _settings(max_concurrent_loads=1000),
         "INVALID_ARGUMENT", ("max_concurrent_loads",)),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from bench.loopback_hub import LoopbackHub, Repo
 from bench.models import minilm_dir
 from tests.e2e.process import Daemon

@@ -83,7 +83,8 @@ class Device(_message.Message):
     total_bytes: _builtins.int
     """Bytes of memory it has."""
     budget_bytes: _builtins.int
-    """Bytes that modelhost may use, from 1 to `total_bytes`. The one field that UpdateDevice writes.
+    """Bytes that modelhost may use, from 1 to `total_bytes`. The one field that UpdateDevice writes;
+    0 there = back to the default.
     By default a GPU's total less what is foreign and headroom, and 25 % of RAM for `devices/cpu`.
     """
     headroom_bytes: _builtins.int

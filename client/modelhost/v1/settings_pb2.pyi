@@ -45,7 +45,7 @@ class Settings(_message.Message):
     download_rate_limit_bytes_per_second: _builtins.int
     """The most bytes a second that all downloads fetch together; 0 = no limit, the default."""
     max_concurrent_loads: _builtins.int
-    """Loads at the same time, from 1 to 16; 2 by default."""
+    """Loads at the same time, from 1 to 64; 2 by default."""
     load_on_demand: _builtins.bool
     """Whether inference loads a model that is on disk, for models that do not say. True by default."""
     queue_limit: _builtins.int

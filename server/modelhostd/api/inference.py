@@ -78,6 +78,10 @@ class ByteBudget:
         self.limit = limit
         self.used = 0
 
+    def set_limit(self, limit: int) -> None:
+        """Change the limit for requests that come from now on."""
+        self.limit = limit
+
     def take(self, size: int, model: str) -> None:
         """Count a request in, or raise QUEUE_FULL."""
         if self.used + size > self.limit:

@@ -96,6 +96,7 @@ class ApiConfig:
     backends: Callable[[], Sequence[Backend]] | None = None
     installed: Callable[[str], str] | None = None
     daemon_bytes: Callable[[], int] = lambda: 0
+    server_name: str = "modelhost"
 
     def facts(self) -> Facts:
         """Return what GetHost shows."""
@@ -127,6 +128,7 @@ def build(host: Host, config: ApiConfig) -> "ApiServer":
     inference = inference_service(
         host,
         InferenceOptions(
+            server_name=config.server_name,
             server_version=config.version,
             message_bytes_max=config.limits.inference_message_bytes,
             in_flight_bytes_max=config.limits.inference_bytes_in_flight,
@@ -138,6 +140,7 @@ def build(host: Host, config: ApiConfig) -> "ApiServer":
     if isinstance(inference.servicer, InferenceService):
         budget = inference.servicer.budget
         gauges.inference_bytes = lambda: budget.used
+        server.inference_limit = budget.set_limit
     compatibility = Compatibility(host, facts.installed, facts.backend_tasks)
     server.services = (
         model_service(host, compatibility),
@@ -162,6 +165,7 @@ class ApiServer:
         self.gauges = gauges
         self.services: Sequence[Service] = ()
         self.rpc_stats = RpcStats()
+        self.inference_limit: Callable[[int], None] = lambda limit: None
         self._limits = limits
         self._listeners = found
         self._started: list[Listener] = []
@@ -182,6 +186,7 @@ class ApiServer:
     def set_limits(self, limits: Limits) -> None:
         """Take up the limits that act without a restart: how many calls may be under way."""
         self.admission.limits = admission_limits(limits)
+        self.inference_limit(limits.inference_bytes_in_flight)
 
     async def start(self) -> None:
         """Bind every listener, then serve. Raises WRONG_STATE for an address that cannot be had; then

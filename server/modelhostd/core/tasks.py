@@ -23,6 +23,12 @@ TASKS = frozenset(
 )  # fmt: skip
 """The tasks modelhost speaks of, in the words of ``pipeline_tag``; ``other`` stands for the rest."""
 
+BACKEND_TASKS = {
+    "transformers": frozenset({"feature-extraction", "text-classification"}),
+    "identity": frozenset({"*"}),
+}
+"""The tasks of modelhost's own backends (``*`` = any), for a daemon that must not import them."""
+
 ALIASES = {
     "sentence-similarity": "feature-extraction",
     "text-embedding": "feature-extraction",

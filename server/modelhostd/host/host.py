@@ -36,7 +36,6 @@ from modelhostd.ports import Clock, Database, DeviceFacts, Devices, Downloads, F
 log = structlog.get_logger(__name__)
 
 HEADROOM_MIN = 512 * 1024 * 1024
-CPU_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,14 @@ class Host:
             keep_age_s=config.keep_operations_s,
         )
         self.routes = Routes()
-        occupancy = Occupancy(self.registry, self.operations, workers, files, self.routes)
+        occupancy = Occupancy(
+            self.registry,
+            self.operations,
+            workers,
+            files,
+            self.routes,
+            configured_budgets=config.budgets,
+        )
         self.occupancy = occupancy
         self.residency = Residency(occupancy)
         self.transfers = Transfers(self.registry, self.operations, downloads, files)
@@ -206,26 +212,27 @@ class Host:
         headroom = 0
         if kind is DeviceKind.CUDA:
             headroom = max(HEADROOM_MIN, facts.total_bytes // 50)
-        default = facts.total_bytes - headroom
-        if kind is DeviceKind.CPU:
-            default = int(facts.total_bytes * CPU_SHARE)
-        budgets = self.config.budgets
-        budget = budgets.get(facts.id, budgets.get(facts.uuid))
-        if budget is None and known is not None and known.uuid == facts.uuid:
-            # A budget that an operator set while running outlives the daemon.
-            budget = known.budget_bytes
-        return Device(
+        device = Device(
             id=facts.id,
             kind=kind,
             display_name=facts.display_name,
             uuid=facts.uuid,
             total_bytes=facts.total_bytes,
-            budget_bytes=min(budget or default, facts.total_bytes),
+            budget_bytes=0,
             compute_capability=facts.compute_capability,
             driver_version=facts.driver_version,
             headroom_bytes=headroom,
             health=Health.HEALTHY,
         )
+        budgets = self.config.budgets
+        if (
+            known is not None
+            and known.uuid == facts.uuid
+            and not {facts.id, facts.uuid} & {*budgets}
+        ):
+            # A budget that an operator set while running outlives the daemon.
+            return replace(device, budget_bytes=min(known.budget_bytes, facts.total_bytes))
+        return replace(device, budget_bytes=self.occupancy.default_budget_bytes(device))
 
     def _started_settings(self) -> Sequence[Edit]:
         """Return the edit that stores the configured settings where they differ from the stored."""

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field, replace
 
 from modelhostd.core import residency as rules
 from modelhostd.core.registry import needs_reload
-from modelhostd.core.resources import Device, Instance, Kind, Model, Phase, Progress
+from modelhostd.core.resources import Device, DeviceKind, Instance, Kind, Model, Phase, Progress
 from modelhostd.core.state import Edit, instance_key
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry
 from modelhostd.host.routes import Routes
 from modelhostd.ports import Files, LoadSpec, Workers
 
+CPU_SHARE = 0.25
 LOAD_TIMEOUT_BASE_S = 120.0
 LOAD_BYTES_PER_S = 50_000_000.0
 
@@ -27,6 +28,8 @@ class Occupancy:
     routes: Routes
     ledger: rules.Ledger = field(default_factory=rules.Ledger)
     foreign: dict[str, int] = field(default_factory=dict)
+    configured_budgets: Mapping[str, int] = field(default_factory=dict)
+    """What the operator configured, by device id or GPU UUID."""
     measured: dict[str, tuple[LoadSpec, int]] = field(default_factory=dict)
     """What the last load of each model really took: the truth after the prediction."""
     generation: int = 0
@@ -104,6 +107,19 @@ class Occupancy:
         """Return the bytes modelhost may use: the budget, or less where others use the device."""
         real = device.total_bytes - device.headroom_bytes - self.foreign.get(device.id, 0)
         return max(0, min(device.budget_bytes, real))
+
+    def default_budget_bytes(self, device: Device) -> int:
+        """Return the budget of a device that nobody changed while running.
+
+        What is configured, else a GPU's total less headroom, a simulated device's total, and a
+        quarter of RAM for ``cpu``.
+        """
+        named = self.configured_budgets
+        configured = named.get(device.id, named.get(device.uuid))
+        default = device.total_bytes - device.headroom_bytes
+        if device.kind is DeviceKind.CPU:
+            default = int(device.total_bytes * CPU_SHARE)
+        return min(default if configured is None else configured, device.total_bytes)
 
     def min_residency_s(self) -> float:
         """Return how long a READY instance is safe from eviction."""

@@ -130,13 +130,16 @@ class Residency:
         return freed
 
     async def set_budget(self, device_id: str, budget_bytes: int, principal: str = "") -> Device:
-        """Change a device's budget; shrinking evicts idle instances down to it.
+        """Change a device's budget (0 = back to the default); shrinking evicts idle instances.
 
-        Raises INVALID_ARGUMENT for a budget that is not above 0, or above the device's memory.
+        Raises INVALID_ARGUMENT for a budget below 0 or above the device's memory.
         """
         device = self._registry.decided.device(device_id)
+        if budget_bytes == 0:
+            budget_bytes = self._occupancy.default_budget_bytes(device)
         if not 0 < budget_bytes <= device.total_bytes:
-            raise invalid("device.budget_bytes", f"1 to {device.total_bytes}", budget_bytes)
+            expected = f"1 to {device.total_bytes}, or 0 for the default"
+            raise invalid("device.budget_bytes", expected, budget_bytes)
         device = replace(device, budget_bytes=budget_bytes)
         edit = Edit(Kind.DEVICE, device_id, device, "BUDGET_CHANGED")
         done = self._registry.stage([edit], principal)
