@@ -19,6 +19,7 @@ from importlib import metadata
 
 from modelhostd import config_load, process
 from modelhostd.adapters import logs, memory
+from modelhostd.adapters.backup import write_backup
 from modelhostd.adapters.blobs import BlobStore, StoreConfig
 from modelhostd.adapters.clock import SystemClock
 from modelhostd.adapters.database import FILE_NAME, SqliteDatabase
@@ -50,6 +51,7 @@ log = logs.get_logger(__name__)
 
 EXIT_STUCK = 75
 TICK_S = 5.0
+BACKUP_S = 300.0
 
 
 def run(config: Config, arguments: argparse.Namespace, settings: Sequence[ProcessSetting]) -> int:
@@ -89,6 +91,7 @@ class Daemon:
             files=self._files,
             workers=self._workers,
         )
+        self._backed_up = 0
         self._api: ApiServer | None = None
         self._gateway: Gateway | None = None
 
@@ -116,9 +119,13 @@ class Daemon:
         self._announce([*self._api.addresses, *urls])
         if self._gateway is not None:
             self._gateway.start()
-        alive = asyncio.create_task(self._stay_alive(), name="watchdog")
+        tasks = [
+            asyncio.create_task(self._stay_alive(), name="watchdog"),
+            asyncio.create_task(self._keep_backup(), name="backup"),
+        ]
         await self._stop.wait()
-        alive.cancel()
+        for task in tasks:
+            task.cancel()
         await self._shut_down()
         return 0
 
@@ -148,6 +155,7 @@ class Daemon:
             # After the api: while that drains, /healthz says so.
             await self._gateway.stop()
         await self.host.stop(grace_s=1.0)
+        await self._back_up()
         await self._workers.stop(self.config.shutdown.worker_timeout_s)
         await self.host.close()
         self._store.close()
@@ -174,6 +182,23 @@ class Daemon:
                 continue
             if self.host.residency.ticked_within(TICK_S):
                 self._notifier.alive()
+
+    async def _keep_backup(self) -> None:
+        """Keep a copy of the registry beside the database, and give freed memory back meanwhile."""
+        while True:
+            await asyncio.sleep(BACKUP_S)
+            await self._back_up()
+            process.release_memory()
+
+    async def _back_up(self) -> None:
+        sequence = self.host.registry.journal.last_sequence
+        if sequence == self._backed_up:
+            return
+        try:
+            await write_backup(self.config.home, self.host.registry_io.export())
+            self._backed_up = sequence
+        except OSError as error:
+            log.warning("the registry's copy could not be written", error=str(error))
 
     def _published(self, events: Sequence[Event]) -> None:
         for event in events:

@@ -128,3 +128,14 @@ def test_sighup_takes_up_what_can_change(make_daemon: Make, short_path: Path) ->
         assert getattr(event, "name", "") == "settings"
         assert client.settings().queue_limit == 6
     assert daemon.stop() == 0
+
+
+def test_the_copy_of_the_registry_can_be_imported(make_daemon: Make) -> None:
+    """What a daemon leaves in registry.json makes the same models in another home."""
+    with make_daemon() as first, Client(first.target) as client:
+        client.add("hf://org/one")
+        client.add("hf://org/two", name="second")
+    document = (first.home / "registry.json").read_bytes()
+    with make_daemon(name="e") as other, Client(other.admin) as operator:
+        operator.import_registry(document)
+        assert [m.name for m in operator.models()] == ["models/one", "models/second"]
