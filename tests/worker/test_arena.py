@@ -1,0 +1,67 @@
+"""Arenas: shared, sealed against truncation, read-only where they are only read."""
+
+import mmap
+import os
+
+import pytest
+
+from modelhostd.worker.wire import arena
+from modelhostd.worker.wire.arena import Arena
+
+SIZE = 16 * mmap.PAGESIZE
+
+
+@pytest.fixture
+def descriptor():
+    """Give the descriptor of a new arena."""
+    made = arena.create("test", SIZE)
+    yield made
+    os.close(made)
+
+
+def test_both_ends_see_the_same_memory(descriptor):
+    """What one end writes the other reads, by copy and by view."""
+    with_writing, with_reading = (Arena(descriptor, SIZE, writable=way) for way in (True, False))
+    with_writing.write(4096, b"some bytes")
+    assert with_reading.read(4096, 10) == b"some bytes"
+    view = with_reading.view(4096, 4)
+    assert bytes(view) == b"some"
+    view.release()
+    with_writing.close()
+    with_reading.close()
+
+
+def test_nobody_can_truncate_or_grow_it(descriptor):
+    """The seals hold: a peer cannot take the memory away under the other's feet."""
+    for size in (0, SIZE - 1, SIZE * 2):
+        with pytest.raises(PermissionError):
+            os.ftruncate(descriptor, size)
+
+
+def test_the_end_that_reads_cannot_write(descriptor):
+    """A wild write through the reading end fails instead of reaching another request."""
+    reading = Arena(descriptor, SIZE, writable=False)
+    with pytest.raises(TypeError):
+        reading.write(0, b"x")
+    assert reading.view(0, 4).readonly
+    reading.close()
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "inside"),
+    [(0, SIZE, True), (SIZE - 1, 1, True), (0, SIZE + 1, False), (SIZE, 1, False), (-1, 1, False),
+     (0, 0, False), (2**63, 2**63, False)],
+)  # fmt: skip
+def test_slots_of_the_other_end_are_checked(descriptor, offset, length, inside):
+    """Numbers that come over a socket are inside the arena, or are refused."""
+    end = Arena(descriptor, SIZE, writable=True)
+    assert end.holds(offset, length) is inside
+    end.close()
+
+
+def test_an_arena_that_cannot_be_had_leaves_nothing():
+    """Where there is no memory the error is the system's, and the descriptor is closed."""
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError):
+        arena.create("test", -1)
+    assert len(os.listdir("/proc/self/fd")) == before
