@@ -29,7 +29,7 @@ from tests.worker.harness import (
 )
 
 HOSTILE = Path(__file__).with_name("hostile_worker.py")
-HASTY = dataclasses.replace(CONFIG, hang_timeout_s=0.4, escalation_s=0.2)
+HASTY = dataclasses.replace(CONFIG, hang_timeout_s=0.8, escalation_s=0.4)
 """Finds a hang soon. For tests that want one: on a loaded machine it may find one where there is none."""
 
 
@@ -150,7 +150,7 @@ async def test_long_work_that_reports_progress_is_not_a_hang(tmp_path):
         payload = encode({}, parameters={"do": f"advance:{gate}"})
         reply = workers.infer("cpu", "m-1", 1, payload, timeout_s=None)
         loop = asyncio.get_running_loop()
-        beyond = loop.time() + 3 * HASTY.hang_timeout_s
+        beyond = loop.time() + 2 * HASTY.hang_timeout_s
         await wait_until_async(lambda: loop.time() > beyond or listener.exits)
         gate.touch()
         await reply
