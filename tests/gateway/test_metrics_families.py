@@ -148,11 +148,15 @@ async def test_requests_that_wait_are_a_queue(world: World) -> None:
         waiting = asyncio.ensure_future(running.host.inference.infer("a", "", b"x", None))
         await gate.reached()
         text = shown(sources)
+        await world.clock.advance(3.0)
         gate.open()
         await waiting
+        after = shown(sources)
     assert value(text, "modelhost_queue_depth", model="a") == 1
     assert value(text, "modelhost_infer_in_flight", model="a") == 0
     assert value(text, "modelhost_instance_state", model="a", state="LOADING") == 1
+    assert value(after, "modelhost_infer_seconds_sum", model="a", phase="load") == 3.0
+    assert value(after, "modelhost_infer_seconds_sum", model="a", phase="total") == 3.0
 
 
 async def test_a_thousand_models_come_in_small_pieces(world: World) -> None:

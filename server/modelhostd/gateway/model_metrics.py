@@ -133,12 +133,13 @@ def requests(sources: Sources) -> Iterator[str]:
     )
     yield from summary(
         "modelhost_infer_seconds",
-        "Time of requests that were answered well: in the worker's queue, decoding input, computing, "
-        "encoding output, and in total as the daemon saw it (loading included).",
+        "Time of requests that were answered well: waiting for their model to be loaded, in the "
+        "worker's queue, decoding input, computing, encoding output, and in total.",
         (
             ({"model": model, "phase": phase}, ns * NS, f.success_count)
             for model, f in figures.items()
             for phase, ns in (
+                ("load", f.load_ns),
                 ("queue", f.queue_ns),
                 ("input", f.input_ns),
                 ("compute", f.infer_ns),
@@ -181,6 +182,7 @@ def _by_model(
         total.success_count += found.success_count
         total.success_ns += found.success_ns
         total.fail_count += found.fail_count
+        total.load_ns += found.load_ns
         total.queue_ns += found.queue_ns
         total.input_ns += found.input_ns
         total.infer_ns += found.infer_ns

@@ -21,6 +21,8 @@ class Figures:
     success_ns: int = 0
     fail_count: int = 0
     fail_ns: int = 0
+    load_ns: int = 0
+    """Until the model was there for them: of all requests that got to a worker in the end."""
     queue_ns: int = 0
     input_ns: int = 0
     infer_ns: int = 0
@@ -70,8 +72,10 @@ class Inference:
             route.enter(self._clock)
         else:
             route = await self._enter_when_ready(name, timeout_s, version)
+            waited = self._clock.monotonic() - started
+            self._figures(route).load_ns += int(waited * 1e9)
             if timeout_s is not None:
-                timeout_s = max(0.0, timeout_s - (self._clock.monotonic() - started))
+                timeout_s = max(0.0, timeout_s - waited)
         self.in_flight += 1
         try:
             if version and version != str(route.version):
