@@ -62,10 +62,11 @@ def test_a_summary_is_a_sum_and_a_count() -> None:
 
 
 def test_a_large_family_comes_in_pieces() -> None:
-    """No piece has more than its share of samples, and together they are whole."""
-    size = 3 * PIECE + 5
+    """No piece is much larger than its share, and together they are whole."""
+    size = 10_000
     pieces = list(gauge("g", "G.", [({"i": str(i)}, i) for i in range(size)]))
-    assert max(piece.count("\n") for piece in pieces) <= PIECE + 2
+    assert len(pieces) > 3
+    assert max(map(len, pieces)) <= PIECE + 200
     assert [value for _, value in parsed(*pieces)["g"]] == list(range(size))
 
 
