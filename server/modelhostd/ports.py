@@ -4,7 +4,7 @@ Each port has one contract suite under ``tests/contract`` that the real adapter 
 Every method that fails raises :class:`modelhostd.core.errors.ModelhostError` and nothing else.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -206,6 +206,12 @@ class Files(Protocol):
 
     async def list_files(self, model: str, version: int) -> Sequence[ModelFile]:
         """Return the manifest's files. Raises STORAGE_ERROR when the manifest is gone or broken."""
+
+    async def on_disk(self, models: Collection[str]) -> Mapping[str, Sequence[int]]:
+        """Return the artifacts of these models that lie on disk, whoever knows them: model -> versions.
+
+        Models without any are left out.
+        """
 
     async def delete_artifact(self, model: str, version: int) -> int:
         """Remove one artifact and the blobs that nobody else needs; crash-safe; returns bytes freed.

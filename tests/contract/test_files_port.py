@@ -105,6 +105,14 @@ async def test_the_directory_of_an_artifact_is_named_by_model_and_version(world:
     assert len({*names, world.files.model_dir("tiny", 1)}) == 2
 
 
+async def test_what_lies_on_disk_is_told_by_model(world: World) -> None:
+    """Every version of the models asked for, in order; those without any, or not asked for, are not there."""
+    for model, version in (("tiny", 2), ("tiny", 10), ("tiny", 1), ("other", 1)):
+        world.put(model, version, CONTENT)
+    found = await world.files.on_disk({"tiny", "nothing"})
+    assert {model: list(versions) for model, versions in found.items()} == {"tiny": [1, 2, 10]}
+
+
 async def test_deleting_frees_what_nobody_else_needs(world: World) -> None:
     """Shared blobs stay until the last one goes; what is not there frees nothing."""
     world.put("one", 1, CONTENT)

@@ -4,7 +4,7 @@ Trees are put in by a fake download or by ``put``; ``lose`` and ``flip`` do what
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,15 @@ class FakeFiles:
                 {"path": str(self.model_dir(model, version)), "cause": "missing"},
             )
         return tuple(tree.files[path] for path in sorted(tree.files))
+
+    async def on_disk(self, models: Collection[str]) -> Mapping[str, Sequence[int]]:
+        """Return the versions that were put in and not taken away."""
+        self._fail()
+        found: dict[str, list[int]] = {}
+        for model, version in sorted(self.trees):
+            if model in models:
+                found.setdefault(model, []).append(version)
+        return found
 
     async def delete_artifact(self, model: str, version: int) -> int:
         """Remove a tree and the blobs that no other tree names."""

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -44,6 +44,10 @@ class FileStore:
     async def list_files(self, model: str, version: int) -> Sequence[ModelFile]:
         """Return the manifest's files in the order of their paths."""
         return (await self._run(partial(self._manifest, model, version))).files
+
+    async def on_disk(self, models: Collection[str]) -> Mapping[str, Sequence[int]]:
+        """Return which artifacts of these models lie on disk: model -> versions."""
+        return await self._run(partial(self._trees.on_disk, tuple(models)))
 
     async def delete_artifact(self, model: str, version: int) -> int:
         """Remove one artifact, the blobs that nobody else needs and the model's abandoned parts."""

@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from modelhostd.adapters.blobs import BlobStore, Stopped
@@ -42,6 +42,16 @@ class TreeStore:
         """Tell whether this process made the tree: its row may still be on the way."""
         with self._lock:
             return (model, version) in self._published
+
+    def on_disk(self, models: Iterable[str]) -> dict[str, list[int]]:
+        """Return the versions of these models that have a tree; models without one are left out."""
+        found = {}
+        for model in models:
+            names = self._blobs.home.names(*MODELS, model)
+            versions = sorted(int(n) for n in names if n.isascii() and n.isdigit())
+            if versions:
+                found[model] = versions
+        return found
 
     def publish(self, manifest: Manifest, cancelled: Callable[[], bool]) -> None:
         """Make an artifact visible as a whole: every blob is there and durable, then one rename.

@@ -116,6 +116,7 @@ class Host:
         second = self.registry.stage(artifacts.recovered(self.registry.decided))
         await first
         await second
+        await self.storage.finish_deletions()
         self.residency.start()
         self.transfers.start()
         self._autoload()

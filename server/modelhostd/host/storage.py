@@ -3,10 +3,16 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import structlog
+
+from modelhostd.core.errors import ModelhostError
+from modelhostd.core.leftovers import leftovers, suspects
 from modelhostd.core.resources import ArtifactState, Operation, OperationKind, Phase
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry, Request
 from modelhostd.ports import Files, StorageFinding, StorageUse
+
+log = structlog.get_logger(__name__)
 
 
 class Storage:
@@ -36,6 +42,20 @@ class Storage:
             request=request,
             begun=lambda o: self._operations.run(o.id, Phase.VERIFYING, work, cancellable=True),
         )
+
+    async def finish_deletions(self) -> None:
+        """Delete the files that a crash kept from being deleted; at start, before anything else works.
+
+        Where the disk does not let it, CheckStorage finds them.
+        """
+        state = self._registry.committed
+        try:
+            on_disk = await self._files.on_disk(suspects(state))
+            for model, version in leftovers(state, on_disk):
+                freed = await self._files.delete_artifact(model, version)
+                log.info("deleted what a crash left", model=model, version=version, bytes=freed)
+        except ModelhostError as error:
+            log.error("files of deleted artifacts are left", message=error.message)
 
     async def _check(self, deep: bool, repair: bool) -> Mapping[str, object]:
         findings = await self._files.check(self.expected(), deep=deep, repair=repair)
