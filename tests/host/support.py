@@ -1,12 +1,13 @@
 """A host over fakes, and the shortest ways to put models into it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelhostd.core import registry as rules
+from modelhostd.core.errors import ModelhostError
 from modelhostd.core.resources import Model, Operation, OperationState, Phase, Source
 from modelhostd.host import Host, HostConfig
 from modelhostd.host.registry import History
@@ -43,13 +44,22 @@ class World:
         history: History | None = None,
         real_workers: Workers | None = None,
         real_clock: Clock | None = None,
+        failing: Sequence[ModelhostError] = (),
     ) -> AsyncIterator["Running"]:
-        """Start a host on this world and stop it at the end; fakes idle beside real ones."""
+        """Start a host on this world and stop it at the end; fakes idle beside real ones.
+
+        ``budget`` 0 = none is configured. The first commits fail with ``failing``.
+        """
         database = FakeDatabase(self.disk)
+        if failing:
+            database.fail_commits(*failing)
         workers = FakeWorkers()
         ids = [f"sim-{i}" for i in range(devices)]
         host = Host(
-            HostConfig(budgets=dict.fromkeys(ids, budget), history=history or History()),
+            HostConfig(
+                budgets=dict.fromkeys(ids, budget) if budget else {},
+                history=history or History(),
+            ),
             clock=real_clock or self.clock,
             database=database,
             devices=FakeDevices(*(sim(i, 10_000) for i in range(devices))),

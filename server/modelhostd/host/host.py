@@ -106,6 +106,17 @@ class Host:
     async def start(self) -> None:
         """Open the registry, take up what the last run left, and begin work."""
         await self.registry.open()
+        try:
+            await self._take_up()
+        except BaseException:
+            await self.registry.close()
+            raise
+        self.residency.start()
+        self.transfers.start()
+        self._autoload()
+
+    async def _take_up(self) -> None:
+        """Commit what the last run left, as it is now."""
         edits = [
             *self._ended_with_last_run(),
             *await self._found_devices(),
@@ -117,9 +128,6 @@ class Host:
         await first
         await second
         await self.storage.finish_deletions()
-        self.residency.start()
-        self.transfers.start()
-        self._autoload()
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new work, let requests in flight end within ``grace_s``, and close the registry.

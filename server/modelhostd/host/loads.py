@@ -104,7 +104,6 @@ class Loads:
             join=False,
             principal=principal,
             request=request,
-            edits=lambda operation: self._first_instance(wanted, model, operation.id),
             undone=lambda operation: self._undone(wanted, operation, keep),
         )
         self._attach(wanted, operation.id)
@@ -160,6 +159,8 @@ class Loads:
     def _attach(self, wanted: Wanted, operation: str) -> None:
         self._wanted[wanted.model] = wanted
         if operation not in wanted.operations:
+            # Not part of the operation's commit: should that fail, what it replaces is gone all the same.
+            self._registry.record(self._first_instance(wanted, operation))
             wanted.operations.append(operation)
             self._operations.on_cancel(
                 operation, lambda: self._cancel_operation(wanted.model, operation)
@@ -332,13 +333,14 @@ class Loads:
             "measured_bytes": self._occupancy.ledger.held(route.device, route.model),
         }
 
-    def _first_instance(self, wanted: Wanted, model: Model, operation: str) -> Sequence[Edit]:
+    def _first_instance(self, wanted: Wanted, operation: str) -> Sequence[Edit]:
         """Return the edits that show a load as a QUEUED instance from the first moment on.
 
         While an old instance is on its way out, the new one is made when that has gone.
         """
-        if wanted.generation or self._occupancy.routes.get(model.id) is not None:
+        if wanted.generation or self._occupancy.routes.get(wanted.model) is not None:
             return ()
+        model = self._registry.decided.model(wanted.model)
         return instances.queued(self._occupancy, self._crashes, wanted, model, operation)
 
 
