@@ -71,8 +71,9 @@ class WorkersConfig:
     heartbeat_interval_s: float = 1.0
     hang_timeout_s: float = 60.0
     """Without a heartbeat, or without progress of a request that runs, for this long a worker is hung."""
-    escalation_s: float = 2.0
-    """Between the steps against a hung worker: stacks to its log, abort, kill."""
+    escalation_s: float = 0.4
+    """Between the steps against a hung worker: stacks to its log, abort, kill. Short: until the last of them
+    its instances still count as READY."""
     start_timeout_s: float = 120.0
     """From exec until the worker's libraries are imported and it takes requests."""
     check_timeout_s: float = 30.0
