@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from modelhostd.core.errors import ModelhostError, Reason
+from tests.fakes.clock import settle
 from tests.host.support import Running, World
 from tests.support import DEADLINE_S
 
@@ -48,6 +49,32 @@ async def test_a_deletion_that_a_crash_interrupted_is_finished(
     async with world.host() as run:
         assert set(world.files.trees) == {("b", 1)}
         assert await found(run) == []
+
+
+async def test_a_stop_lets_a_download_that_is_whole_clean_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a finished download is about to delete is deleted before the daemon has stopped."""
+    reached, go = asyncio.Event(), asyncio.Event()
+    delete = world.files.delete_artifact
+
+    async def held(model: str, version: int) -> int:
+        reached.set()
+        await go.wait()
+        return await delete(model, version)
+
+    async with world.host() as run:
+        await run.have("a")
+        monkeypatch.setattr(world.files, "delete_artifact", held)
+        # The same revision again: what was published for it goes.
+        await run.host.transfers.download("a", refresh=True)
+        async with asyncio.timeout(DEADLINE_S):
+            await reached.wait()
+        stopping = asyncio.ensure_future(run.host.transfers.stop(DEADLINE_S))
+        await settle()
+        go.set()
+        await stopping
+        assert set(world.files.trees) == {("a", 1)}
 
 
 async def test_a_tree_without_its_row_is_replaced_or_deleted(world: World) -> None:

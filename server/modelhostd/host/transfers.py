@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 CANCEL, PAUSE = "cancel", "pause"
 PAUSE_WAIT_S = 10.0
 ABANDON_WAIT_S = 60.0
+CANCELLED_S = 1.0
 
 
 class Transfers:
@@ -155,13 +156,22 @@ class Transfers:
         self.pump()
 
     async def stop(self, timeout_s: float) -> None:
-        """Stop every byte; unfinished downloads go on when the daemon starts again."""
+        """Stop every byte; unfinished downloads go on when the daemon starts again.
+
+        What is whole already is recorded, and what it replaces deleted, if that takes no longer than
+        ``timeout_s``.
+        """
         self._stopping = True
+        whole = {self._tasks[key] for key in self._finishing if key in self._tasks}
         work = {*self._tasks.values(), *self._asides.values()}
-        for task in work:
+        for task in work - whole:
             task.cancel()
         if work:
-            await asyncio.wait(work, timeout=timeout_s)
+            _, late = await asyncio.wait(work, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=CANCELLED_S)
 
     # --- running --------------------------------------------------------------------------------
 
