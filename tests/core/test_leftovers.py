@@ -18,7 +18,9 @@ def model(key: str, last: int, *states: ArtifactState) -> Model:
     """Return a model whose newest versions have these states, the last one being ``last``."""
     first = last - len(states) + 1
     artifacts = tuple(Artifact(first + i, state) for i, state in enumerate(states))
-    return Model(key, f"uid-{key}", Source("hf://o/m"), 1, 1, artifacts=artifacts, last_version=last)
+    return Model(
+        key, f"uid-{key}", Source("hf://o/m"), 1, 1, artifacts=artifacts, last_version=last
+    )
 
 
 def deletion(key: str, state: OperationState) -> Operation:
@@ -48,7 +50,9 @@ def test_what_was_let_go_is_left_over() -> None:
 
 def test_what_the_registry_never_knew_is_nobodys_to_delete() -> None:
     """Versions above the last one, and models of which no deletion is known, stay."""
-    state = state_of(model("a", 1, ArtifactState.AVAILABLE), deletion("c", OperationState.SUCCEEDED))
+    state = state_of(
+        model("a", 1, ArtifactState.AVAILABLE), deletion("c", OperationState.SUCCEEDED)
+    )
     assert leftovers(state, {"a": [1, 2], "b": [1], "c": [1]}) == []
     assert suspects(state) == set()
 

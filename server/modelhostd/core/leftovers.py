@@ -22,11 +22,7 @@ def suspects(state: State) -> Collection[str]:
 
     A model that is gone is among them while a DELETE of it has not ended well.
     """
-    models = {
-        m.id
-        for m in state.models.values()
-        if m.last_version > sum(map(_kept, m.artifacts))
-    }
+    models = {m.id for m in state.models.values() if m.last_version > sum(map(_kept, m.artifacts))}
     return models | _half_deleted(state)
 
 
