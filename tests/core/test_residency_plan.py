@@ -1,6 +1,7 @@
 """Properties of the plan: what it admits fits, what it evicts suffices and is idle, what it refuses cannot be."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from modelhostd.core.residency import (
     Wait,
     Want,
     by_recency,
+    over_budget,
     plan,
 )
 from modelhostd.core.resources import InstanceState
@@ -147,6 +149,29 @@ def test_a_young_instance_is_spared() -> None:
     view = {"d": DeviceView("d", 5, (holding,))}
     assert plan(Want("x", 5, since=NOW), view, NOW, 10.0) == Wait("d")
     assert plan(Want("x", 5, since=NOW), view, NOW + 10, 10.0) == Evict("d", ("young",))
+
+
+@given(_devices(), st.integers(0, 100), st.booleans())
+def test_a_shrunk_budget_takes_no_more_than_it_must(
+    devices: Mapping[str, DeviceView], capacity: int, busy: bool
+) -> None:
+    """What goes may go, suffices where that is possible, and nobody goes whose bytes are not missed."""
+    view = replace(devices["d0"], capacity_bytes=capacity)
+    chosen = over_budget(view, NOW, busy=busy)
+    missing = -view.free_bytes - _coming(view)
+    assert not any(h.held or h.state is not InstanceState.READY for h in chosen)
+    assert busy or all(h.idle for h in chosen)
+    if missing <= 0:
+        assert not chosen
+    may_go = [
+        h
+        for h in view.holdings
+        if h.state is InstanceState.READY and not h.held and (busy or h.idle)
+    ]
+    freed = sum(h.bytes for h in chosen)
+    assert freed >= min(missing, sum(h.bytes for h in may_go))
+    if chosen and all(h.idle for h in chosen) and freed >= missing:
+        assert all(freed - h.bytes < missing for h in chosen)
 
 
 @given(
