@@ -11,7 +11,9 @@ from importlib import metadata
 
 EXIT_HELD = 75
 EXIT_CONFIG = 78
-MISSING_EXTRA = "modelhostd needs the server extra: pip install 'modelhost[server]' ({name} is missing)"
+MISSING_EXTRA = (
+    "modelhostd needs the server extra: pip install 'modelhost[server]' ({name} is missing)"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
