@@ -55,7 +55,8 @@ def _devices(draw: st.DrawFn) -> Mapping[str, DeviceView]:
                     priority=draw(st.integers(-1, 1)),
                 )
             )
-        views[f"d{number}"] = DeviceView(f"d{number}", capacity, tuple(holdings))
+        taken = draw(st.integers(0, 20))
+        views[f"d{number}"] = DeviceView(f"d{number}", capacity, tuple(holdings), taken_bytes=taken)
     return views
 
 
@@ -95,9 +96,9 @@ def test_each_answer_keeps_its_promise(
             assert not {h.model for h in view.holdings if h.held} & set(drain)
         case Refuse(error):
             if error.reason is Reason.MODEL_TOO_LARGE:
-                assert all(size > d.capacity_bytes for d in usable)
+                assert all(size > d.capacity_bytes + d.taken_bytes for d in usable)
             else:
-                possible = [d for d in usable if size <= d.capacity_bytes]
+                possible = [d for d in usable if size <= d.capacity_bytes + d.taken_bytes]
                 assert possible
                 assert all(_not_held(d) < size for d in possible)
 

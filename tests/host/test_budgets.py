@@ -7,7 +7,8 @@ import pytest
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.registry import ModelSpec
-from tests.host.support import World
+from tests.fakes.devices import FakeDevices
+from tests.host.support import Running, World
 
 
 @pytest.fixture
@@ -116,3 +117,49 @@ async def test_a_failed_budget_change_is_no_change(world: World) -> None:
 
 def _fp16(spec: ModelSpec) -> ModelSpec:
     return replace(spec, config=replace(spec.config, precision="fp16"))
+
+
+def _take(run: Running, size: int) -> None:
+    """Let another process take bytes of the device."""
+    devices = run.host._devices
+    assert isinstance(devices, FakeDevices)
+    devices.foreign["sim-0"] = size
+
+
+async def test_what_others_use_shrinks_the_budget(world: World) -> None:
+    """Memory that another process takes is taken from idle models, and loads are refused with numbers."""
+    async with world.host() as run:
+        for model in "ab":
+            await run.have(model)
+            await run.load(model)
+            await world.clock.advance(1.0)
+        _take(run, 9_500)
+        await world.clock.advance(5.0)
+        assert set(run.workers.resident) == {"b"}
+        _take(run, 9_900)
+        await world.clock.advance(5.0)
+        assert not run.workers.resident
+        with pytest.raises(ModelhostError) as caught:
+            await run.host.residency.load("a")
+        assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
+        assert "other processes (900)" in caught.value.message
+        _take(run, 0)
+        await world.clock.advance(5.0)
+        await run.load("a")
+
+
+async def test_the_first_load_knows_what_others_use(world: World) -> None:
+    """Foreign use is known before pinned models load; a device that does not tell stays as it was."""
+    async with world.host() as run:
+        await run.have("a")
+        await run.load("a")
+        devices = run.host._devices
+        assert isinstance(devices, FakeDevices)
+        assert devices.asked[0] == ("sim-0", ())
+
+        async def silent(device: str, own_pids: object) -> int:
+            raise ModelhostError(Reason.DEVICE_NOT_FOUND, "no", {"device": device})
+
+        devices.foreign_bytes = silent  # type: ignore[assignment,method-assign]
+        await world.clock.advance(5.0)
+        assert set(run.workers.resident) == {"a"}

@@ -55,6 +55,8 @@ class DeviceView:
     holdings: Sequence[Holding] = ()
     claimed_bytes: int = 0
     """Bytes that earlier waiting loads have been promised."""
+    taken_bytes: int = 0
+    """Bytes of the budget that other processes have taken: the capacity is that much below it."""
 
     @property
     def free_bytes(self) -> int:
@@ -118,6 +120,9 @@ def plan(want: Want, devices: Mapping[str, DeviceView], now: float, min_residenc
     usable = [devices[want.device]] if want.device else list(devices.values())
     possible = [d for d in usable if want.bytes <= d.capacity_bytes]
     if not possible:
+        squeezed = [d for d in usable if want.bytes <= d.capacity_bytes + d.taken_bytes]
+        if squeezed:
+            return Refuse(held_by_others(want, max(squeezed, key=lambda d: (d.free_bytes, d.id))))
         return Refuse(too_large(want, usable))
     fitting = [d for d in possible if want.bytes <= d.free_bytes]
     if fitting:
@@ -200,31 +205,35 @@ def by_recency(holdings: Iterable[Holding]) -> Sequence[Holding]:
 
 def too_large(want: Want, devices: Sequence[DeviceView]) -> ModelhostError:
     """Return MODEL_TOO_LARGE: it fits no device even when that is empty."""
-    largest = max(devices, key=lambda d: d.capacity_bytes)
+    largest = max(devices, key=lambda d: d.capacity_bytes + d.taken_bytes)
+    budget = largest.capacity_bytes + largest.taken_bytes
     return ModelhostError(
         Reason.MODEL_TOO_LARGE,
         f"model '{want.model}' needs {want.bytes} bytes, but the largest budget it may use is "
-        f"{largest.capacity_bytes} bytes on devices/{largest.id}; raise that budget or use a "
+        f"{budget} bytes on devices/{largest.id}; raise that budget or use a "
         f"smaller precision",
         {
             "model": want.model,
             "neededBytes": str(want.bytes),
             "device": largest.id,
-            "budgetBytes": str(largest.capacity_bytes),
+            "budgetBytes": str(budget),
         },
     )
 
 
 def held_by_others(want: Want, device: DeviceView) -> ModelhostError:
-    """Return OUT_OF_DEVICE_MEMORY: pins, leases and loads hold what is missing."""
+    """Return OUT_OF_DEVICE_MEMORY: pins, leases, loads or other processes hold what is missing."""
     holders = [h for h in device.holdings if h.held]
     evictable = sum(h.bytes for h in device.holdings if h.idle)
-    shown = ", ".join(f"{h.model} ({h.bytes})" for h in holders[:8]) or "loads in progress"
+    held = [f"{h.model} ({h.bytes})" for h in holders[:8]]
+    if device.taken_bytes > 0:
+        held.append(f"other processes ({device.taken_bytes})")
+    shown = ", ".join(held) or "loads in progress"
     return ModelhostError(
         Reason.OUT_OF_DEVICE_MEMORY,
         f"model '{want.model}' needs {want.bytes} bytes on devices/{device.id}: "
         f"{max(0, device.free_bytes)} free, {evictable} evictable, the rest held by {shown}; "
-        f"unpin one of them or raise the budget",
+        f"free some of it or raise the budget",
         {
             "model": want.model,
             "device": device.id,

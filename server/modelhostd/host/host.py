@@ -19,6 +19,7 @@ from modelhostd.core.resources import (
 from modelhostd.core.settings import check_settings
 from modelhostd.core.state import SETTINGS_KEY, Edit
 from modelhostd.host.fetched_loads import FetchedLoads
+from modelhostd.host.foreign import ForeignUse
 from modelhostd.host.inference import Inference
 from modelhostd.host.models import Models
 from modelhostd.host.occupancy import Occupancy, gone
@@ -88,6 +89,7 @@ class Host:
         )
         self.occupancy = occupancy
         self.residency = Residency(occupancy)
+        self.foreign = ForeignUse(occupancy, devices)
         self.transfers = Transfers(self.registry, self.operations, downloads, files)
         self.models = Models(
             self.registry, self.operations, self.transfers, self.residency, downloads, files
@@ -111,6 +113,7 @@ class Host:
         except BaseException:
             await self.registry.close()
             raise
+        await self.foreign.start()
         self.residency.start()
         self.transfers.start()
         self._autoload()
@@ -136,6 +139,7 @@ class Host:
         between ``stop`` and ``close``.
         """
         self.inference.stop()
+        await self.foreign.stop()
         await self.fetched_loads.stop()
         await self.transfers.stop(grace_s)
         await self.operations.stop(grace_s)

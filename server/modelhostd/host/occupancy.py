@@ -79,7 +79,12 @@ class Occupancy:
                 if holding is not None:
                     holdings[instance.device].append(holding)
         return {
-            key: rules.DeviceView(key, self.capacity_bytes(device), tuple(holdings[key]))
+            key: rules.DeviceView(
+                key,
+                self.capacity_bytes(device),
+                tuple(holdings[key]),
+                taken_bytes=device.budget_bytes - self.capacity_bytes(device),
+            )
             for key, device in decided.devices.items()
         }
 
