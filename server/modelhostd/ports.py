@@ -213,9 +213,10 @@ class Files(Protocol):
         Models without any are left out.
         """
 
-    async def delete_artifact(self, model: str, version: int) -> int:
+    async def delete_artifact(self, model: str, version: int, *, keep_bytes: bool = False) -> int:
         """Remove one artifact and the blobs that nobody else needs; crash-safe; returns bytes freed.
 
+        With ``keep_bytes`` the next download may go on from those bytes, as after an interruption.
         Deleting what is not there frees 0.
         """
 

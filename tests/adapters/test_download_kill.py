@@ -80,6 +80,9 @@ async def assert_whole_or_absent(site: Site) -> None:
 async def finish(site: Site) -> None:
     """Recover, download again as the daemon would, and hold the result against everything."""
     await site.files.recover()
+    # A tree without its row is the next start's to take up; all else is in order by now.
+    found = await site.files.check({"tiny": [1]}, deep=True, repair=False)
+    assert {finding.kind for finding in found} <= {FindingKind.MISSING_TREE}
     await site.fetch()
     assert site.content() == FILES
     assert await site.files.check({"tiny": [1]}, deep=True, repair=False) == ()
@@ -122,9 +125,7 @@ def total_sent(hub: LoopbackHub) -> int:
 
 
 async def test_kills_at_random_moments_leave_nothing_half(site: Site) -> None:
-    """Downloads and deletions in a loop, killed anywhere; blobs that nobody links can be left, and
-    are found and removed.
-    """
+    """Downloads and deletions in a loop, killed anywhere."""
     rng = random.Random(7)
     for _ in range(KILLS):
         site.hub.rate = rng.choice([0, 30_000_000])
@@ -142,8 +143,7 @@ async def test_kills_at_random_moments_leave_nothing_half(site: Site) -> None:
     site.hub.rate = 0
     await finish(site)
     await site.files.delete_artifact("tiny", 1)
-    findings = await site.files.check({}, deep=True, repair=True)
-    assert {finding.kind for finding in findings} <= {FindingKind.STRAY_BLOB}
+    assert await site.files.check({}, deep=True, repair=False) == ()
     assert (await site.files.use()).blob_count == 0
 
 

@@ -5,6 +5,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -210,3 +211,57 @@ async def test_the_file_being_fetched_and_retries_show(site: Site, hub: Loopback
     assert moving
     assert all(r.eta_s is not None for r in moving)
     assert any(r.file == "model.safetensors" for r in moving)
+
+
+async def test_bytes_that_were_kept_are_not_fetched_again(site: Site, hub: LoopbackHub) -> None:
+    """An artifact taken out of sight with its bytes kept comes back without its weights travelling."""
+    await site.fetch()
+    assert await site.files.delete_artifact("tiny", 1, keep_bytes=True) == 0
+    assert site.visible() == []
+    before = hub.sent_bytes("cdn")
+    fetched = await site.fetch()
+    assert hub.sent_bytes("cdn") == before
+    assert fetched.reused_bytes >= len(WEIGHTS)
+    assert site.content() == FILES
+    assert await site.files.check({"tiny": [1]}, deep=True, repair=False) == ()
+
+
+async def test_a_blob_that_only_a_cancelled_download_counted_on_is_no_stray(
+    site: Site, hub: LoopbackHub
+) -> None:
+    """Its model was deleted meanwhile, then the download that wanted the same bytes was cancelled."""
+    await site.fetch()
+    big = safetensors(500_000, seed=3)
+    hub.repos["org/other"] = Repo({"model.safetensors": WEIGHTS, "more.safetensors": big})
+    fault = hub.fault(Fault(f"/{hashlib.sha256(big).hexdigest()}", stall_after=1000, times=1))
+    task = asyncio.create_task(site.fetch("hf://org/other", "other"))
+    await asyncio.to_thread(fault.reached.wait, 20)
+    await site.files.delete_artifact("tiny", 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await site.files.check({}, deep=True, repair=False) == ()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_cancel_at_the_end_leaves_all_or_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    """So many turns of the loop after publication: the caller has the artifact, or it is not there."""
+    loop = asyncio.get_running_loop()
+    publish = site.downloads._publish
+
+    def cancel_in(left: int) -> None:
+        if left:
+            loop.call_soon(cancel_in, left - 1)
+        else:
+            task.cancel()
+
+    async def published(*given: Any) -> None:
+        await publish(*given)
+        loop.call_soon(cancel_in, turns)
+
+    monkeypatch.setattr(site.downloads, "_publish", published)
+    task = asyncio.create_task(site.fetch())
+    await asyncio.wait({task})
+    assert site.visible() == ([] if task.cancelled() else ["tiny/1"])

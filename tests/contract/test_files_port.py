@@ -125,6 +125,15 @@ async def test_deleting_frees_what_nobody_else_needs(world: World) -> None:
     assert await world.files.check({}, deep=True, repair=False) == ()
 
 
+async def test_bytes_that_are_kept_are_nobodys_finding(world: World) -> None:
+    """An artifact taken out of sight with its bytes kept is gone for readers and for checks."""
+    world.put("one", 1, CONTENT)
+    await world.files.delete_artifact("one", 1, keep_bytes=True)
+    with pytest.raises(ModelhostError):
+        await world.files.list_files("one", 1)
+    assert await world.files.check({}, deep=True, repair=False) == ()
+
+
 async def test_deleting_one_version_leaves_the_others(world: World) -> None:
     """Versions are artifacts of their own."""
     world.put("tiny", 1, {"a": b"1"})

@@ -35,8 +35,12 @@ def state_of(*resources: Model | Operation) -> State:
     return state
 
 
-def test_what_was_let_go_is_left_over() -> None:
-    """Superseded, cancelled and failed versions are; what is served or on its way is not."""
+def told(state: State, on_disk: dict[str, list[int]]) -> list[tuple[str, int, bool]]:
+    return [(left.model, left.version, left.wanted) for left in leftovers(state, on_disk)]
+
+
+def test_what_is_not_shown_is_left_over() -> None:
+    """Superseded and cancelled versions; and, wanted, what a download had published without its row."""
     states = ArtifactState
     state = state_of(
         model("a", 4, states.AVAILABLE, states.AVAILABLE),
@@ -44,8 +48,15 @@ def test_what_was_let_go_is_left_over() -> None:
         *(model(s.value.lower(), 1, s) for s in (states.QUEUED, states.PAUSED, states.AVAILABLE)),
     )
     on_disk = {key: [1, 2, 3, 4] for key in "ab"} | {"queued": [1], "paused": [1], "available": [1]}
-    assert leftovers(state, on_disk) == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
-    assert suspects(state) == {"a", "b"}
+    assert told(state, on_disk) == [
+        ("a", 1, False),
+        ("a", 2, False),
+        ("b", 1, False),
+        ("b", 2, True),
+        ("queued", 1, True),
+        ("paused", 1, True),
+    ]
+    assert suspects(state) == {"a", "b", "queued", "paused"}
 
 
 def test_what_the_registry_never_knew_is_nobodys_to_delete() -> None:
@@ -53,7 +64,7 @@ def test_what_the_registry_never_knew_is_nobodys_to_delete() -> None:
     state = state_of(
         model("a", 1, ArtifactState.AVAILABLE), deletion("c", OperationState.SUCCEEDED)
     )
-    assert leftovers(state, {"a": [1, 2], "b": [1], "c": [1]}) == []
+    assert told(state, {"a": [1, 2], "b": [1], "c": [1]}) == []
     assert suspects(state) == set()
 
 
@@ -64,5 +75,5 @@ def test_a_deletion_that_did_not_end_well_is_finished() -> None:
         deletion("b", OperationState.RUNNING),
         model("b", 1, ArtifactState.AVAILABLE),
     )
-    assert leftovers(state, {"a": [1, 7], "b": [1]}) == [("a", 1), ("a", 7)]
+    assert told(state, {"a": [1, 7], "b": [1]}) == [("a", 1, False), ("a", 7, False)]
     assert suspects(state) == {"a"}

@@ -92,7 +92,7 @@ class FakeFiles:
                 found.setdefault(model, []).append(version)
         return found
 
-    async def delete_artifact(self, model: str, version: int) -> int:
+    async def delete_artifact(self, model: str, version: int, *, keep_bytes: bool = False) -> int:
         """Remove a tree and the blobs that no other tree names."""
         self._fail()
         tree = self.trees.pop((model, version), None)

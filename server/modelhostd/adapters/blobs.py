@@ -27,6 +27,7 @@ from modelhostd.adapters.layout import (
     Home,
     blob_at,
     disk_errors,
+    is_digest,
     open_regular,
     write_all,
 )
@@ -223,10 +224,12 @@ class BlobStore:
 
     def open_content(self, sha256: str, names: Mapping[str, str]) -> int:
         """Open a blob or a verified file (``verified_names``) for reading; returns its descriptor."""
-        # A download of the same file may publish it between the listing and now.
-        with suppress(FileNotFoundError):
-            return self.home.open_file((*VERIFIED, names.get(sha256, sha256)))
-        return self.home.open_file(blob_at(sha256))
+        # A download of the same file may publish it between the listing and now, and a deletion of the
+        # model that had it give it back.
+        for place in ((*VERIFIED, names.get(sha256, sha256)), blob_at(sha256)):
+            with suppress(FileNotFoundError):
+                return self.home.open_file(place)
+        return self.home.open_file((*VERIFIED, sha256))
 
     def drop_verified(self, sha256: str) -> None:
         """Forget a verified file that turned out to be of no use."""
@@ -255,11 +258,34 @@ class BlobStore:
                         os.close(fd)
                     os.rename(names[sha256], name, src_dir_fd=verified, dst_dir_fd=blobs)
             touched.add(sha256[:2])
+            self.drop_verified(sha256)  # fetched once more under another name
             hit("publish.blob_renamed")
         for prefix in sorted(touched):
             with self.home.directory(*BLOBS, prefix) as blobs:
                 os.fsync(blobs)
         hit("publish.blobs_synced")
+
+    def digests(self) -> list[str]:
+        """Return every blob's digest."""
+        home = self.home
+        names = (n for prefix in home.names(*BLOBS) for n in home.names(*BLOBS, prefix))
+        return [name for name in names if is_digest(name)]
+
+    def give_back(self, digests: Iterable[str]) -> None:
+        """Make blobs that no tree links verified files again.
+
+        A download goes on from those, and what nobody wants for a week is a leftover. The caller holds
+        ``commit``.
+        """
+        for sha256 in digests:
+            found = self.home.stat(blob_at(sha256))
+            if found is None or found.st_nlink > 1:
+                continue
+            with (
+                self.home.directory(*VERIFIED) as verified,
+                self.home.parent(blob_at(sha256)) as (blobs, name),
+            ):
+                os.rename(name, sha256, src_dir_fd=blobs, dst_dir_fd=verified)
 
     def quarantine_blob(self, sha256: str, facts: Mapping[str, str]) -> str:
         """Take a blob whose bytes changed out of the store, so that the next download fetches it."""
@@ -267,9 +293,15 @@ class BlobStore:
             return self._quarantine(blobs, name, facts)
 
     def drop_blob(self, sha256: str) -> int:
-        """Remove a blob that no tree links and no download counts on; return the bytes freed."""
+        """Remove a blob that no tree links; return the bytes freed.
+
+        One that a download counts on is a verified file again. The caller holds ``commit``.
+        """
         found = self.home.stat(blob_at(sha256))
-        if found is None or found.st_nlink > 1 or self.held(sha256):
+        if found is None or found.st_nlink > 1:
+            return 0
+        if self.held(sha256):
+            self.give_back([sha256])
             return 0
         with self.home.parent(blob_at(sha256)) as (blobs, name):
             os.unlink(name, dir_fd=blobs)

@@ -1,6 +1,7 @@
 """The Downloads port: plan, fetch, verify, publish; one artifact at a time becomes visible as a whole."""
 
 import asyncio
+import contextlib
 import os
 import time
 from collections import deque
@@ -81,22 +82,24 @@ class HubDownloads:
         canceller = Canceller()
         connections = self._connect(canceller, job.source)
         meter = Meter()
-        async with _ticking(canceller, connections, meter, report):
-            facts = await self._noted(
-                cancellable(
-                    canceller,
-                    lambda: with_retries(
-                        lambda: self._hub.plan(
-                            connections, job.source, allow_unsafe=job.allow_unsafe
-                        ),
-                        self._hub.config.retry,
-                        canceller,
-                        lambda attempt: meter.retrying("", attempt),
-                    ),
-                )
+
+        def ask() -> SourceFacts:
+            return with_retries(
+                lambda: self._hub.plan(connections, job.source, allow_unsafe=job.allow_unsafe),
+                self._hub.config.retry,
+                canceller,
+                lambda attempt: meter.retrying("", attempt),
             )
-            with self._store.hold(file.sha256 for file in facts.files if file.sha256):
-                return await self._fetch(job, facts, connections, meter, report)
+
+        with contextlib.ExitStack() as held:
+            async with _ticking(canceller, connections, meter, report):
+                facts = await self._noted(cancellable(canceller, ask))
+                digests = (file.sha256 for file in facts.files if file.sha256)
+                held.enter_context(self._store.hold(digests))
+                manifest = await self._fetch(job, facts, connections, meter, report)
+            # The last wait of all: cancelled in it the artifact is taken back, after it nothing is.
+            await self._publish(manifest, canceller)
+        return Fetched(facts, manifest.files, meter.reused_bytes, manifest.predicted_bytes)
 
     async def _noted(self, asking: Awaitable[SourceFacts]) -> SourceFacts:
         """Return the source's facts, and note whether it could be reached."""
@@ -126,7 +129,7 @@ class HubDownloads:
         connections: Connections,
         meter: Meter,
         report: Callable[[Progress], None],
-    ) -> Fetched:
+    ) -> Manifest:
         canceller = connections.canceller
         meter.begin({file.path: file.size_bytes for file in facts.files})
         kept = await cancellable(canceller, partial(self._kept, facts, meter))
@@ -157,8 +160,7 @@ class HubDownloads:
         )
         predicted = predicted_bytes(headers)
         _enter(meter, Phase.COMMITTING, report)
-        await self._publish(self._manifest(job, facts, files, predicted), canceller)
-        return Fetched(facts, files, meter.reused_bytes, predicted)
+        return self._manifest(job, facts, files, predicted)
 
     def _kept(self, facts: SourceFacts, meter: Meter) -> dict[str, str]:
         """Return path -> sha256 of what is here already; count it, and the parts to go on with."""
@@ -296,5 +298,7 @@ async def _ticking(
         yield
     finally:
         ticker.cancel()
-        await asyncio.gather(ticker, return_exceptions=True)
-        connections.close()
+        try:
+            await asyncio.gather(ticker, return_exceptions=True)
+        finally:
+            connections.close()

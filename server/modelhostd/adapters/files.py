@@ -49,10 +49,15 @@ class FileStore:
         """Return which artifacts of these models lie on disk: model -> versions."""
         return await self._run(partial(self._trees.on_disk, tuple(models)))
 
-    async def delete_artifact(self, model: str, version: int) -> int:
-        """Remove one artifact, the blobs that nobody else needs and the model's abandoned parts."""
+    async def delete_artifact(self, model: str, version: int, *, keep_bytes: bool = False) -> int:
+        """Remove one artifact, the blobs that nobody else needs and the model's abandoned parts.
+
+        With ``keep_bytes`` blobs and parts are left to the next download.
+        """
 
         def work() -> int:
+            if keep_bytes:
+                return self._trees.remove(model, version, keep_bytes=True)
             return self._trees.remove(model, version) + self._store.drop_parts(model)
 
         return await self._run(work)

@@ -39,9 +39,14 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+def is_digest(name: str) -> bool:
+    """Tell whether a name is a SHA-256 as blobs are named by."""
+    return _SHA256.fullmatch(name) is not None
+
+
 def blob_at(sha256: str) -> tuple[str, ...]:
     """Return the segments of a blob; the digest is checked, so that it cannot be a path."""
-    if _SHA256.fullmatch(sha256) is None:
+    if not is_digest(sha256):
         raise unsafe_path(sha256, "it is not a SHA-256 in lower-case hexadecimal")
     return (*BLOBS, sha256[:2], sha256)
 

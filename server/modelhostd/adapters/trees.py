@@ -64,9 +64,11 @@ class TreeStore:
         name = f"{model}-{version}-{uuid.uuid4().hex[:12]}"
         with disk_errors(path), self._blobs.commit:
             hit("publish.begin")
-            self._blobs.store_verified({f.sha256: f.size_bytes for f in manifest.files})
+            sizes = {f.sha256: f.size_bytes for f in manifest.files}
             try:
+                # First of all: after a crash it tells that there may be blobs without a tree.
                 with self._blobs.home.directory(*TREES, name, create=True) as tree:
+                    self._blobs.store_verified(sizes)
                     self._build_tree(tree, (*TREES, name), manifest)
                 if cancelled():
                     raise Stopped
@@ -75,6 +77,8 @@ class TreeStore:
             except BaseException:
                 with self._blobs.home.directory(*TREES) as trees:
                     shutil.rmtree(name, ignore_errors=True, dir_fd=trees)
+                with suppress(OSError, ModelhostError):
+                    self._blobs.give_back(sizes)
                 raise
             hit("publish.done")
 
@@ -138,18 +142,21 @@ class TreeStore:
             raise disk_error(error, path) from error
         return manifests.decode(data, name)
 
-    def remove(self, model: str, version: int) -> int:
-        """Remove an artifact and the blobs that nobody else needs; return the bytes freed."""
+    def remove(self, model: str, version: int, *, keep_bytes: bool = False) -> int:
+        """Remove an artifact and the blobs that nobody else needs; return the bytes freed.
+
+        With ``keep_bytes`` those blobs are verified files again, and nothing is freed.
+        """
         with disk_errors(self._blobs.home.shown(*tree_at(model, version))), self._blobs.commit:
             hit("delete.begin")
-            freed = self._remove_locked(model, version)
+            freed = self._remove_locked(model, version, keep_bytes=keep_bytes)
             with self._lock:
                 self._published.discard((model, version))
             with suppress(OSError), self._blobs.home.directory(*MODELS) as models:
                 os.rmdir(model, dir_fd=models)  # only when it is empty
         return freed
 
-    def _remove_locked(self, model: str, version: int) -> int:
+    def _remove_locked(self, model: str, version: int, *, keep_bytes: bool = False) -> int:
         name = f"{model}-{version}-{uuid.uuid4().hex[:12]}"
         try:
             with (
@@ -162,9 +169,9 @@ class TreeStore:
                 os.fsync(versions)
         except FileNotFoundError:
             return 0
-        return self._empty_trash(name)
+        return self._empty_trash(name, keep_bytes=keep_bytes)
 
-    def _empty_trash(self, name: str) -> int:
+    def _empty_trash(self, name: str, *, keep_bytes: bool = False) -> int:
         """Remove one thing in the trash. The manifest goes last: a crash in between finds it again."""
         try:
             digests = {f.sha256 for f in self.read_manifest((*TRASH, name), name).files}
@@ -174,6 +181,8 @@ class TreeStore:
             with suppress(FileNotFoundError, NotADirectoryError):
                 shutil.rmtree(os.path.join(name, FILES), dir_fd=trash)
             hit("delete.unlinked")
+            if keep_bytes:
+                self._blobs.give_back(sorted(digests))
             freed = sum(self._blobs.drop_blob(sha256) for sha256 in sorted(digests))
             try:
                 shutil.rmtree(name, dir_fd=trash)
@@ -184,13 +193,20 @@ class TreeStore:
 
     def recover(self) -> None:
         """Finish what a crash interrupted: half-built trees, half-emptied trash, journals without a
-        part. At start, once. Parts and verified files stay: downloads go on from them.
+        part. At start, once. Parts and verified files stay, blobs that wait for their tree are verified
+        files again: downloads go on from them.
         """
         home = self._blobs.home
         with disk_errors(home.path), self._blobs.commit:
             for name in home.names(*TRASH):
                 self._empty_trash(name)
-            with home.directory(*TREES) as trees:
-                for name in os.listdir(trees):
-                    shutil.rmtree(name, dir_fd=trees)
+            if cut_off := home.names(*TREES):
+                with home.directory(*TREES) as trees:
+                    for name in cut_off:
+                        with suppress(FileNotFoundError):
+                            shutil.rmtree(os.path.join(name, FILES), dir_fd=trees)
+                    self._blobs.give_back(self._blobs.digests())
+                    # Last: while they are there, blobs without a tree are looked for.
+                    for name in cut_off:
+                        shutil.rmtree(name, dir_fd=trees)
             self._blobs.drop_lone_journals()

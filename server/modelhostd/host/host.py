@@ -130,7 +130,7 @@ class Host:
         second = self.registry.stage(artifacts.recovered(self.registry.decided))
         await first
         await second
-        await self.storage.finish_deletions()
+        await self.storage.take_away_leftovers()
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new work, let requests in flight end within ``grace_s``, and close the registry.

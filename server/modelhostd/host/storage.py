@@ -43,19 +43,19 @@ class Storage:
             begun=lambda o: self._operations.run(o.id, Phase.VERIFYING, work, cancellable=True),
         )
 
-    async def finish_deletions(self) -> None:
-        """Delete the files that a crash kept from being deleted; at start, before anything else works.
+    async def take_away_leftovers(self) -> None:
+        """Take away files that are not to be seen, since a crash came between them and their row.
 
-        Where the disk does not let it, CheckStorage finds them.
+        At start, before anything else works. Where the disk does not let it, CheckStorage finds them.
         """
         state = self._registry.committed
         try:
             on_disk = await self._files.on_disk(suspects(state))
-            for model, version in leftovers(state, on_disk):
-                freed = await self._files.delete_artifact(model, version)
-                log.info("deleted what a crash left", model=model, version=version, bytes=freed)
+            for left in leftovers(state, on_disk):
+                await self._files.delete_artifact(left.model, left.version, keep_bytes=left.wanted)
+                log.info("took away what a crash left", model=left.model, version=left.version)
         except ModelhostError as error:
-            log.error("files of deleted artifacts are left", message=error.message)
+            log.error("files that a crash left are still there", message=error.message)
 
     async def _check(self, deep: bool, repair: bool) -> Mapping[str, object]:
         findings = await self._files.check(self.expected(), deep=deep, repair=repair)
