@@ -5,8 +5,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +19,8 @@ from modelhostd.adapters.parts import kept_bytes
 from modelhostd.adapters.progress import Meter
 from modelhostd.adapters.pump import Transfer, fetch_file, kept_whole, part_key, with_retries
 from modelhostd.adapters.remote_headers import predict
+from modelhostd.adapters.sampling import enter, ticking
+from modelhostd.adapters.source import SourceAdapter
 from modelhostd.adapters.threads import cancellable, in_thread, to_the_end
 from modelhostd.adapters.trees import TreeStore
 from modelhostd.core.errors import ModelhostError, Reason
@@ -29,9 +30,6 @@ from modelhostd.core.safetensors_header import Header, predicted_bytes
 from modelhostd.core.sources import not_implemented, scheme_of
 from modelhostd.core.tasks import task_of
 from modelhostd.ports import DownloadJob, Fetched, RemoteFile, SourceFacts
-
-TICK_S = 0.1
-"""How often progress is sampled and standing connections are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,57 +41,66 @@ class Contact:
     time: float = 0.0
 
 
-class HubDownloads:
-    """Sources of the ``hf`` scheme and the way of their bytes; satisfies ``ports.Downloads``."""
+class SourceDownloads:
+    """Sources of every scheme in ``adapters``, and the way of their bytes; satisfies ``ports.Downloads``.
+
+    A source of any other scheme is UNIMPLEMENTED.
+    """
 
     def __init__(
         self,
-        config: HubConfig,
+        adapters: Mapping[str, SourceAdapter],
         store: BlobStore,
         trees: TreeStore,
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._hub = Hub(config)
+        self._adapters = dict(adapters)
         self._store = store
         self._trees = trees
         self._now = now
-        self.contact = Contact()
+        self._contacts: dict[str, Contact] = {}
+
+    def contact_with(self, scheme: str) -> Contact:
+        """Return what became of the last question to a source of a scheme."""
+        return self._contacts.get(scheme, Contact())
 
     async def inspect(self, source: Source) -> SourceFacts:
-        """Ask the Hub what it has: files, sizes, licence, task, and the weights' memory by headers."""
+        """Ask a source what it has: files, sizes, licence, task, and the weights' memory by headers."""
         canceller = Canceller()
-        connections = self._connect(canceller, source)
+        adapter = self._adapter(source)
+        connections = adapter.connections(canceller, source)
 
         def ask() -> SourceFacts:
             facts = with_retries(
-                lambda: self._hub.plan(connections, source),
-                self._hub.config.retry,
+                lambda: adapter.plan(connections, source),
+                adapter.retry,
                 canceller,
                 lambda _: None,
             )
-            return predict(self._hub, connections, facts)
+            return predict(adapter, connections, facts)
 
-        async with _ticking(canceller, connections, None, None):
-            return await self._noted(cancellable(canceller, ask))
+        async with ticking(canceller, connections, None, None):
+            return await self._noted(source, cancellable(canceller, ask))
 
     async def fetch(self, job: DownloadJob, report: Callable[[Progress], None]) -> Fetched:
         """Plan, fetch what is missing, check, publish."""
         canceller = Canceller()
-        connections = self._connect(canceller, job.source)
+        adapter = self._adapter(job.source)
+        connections = adapter.connections(canceller, job.source)
         meter = Meter()
 
         def ask() -> SourceFacts:
             return with_retries(
-                lambda: self._hub.plan(connections, job.source, allow_unsafe=job.allow_unsafe),
-                self._hub.config.retry,
+                lambda: adapter.plan(connections, job.source, allow_unsafe=job.allow_unsafe),
+                adapter.retry,
                 canceller,
                 lambda attempt: meter.retrying("", attempt),
             )
 
         with contextlib.ExitStack() as held:
-            async with _ticking(canceller, connections, meter, report):
-                facts = await self._noted(cancellable(canceller, ask))
+            async with ticking(canceller, connections, meter, report):
+                facts = await self._noted(job.source, cancellable(canceller, ask))
                 digests = (file.sha256 for file in facts.files if file.sha256)
                 held.enter_context(self._store.hold(digests))
                 manifest = await self._fetch(job, facts, connections, meter, report)
@@ -101,8 +108,9 @@ class HubDownloads:
             await self._publish(manifest, canceller)
         return Fetched(facts, manifest.files, meter.reused_bytes, manifest.predicted_bytes)
 
-    async def _noted(self, asking: Awaitable[SourceFacts]) -> SourceFacts:
+    async def _noted(self, source: Source, asking: Awaitable[SourceFacts]) -> SourceFacts:
         """Return the source's facts, and note whether it could be reached."""
+        scheme = scheme_of(source)
         state, message = "REACHABLE", ""
         try:
             return await asking
@@ -112,15 +120,17 @@ class HubDownloads:
                 message = error.message
             raise
         except asyncio.CancelledError:
-            state, message = self.contact.state, self.contact.message
+            before = self.contact_with(scheme)
+            state, message = before.state, before.message
             raise
         finally:
-            self.contact = Contact(state, message, self._now())
+            self._contacts[scheme] = Contact(state, message, self._now())
 
-    def _connect(self, canceller: Canceller, source: Source) -> Connections:
-        if scheme_of(source) != "hf":
-            raise not_implemented(source)
-        return self._hub.connections(canceller, source)
+    def _adapter(self, source: Source) -> SourceAdapter:
+        adapter = self._adapters.get(scheme_of(source))
+        if adapter is None:
+            raise not_implemented(source, self._adapters)
+        return adapter
 
     async def _fetch(
         self,
@@ -131,16 +141,17 @@ class HubDownloads:
         report: Callable[[Progress], None],
     ) -> Manifest:
         canceller = connections.canceller
+        adapter = self._adapter(job.source)
         meter.begin({file.path: file.size_bytes for file in facts.files})
         kept = await cancellable(canceller, partial(self._kept, facts, meter))
         missing = sorted(
             (file for file in facts.files if file.path not in kept),
             key=lambda file: (-file.size_bytes, file.path),
         )
-        _enter(meter, Phase.DOWNLOADING, report)
+        enter(meter, Phase.DOWNLOADING, report)
         with self._store.reserve(job.operation, meter.left_bytes) as written:
             transfer = Transfer(
-                self._hub,
+                adapter,
                 connections,
                 self._store,
                 meter,
@@ -150,7 +161,7 @@ class HubDownloads:
                 written,
             )
             digests = {**kept, **await self._fetch_files(transfer, missing)}
-        _enter(meter, Phase.VERIFYING, report)
+        enter(meter, Phase.VERIFYING, report)
         headers = await cancellable(
             canceller, lambda: self._check(facts, digests, canceller, job.allow_unsafe)
         )
@@ -159,7 +170,7 @@ class HubDownloads:
             for file in sorted(facts.files, key=lambda file: file.path)
         )
         predicted = predicted_bytes(headers)
-        _enter(meter, Phase.COMMITTING, report)
+        enter(meter, Phase.COMMITTING, report)
         return self._manifest(job, facts, files, predicted)
 
     def _kept(self, facts: SourceFacts, meter: Meter) -> dict[str, str]:
@@ -192,7 +203,7 @@ class HubDownloads:
                     transfer.canceller, partial(fetch_file, transfer, file)
                 )
 
-        workers = min(self._hub.config.files_at_once, len(missing))
+        workers = min(transfer.adapter.files_at_once, len(missing))
         tasks = [asyncio.create_task(fetch_some()) for _ in range(workers)]
         try:
             await asyncio.gather(*tasks)
@@ -266,39 +277,20 @@ class HubDownloads:
             raise
 
 
-def _enter(meter: Meter, phase: Phase, report: Callable[[Progress], None]) -> None:
-    """Go to the next phase and say so at once: a phase may be over before the next sample."""
-    meter.enter(phase)
-    report(meter.snapshot(time.monotonic()))
+class HubDownloads(SourceDownloads):
+    """The Hugging Face Hub alone."""
 
+    def __init__(
+        self,
+        config: HubConfig,
+        store: BlobStore,
+        trees: TreeStore,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__({"hf": Hub(config)}, store, trees, now=now)
 
-@asynccontextmanager
-async def _ticking(
-    canceller: Canceller,
-    connections: Connections,
-    meter: Meter | None,
-    report: Callable[[Progress], None] | None,
-) -> AsyncIterator[None]:
-    """Sample progress and end standing connections while the body runs; close everything after it."""
-
-    async def tick() -> None:
-        last: Progress | None = None
-        while True:
-            now = time.monotonic()
-            canceller.expire(now)
-            if meter is not None and report is not None:
-                sample = meter.snapshot(now)
-                if sample != last:
-                    report(sample)
-                    last = sample
-            await asyncio.sleep(TICK_S)
-
-    ticker = asyncio.create_task(tick())
-    try:
-        yield
-    finally:
-        ticker.cancel()
-        try:
-            await asyncio.gather(ticker, return_exceptions=True)
-        finally:
-            connections.close()
+    @property
+    def contact(self) -> Contact:
+        """What became of the last question to the Hub."""
+        return self.contact_with("hf")

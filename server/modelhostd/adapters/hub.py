@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modelhostd.adapters.cancel import Canceller
-from modelhostd.adapters.connections import Connections, Credential
-from modelhostd.adapters.hub_library import CURRENT, Exchange, invalid_url
+from modelhostd.adapters.connections import Connections, Credential, Response
+from modelhostd.adapters.http_reader import HttpFile, HttpReader
+from modelhostd.adapters.hub_library import CURRENT, Exchange, invalid_url, transient
 from modelhostd.adapters.hub_library import library as hub_library
 from modelhostd.adapters.wire import Limits, Transient, bad_reply
 from modelhostd.core import hub_replies
@@ -66,6 +67,16 @@ class Hub:
         self._endpoint = config.endpoint.rstrip("/")
         self.origin: Origin = parse_target(self._endpoint, "HF_ENDPOINT").origin
         self._policy = policy_for(self._endpoint, config.allow_http_hosts)
+
+    @property
+    def retry(self) -> RetryPolicy:
+        """How often and how long the Hub is tried again."""
+        return self.config.retry
+
+    @property
+    def files_at_once(self) -> int:
+        """Files of one download that are fetched side by side."""
+        return self.config.files_at_once
 
     @property
     def user_agent(self) -> str:
@@ -170,6 +181,37 @@ class Hub:
                 source.uri, f"{ascii(file.path)[:200]} changed digest or size on the way"
             )
         return join_url(url, str(found.location), source.uri)
+
+    def reader(
+        self, connections: Connections, source: Source, revision: str, file: RemoteFile
+    ) -> HttpReader:
+        """Return the reader of one file. Of LFS files the Hub is asked first where they are, which
+        also tells of gating.
+        """
+
+        def locate() -> str:
+            if file.sha256:
+                return self.locate(connections, source, revision, file)
+            return self.resolve_url(source, revision, file.path)
+
+        def refused(response: Response) -> Exception:
+            asked, headers = self.asked(source, file.path), response.headers
+            if response.status in hub_replies.TRANSIENT_STATUSES:
+                return transient(asked, response.status, headers)
+            code, message = headers.get("X-Error-Code"), headers.get("X-Error-Message")
+            return hub_replies.refusal(asked, response.status, code or "", message or "")
+
+        return HttpReader(
+            HttpFile(
+                connections,
+                file,
+                locate,
+                refused,
+                credential=self.credential,
+                headers={"User-Agent": self.user_agent, "X-HF-Download-Counter": "1"},
+                home=self.origin,
+            )
+        )
 
     @contextmanager
     def _exchange(

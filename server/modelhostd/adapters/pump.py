@@ -1,27 +1,23 @@
 """The bytes of one file: streamed, hashed on the way, gone on with after every kind of cut.
 
-One stream per file in a plain thread. A part that an earlier attempt left is hashed again and continued by
-Range; an answer that is not exactly the range asked for is taken from the first byte, or refused.
+One stream per file in a plain thread. A part that an earlier attempt left is hashed again and continued;
+where the source gives no ranges the file is taken from its first byte.
 """
 
 import hashlib
 import random
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from modelhostd.adapters.blobs import BlobStore
 from modelhostd.adapters.cancel import Canceller
-from modelhostd.adapters.connections import Connections, Response
-from modelhostd.adapters.hub import Hub
-from modelhostd.adapters.hub_library import transient
+from modelhostd.adapters.connections import Connections
 from modelhostd.adapters.layout import disk_errors
 from modelhostd.adapters.parts import Part
 from modelhostd.adapters.progress import Meter
+from modelhostd.adapters.source import Body, SourceAdapter, mismatch
 from modelhostd.adapters.wire import Transient, bad_reply
-from modelhostd.core.errors import ModelhostError, Reason
-from modelhostd.core.hub_replies import TRANSIENT_STATUSES, refusal
 from modelhostd.core.paths import printable
 from modelhostd.core.resources import Source
 from modelhostd.core.transfer import RetryPolicy
@@ -31,21 +27,17 @@ BUFFER_BYTES = 256 << 10
 GAIN_BYTES_MIN = 64 << 10
 """An attempt that brought less does not start the count of tries anew: a drip must end."""
 ATTEMPTS_MAX = 1000
-RENEWALS_MAX = 3
-"""Fresh locations in a row that refuse us before the refusal is believed."""
-
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 T = TypeVar("T")
 
 
-def part_key(file: RemoteFile, source: Source, commit: str) -> str:
+def part_key(file: RemoteFile, source: Source, revision: str) -> str:
     """Return the name of a file's part: its digest, so that any source of it can go on."""
     if file.sha256:
         return file.sha256
     if file.git_sha1:
         return f"git-{file.git_sha1}-{file.size_bytes}"
-    seed = "\0".join((source.uri, commit, file.path, str(file.size_bytes)))
+    seed = "\0".join((source.uri, revision, file.path, str(file.size_bytes)))
     return f"source-{hashlib.sha256(seed.encode()).hexdigest()}"
 
 
@@ -104,12 +96,12 @@ class _Hashes:
 class Transfer:
     """What the threads of one download share: its plan, and the means to carry it out."""
 
-    hub: Hub
+    adapter: SourceAdapter
     connections: Connections
     store: BlobStore
     meter: Meter
     source: Source
-    commit: str
+    revision: str
     model: str
     written: Callable[[int], None]
     """Takes bytes that are on disk now off the space promised to this download."""
@@ -127,7 +119,7 @@ def fetch_file(transfer: Transfer, file: RemoteFile) -> str:
     what can be gone on with is kept.
     """
     store, canceller = transfer.store, transfer.canceller
-    key = part_key(file, transfer.source, transfer.commit)
+    key = part_key(file, transfer.source, transfer.revision)
     with store.claim(key, canceller.is_cancelled), disk_errors(store.home.path):
         # Another download of the same file may have ended while this one waited for its turn.
         if (sha256 := store.found(key, file.size_bytes)) is not None:
@@ -177,14 +169,14 @@ def _fill(transfer: Transfer, file: RemoteFile, part: Part) -> str:
         hashes.restart()
     facts = {
         "source": transfer.source.uri,
-        "revision": transfer.commit,
+        "revision": transfer.revision,
         "file": file.path,
         "model": transfer.model,
         "expected": expected,
         "actual": actual,
     }
     name = transfer.store.quarantine_part(part, facts)
-    raise _mismatch(file, expected, actual, f"what came is in quarantine as {name}")
+    raise mismatch(file, expected, actual, f"what came is in quarantine as {name}")
 
 
 class _Stream:
@@ -195,9 +187,9 @@ class _Stream:
         self._file = file
         self._part = part
         self._hashes = hashes
-        self._url = ""
-        self._renewals = 0
-        self._ranges = True
+        self._reader = transfer.adapter.reader(
+            transfer.connections, transfer.source, transfer.revision, file
+        )
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
 
     def run(self) -> None:
@@ -216,84 +208,29 @@ class _Stream:
                 wait_for_next(
                     failure,
                     attempt,
-                    transfer.hub.config.retry,
+                    transfer.adapter.retry,
                     transfer.canceller,
                     lambda count: transfer.meter.retrying(path, count),
                 )
         raise bad_reply(transfer.source.uri, f"{printable(path)} did not end")
 
     def _attempt(self) -> None:
-        transfer = self._transfer
-        if not self._url:
-            self._url = self._location()
-        if self._part.position and not self._ranges:
-            self._restart()
-        position = self._part.position
-        headers = {"User-Agent": transfer.hub.user_agent, "X-HF-Download-Counter": "1"}
-        if position:
-            headers["Range"] = f"bytes={position}-"
-        response = transfer.connections.request(
-            "GET", self._url, headers, credential=transfer.hub.credential()
-        )
+        body = self._reader.open(self._part.position, self._file.size_bytes)
         try:
-            self._judge(response, position)
-            self._copy(response)
+            if body.start != self._part.position:
+                assert body.start == 0, body.start
+                self._part.restart()
+                self._hashes.restart()
+            self._copy(body)
         except BaseException:
-            response.close()
+            body.close()
             raise
 
-    def _location(self) -> str:
-        """Return where to ask. Of LFS files the Hub is asked first, which also tells of gating."""
-        transfer, file = self._transfer, self._file
-        if file.sha256:
-            return transfer.hub.locate(transfer.connections, transfer.source, transfer.commit, file)
-        return transfer.hub.resolve_url(transfer.source, transfer.commit, file.path)
-
-    def _judge(self, response: Response, position: int) -> None:
-        """Return when the body is what was asked for; a 200 to a range restarts the file."""
-        status, size, source = response.status, self._file.size_bytes, self._transfer.source.uri
-        if status == 206 and position:
-            found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
-            got = tuple(map(int, found.groups())) if found else ()
-            if got == (position, size - 1, size) and response.length in {None, size - position}:
-                return
-            self._ranges = False
-            raise Transient(bad_reply(source, "a range that was not asked for"), 0.0)
-        if status == 200:
-            if position:
-                self._restart()
-            if response.length not in {None, size}:
-                raise _mismatch(self._file, f"{size} bytes", f"{response.length} bytes", "")
-            return
-        if status == 416 and position:
-            self._ranges = False
-            raise Transient(bad_reply(source, "a range refused that should be there"), 0.0)
-        self._refuse(response)
-
-    def _refuse(self, response: Response) -> None:
-        transfer, headers = self._transfer, response.headers
-        asked = transfer.hub.asked(transfer.source, self._file.path)
-        if response.status in TRANSIENT_STATUSES:
-            raise transient(asked, response.status, headers)
-        error = refusal(
-            asked,
-            response.status,
-            headers.get("X-Error-Code") or "",
-            headers.get("X-Error-Message") or "",
-        )
-        signed = response.origin != transfer.hub.origin
-        if response.status in {401, 403} and signed and self._renewals < RENEWALS_MAX:
-            # A signed location has run out: ask the Hub for a fresh one.
-            self._renewals += 1
-            self._url = ""
-            raise Transient(error, 0.0)
-        raise error
-
-    def _copy(self, response: Response) -> None:
+    def _copy(self, body: Body) -> None:
         transfer, part, size = self._transfer, self._part, self._file.size_bytes
-        while count := response.read_into(self._buffer):
+        while count := body.read_into(self._buffer):
             if part.position + count > size:
-                raise _mismatch(self._file, f"{size} bytes", "more", "")
+                raise mismatch(self._file, f"{size} bytes", "more")
             data = self._buffer[:count]
             part.write(data)
             self._hashes.update(data)
@@ -303,19 +240,3 @@ class _Stream:
         if part.position < size:
             cause = f"the body ended at byte {part.position} of {size}"
             raise Transient(bad_reply(transfer.source.uri, cause))
-        self._renewals = 0
-
-    def _restart(self) -> None:
-        self._part.restart()
-        self._hashes.restart()
-
-
-def _mismatch(file: RemoteFile, expected: str, actual: str, then: str) -> ModelhostError:
-    shown = printable(file.path)
-    return ModelhostError(
-        Reason.CHECKSUM_MISMATCH,
-        f"{shown}: expected {expected}, got {actual}"
-        + (f"; {then}" if then else "")
-        + "; download again, and tell the publisher if it happens again",
-        {"file": shown, "expected": expected, "actual": actual},
-    )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from modelhostd.adapters.connections import Connections
-from modelhostd.adapters.hub import Hub
+from modelhostd.adapters.source import Reader, SourceAdapter
 from modelhostd.adapters.wire import Transient, bad_reply
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.safetensors_header import (
@@ -21,7 +21,7 @@ FIRST_BYTES = 64 << 10
 """Asked for first: most headers are shorter, so that one request is enough."""
 
 
-def predict(hub: Hub, connections: Connections, facts: SourceFacts) -> SourceFacts:
+def predict(adapter: SourceAdapter, connections: Connections, facts: SourceFacts) -> SourceFacts:
     """Return the facts with ``predicted_bytes``; 0 where it cannot be told (gated, no ranges, broken).
 
     Never fails for it: what a source has can be told without.
@@ -30,36 +30,42 @@ def predict(hub: Hub, connections: Connections, facts: SourceFacts) -> SourceFac
     if len(weights) > FILES_MAX:
         return replace(facts, predicted_bytes=sum(file.size_bytes for file in weights))
     try:
-        headers = [_remote_header(hub, connections, facts, file) for file in weights]
+        headers = [
+            _remote_header(
+                adapter.reader(connections, facts.source, facts.revision, file), file, connections
+            )
+            for file in weights
+        ]
     except (ModelhostError, Transient):
         return facts
     return replace(facts, predicted_bytes=predicted_bytes(headers))
 
 
-def _remote_header(
-    hub: Hub, connections: Connections, facts: SourceFacts, file: RemoteFile
-) -> Header:
-    if file.sha256:
-        url = hub.locate(connections, facts.source, facts.revision, file)
-    else:
-        url = hub.resolve_url(facts.source, facts.revision, file.path)
+def _remote_header(reader: Reader, file: RemoteFile, connections: Connections) -> Header:
     size = file.size_bytes
-    head = _range(hub, connections, url, 0, min(FIRST_BYTES, size), size)
+    head = _range(reader, connections, 0, min(FIRST_BYTES, size))
     length = header_length(head[:PREFIX_BYTES], size, file.path)
     end = PREFIX_BYTES + length
     if end > len(head):
-        head += _range(hub, connections, url, len(head), end, size)
+        head += _range(reader, connections, len(head), end)
     return parse_header(head[PREFIX_BYTES:end], size, file.path)
 
 
-def _range(hub: Hub, connections: Connections, url: str, start: int, end: int, size: int) -> bytes:
-    headers = {"Range": f"bytes={start}-{end - 1}", "User-Agent": hub.user_agent}
-    response = connections.request("GET", url, headers, credential=hub.credential())
-    whole = response.status == 200 and start == 0 and end == size
-    if not whole and response.headers.get("Content-Range") != f"bytes {start}-{end - 1}/{size}":
-        response.close()
-        raise bad_reply(connections.source, "no ranges")
-    data = response.read_all(end - start)
-    if len(data) != end - start:
-        raise bad_reply(connections.source, "a range cut short")
-    return data
+def _range(reader: Reader, connections: Connections, start: int, end: int) -> bytes:
+    body = reader.open(start, end)
+    try:
+        if body.start != start:
+            raise bad_reply(connections.source, "no ranges")
+        data = bytearray(end - start)
+        view = memoryview(data)
+        while view and (count := body.read_into(view)):
+            view = view[count:]
+        if view:
+            raise bad_reply(connections.source, "a range cut short")
+    except BaseException:
+        body.close()
+        raise
+    # Read to its end the connection is used again; more than was asked for is not read.
+    if body.read_into(memoryview(bytearray(1))):
+        body.close()
+    return bytes(data)

@@ -12,7 +12,7 @@ stored, logged and shown.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
@@ -119,11 +119,15 @@ def hub_repo(source: Source) -> str:
     return source.uri.removeprefix("hf://")
 
 
-def not_implemented(source: Source) -> ModelhostError:
-    """Return UNIMPLEMENTED for a scheme that parses, and that nothing fetches yet."""
+def not_implemented(source: Source, schemes: Iterable[str] = ("hf",)) -> ModelhostError:
+    """Return UNIMPLEMENTED for a scheme that parses, and that nothing fetches yet.
+
+    ``schemes`` are those that are fetched from.
+    """
+    use = ", ".join(f"{scheme}://" for scheme in schemes)
     return ModelhostError(
         Reason.UNIMPLEMENTED,
-        f"{source.uri}: fetching from {scheme_of(source)}:// is not implemented yet; use hf://org/name",
+        f"{source.uri}: fetching from {scheme_of(source)}:// is not implemented yet; use one of {use}",
         {"method": "DownloadModel"},
     )
 

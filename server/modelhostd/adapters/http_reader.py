@@ -1,0 +1,128 @@
+"""One file over HTTP: asked for by ranges, and only an answer that is exactly what was asked for counts."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from modelhostd.adapters.connections import Connections, Credential, Response
+from modelhostd.adapters.source import mismatch
+from modelhostd.adapters.wire import Transient, bad_reply
+from modelhostd.core.origins import Origin
+from modelhostd.core.paths import printable
+from modelhostd.ports import RemoteFile
+
+RENEWALS_MAX = 3
+"""Fresh locations in a row that refuse us before the refusal is believed."""
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+def no_credential() -> Credential | None:
+    """Return no credential."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class HttpFile:
+    """What a source says of how one of its files is asked for."""
+
+    connections: Connections
+    file: RemoteFile
+    locate: Callable[[], str]
+    """Returns the URL to ask; called again when a location was refused."""
+    refused: Callable[[Response], Exception]
+    """Returns the error of a status that is no answer: a ModelhostError, or Transient."""
+    credential: Callable[[], Credential | None] = no_credential
+    """Returns the token as it is now."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    home: Origin | None = None
+    """Whose refusals are believed at once: a 401 or 403 of another may be a location run out."""
+    changed: Callable[[Response], Exception | None] = lambda _: None
+    """Returns an error when an answer belongs to another version of the file than was planned."""
+    if_range: str = ""
+    """A strong validator for If-Range; empty where the digest decides."""
+    ranges: bool = True
+    """False where nothing would tell that two ranges are of the same version."""
+
+
+class HttpBody:
+    """An answer whose first byte is known to be the file's byte ``start``."""
+
+    def __init__(self, response: Response, start: int) -> None:
+        self.start = start
+        self._response = response
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Read what is there, at most ``len(buffer)``; 0 at the end. Raises Transient."""
+        return self._response.read_into(buffer)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._response.close()
+
+
+class HttpReader:
+    """The attempts at one file; satisfies ``source.Reader``."""
+
+    def __init__(self, asked: HttpFile) -> None:
+        self._asked = asked
+        self._url = ""
+        self._renewals = 0
+        self._ranges = asked.ranges
+
+    def open(self, start: int, end: int) -> HttpBody:
+        """Ask for the bytes from ``start`` to before ``end``; see ``source.Reader``."""
+        asked = self._asked
+        if not self._url:
+            self._url = asked.locate()
+        if not self._ranges:
+            start, end = 0, asked.file.size_bytes
+        headers = dict(asked.headers)
+        part = start > 0 or end < asked.file.size_bytes
+        if part:
+            headers["Range"] = f"bytes={start}-" + (
+                "" if end == asked.file.size_bytes else str(end - 1)
+            )
+            if asked.if_range:
+                headers["If-Range"] = asked.if_range
+        response = asked.connections.request(
+            "GET", self._url, headers, credential=asked.credential()
+        )
+        try:
+            began = self._judge(response, start, end, part=part)
+        except BaseException:
+            response.close()
+            raise
+        self._renewals = 0
+        return HttpBody(response, began)
+
+    def _judge(self, response: Response, start: int, end: int, *, part: bool) -> int:
+        """Return where the body begins, if it is what was asked for; a 200 to a range is all of it."""
+        status, file, source = response.status, self._asked.file, self._asked.connections.source
+        if status in {200, 206} and (error := self._asked.changed(response)) is not None:
+            raise error
+        if status == 206 and part:
+            found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+            got = tuple(map(int, found.groups())) if found else ()
+            if got == (start, end - 1, file.size_bytes) and response.length in {None, end - start}:
+                return start
+            self._ranges = False
+            raise Transient(bad_reply(source, "a range that was not asked for"), 0.0)
+        if status == 200:
+            if response.length not in {None, file.size_bytes}:
+                raise mismatch(file, f"{file.size_bytes} bytes", f"{response.length} bytes")
+            return 0
+        if status == 416 and part:
+            self._ranges = False
+            raise Transient(bad_reply(source, "a range refused that should be there"), 0.0)
+        if status == 206:
+            raise bad_reply(source, f"a part of {printable(file.path)} where all was asked for")
+        error = self._asked.refused(response)
+        elsewhere = self._asked.home is not None and response.origin != self._asked.home
+        if status in {401, 403} and elsewhere and self._renewals < RENEWALS_MAX:
+            # A signed location has run out: a fresh one is asked for.
+            assert not isinstance(error, Transient), error
+            self._renewals += 1
+            self._url = ""
+            raise Transient(error, 0.0)  # type: ignore[arg-type]
+        raise error
