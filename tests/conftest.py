@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -76,5 +77,9 @@ def _loopback_only(event: str, args: tuple[Any, ...]) -> None:
     if not loopback:
         raise RuntimeError(f"a test tried to connect to {host}: tests talk to loopback only")
 
+
+# A runner in the background of a shell ignores SIGINT, and so would every child that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 sys.addaudithook(_loopback_only)

@@ -153,7 +153,7 @@ def test_a_write_that_fails_inside_commit_leaves_nothing(path: Path) -> None:
         "soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (file.wal_path.stat().st_size + 20000, hard))\n"
         "try: file.commit(numbered(2, 'x' * 100000))\n"
-        "except ModelhostError as error: print(error.reason, error.metadata['cause'])\n"
+        "except ModelhostError as error: print(error.reason, error.metadata['cause'], flush=True)\n"
         "file.commit(numbered(2, 'small'))\n"
         "os._exit(0)\n"
     )
@@ -193,7 +193,7 @@ def test_a_commit_whose_fsync_failed_does_not_come_back_after_a_kill(path: Path)
         "file = DatabaseFile(Path(sys.argv[1])); file.open(); file.commit(numbered(1))\n"
         "exec(NO_FSYNC)\n"
         "try: file.commit(numbered(2))\n"
-        "except ModelhostError as error: print(error.reason, error.metadata['cause'])\n"
+        "except ModelhostError as error: print(error.reason, error.metadata['cause'], flush=True)\n"
         "os._exit(0)\n",
         str(path),
     )

@@ -29,6 +29,17 @@ class Channel:
         while data := self._socket.recv(RECEIVE_BYTES):
             yield from self._decoder.feed(data)
 
+    def receive(self, *, wait: bool) -> list[Frame] | None:
+        """Return the frames that the next chunk completes; None at the end.
+
+        Where nothing has come it waits, or returns none. Raises :class:`ProtocolError` for garbage.
+        """
+        try:
+            data = self._socket.recv(RECEIVE_BYTES, 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return []
+        return self._decoder.feed(data) if data else None
+
     def send(
         self, kind: Kind, flags: int, request: int, generation: int, header: bytes = b""
     ) -> None:

@@ -1,9 +1,14 @@
-"""The threads that run jobs: fair between instances, each instance in as many as it allows."""
+"""The threads that run jobs: fair between instances, each instance in as many as it allows.
+
+A job runs in a thread of the executor, or, where its instance has been quick, in the one that read it
+(:mod:`modelhostd.worker.readers`).
+"""
 
 import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 from modelhostd.core.errors import ModelhostError, Reason
@@ -16,7 +21,36 @@ log = logging.getLogger("modelhostd.worker")
 
 POISONED_EXIT = 70
 
+QUICK_NS = 500_000
+"""What an instance's requests take, answer included, to be served by the thread that reads."""
+TURN_NS = 1_000_000
+"""How long that thread serves before it looks for more to read."""
+
 Key = tuple[str, int]
+
+
+class _Entry:
+    """An instance that takes requests."""
+
+    __slots__ = ("hosted", "pace_ns", "running", "streams")
+
+    def __init__(self, hosted: Hosted) -> None:
+        self.hosted = hosted
+        self.running = 0
+        self.streams = 0
+        """Streaming requests, running or not: each may take for ever."""
+        self.pace_ns = float(TURN_NS)
+        """What its requests took of late. It begins as not quick: nobody knows yet."""
+
+    @property
+    def free(self) -> bool:
+        """Whether one more of its requests may start."""
+        return self.running < self.hosted.backend.concurrency
+
+    @property
+    def quick(self) -> bool:
+        """Whether one more may start in the thread that reads."""
+        return self.pace_ns < QUICK_NS and not self.streams and self.free
 
 
 class Executor:
@@ -26,11 +60,12 @@ class Executor:
         self, threads: int, queue_limit: int, box: BlackBox, exit: Callable[[int], None]
     ) -> None:
         """Prepare; ``exit`` ends the process, for a device fault that nothing survives."""
-        self.activities = [Activity(f"executor-{index}", box, index) for index in range(threads)]
+        self._threads = [Activity(f"executor-{index}", box, index) for index in range(threads)]
+        self.readers = [Activity(f"reader-{index}", box, threads + index) for index in range(2)]
+        self.activities = [*self._threads, *self.readers]
         self._exit = exit
         self._queue: FairQueue[Key, Job] = FairQueue(queue_limit)
-        self._hosted: dict[Key, Hosted] = {}
-        self._running: dict[Key, int] = {}
+        self._entries: dict[Key, _Entry] = {}
         self._live: dict[int, InferJob] = {}
         self._early: dict[int, None] = {}
         self._idle = threads
@@ -38,10 +73,12 @@ class Executor:
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._ended = threading.Condition(self._lock)
+        self._awaited = 0
+        self._running = 0
 
     def start(self) -> None:
         """Start the threads; they live as long as the process."""
-        for activity in self.activities:
+        for activity in self._threads:
             threading.Thread(
                 target=self._loop, args=(activity,), name=activity.name, daemon=True
             ).start()
@@ -54,14 +91,13 @@ class Executor:
     def add(self, hosted: Hosted) -> None:
         """Take requests for an instance from now on."""
         with self._lock:
-            self._hosted[hosted.key] = hosted
-            self._running[hosted.key] = 0
+            self._entries[hosted.key] = _Entry(hosted)
 
     def remove(self, key: Key) -> Hosted | None:
         """Take no more requests for an instance, refuse those that wait, wait for those that run."""
         with self._lock:
-            hosted = self._hosted.pop(key, None)
-            if hosted is None:
+            entry = self._entries.pop(key, None)
+            if entry is None:
                 return None
             waiting = self._queue.discard(key)
             for job in waiting:
@@ -70,21 +106,49 @@ class Executor:
                 if running.key == key:
                     running.unload()
         for job in waiting:
-            job.refuse(failures.not_loaded(hosted.model))
-        with self._lock:
-            self._ended.wait_for(lambda: self._running[key] == 0)
-            del self._running[key]
-        return hosted
+            job.refuse(failures.not_loaded(entry.hosted.model))
+        self._wait(lambda: entry.running == 0)
+        return entry.hosted
 
-    def submit(self, job: Job) -> None:
-        """Queue a job, or refuse it at once."""
+    def submit(self, job: Job, *, here: bool = False) -> bool:
+        """Queue a job, or refuse it at once. True: its instance is quick and the caller, who said ``here``,
+        is to call :meth:`serve`.
+        """
         with self._lock:
             error = self._admit(job)
             if error is None:
-                if self._idle and self._ready(job.key):
+                entry = self._entries[job.key]
+                if here and entry.quick:
+                    return True
+                if self._idle and entry.free:
                     self._work.notify()
-                return
+                return False
         job.refuse(error)
+        return False
+
+    def serve(self, activity: Activity) -> bool:
+        """Run waiting jobs of quick instances in this thread, for a turn; whether some may be left."""
+        end_ns = time.monotonic_ns() + TURN_NS
+        with self._lock:
+            taken = self._take(_quick)
+        while taken is not None:
+            self._run(*taken, activity)
+            more = time.monotonic_ns() < end_ns
+            with self._lock:
+                self._end(*taken)
+                taken = self._take(_quick) if more else None
+                if not more and len(self._queue):
+                    return True
+        with self._lock:
+            # What was left to this thread and has become slow since.
+            if len(self._queue) and self._idle:
+                self._work.notify()
+        return False
+
+    def wake(self) -> None:
+        """Have the executor's own threads look for work: who was to do it is busy."""
+        with self._lock:
+            self._work.notify_all()
 
     def cancel(self, request: int) -> None:
         """Stop a request: out of the queue, or at its next check. A later arrival is refused too.
@@ -103,6 +167,9 @@ class Executor:
             waited = self._queue.remove(request) is not None
             if waited:
                 del self._live[request]
+                entry = self._entries.get(job.key)
+                if job.streaming and entry is not None:
+                    entry.streams -= 1
         if waited:
             job.refuse(failures.cancelled())
 
@@ -116,13 +183,19 @@ class Executor:
         """Refuse what comes from now on, and return when all that was accepted is answered."""
         with self._lock:
             self._draining = True
-            self._ended.wait_for(lambda: not self._live and not any(self._running.values()))
+        self._wait(lambda: not self._live and not self._running)
+
+    def _wait(self, done: Callable[[], bool]) -> None:
+        with self._lock:
+            self._awaited += 1
+            self._ended.wait_for(done)
+            self._awaited -= 1
 
     def _admit(self, job: Job) -> ModelhostError | None:
         if self._draining:
             return ModelhostError(Reason.SHUTTING_DOWN, "The worker is shutting down.")
-        hosted = self._hosted.get(job.key)
-        if hosted is None:
+        entry = self._entries.get(job.key)
+        if entry is None:
             return failures.not_loaded(job.instance)
         if isinstance(job, InferJob) and self._early and job.request in self._early:
             del self._early[job.request]
@@ -130,48 +203,76 @@ class Executor:
         if not self._queue.push(job.key, job.ticket, job.priority, job):
             return ModelhostError(
                 Reason.QUEUE_FULL,
-                f"{self._queue.limit} requests wait in the worker of devices/{hosted.device}; "
+                f"{self._queue.limit} requests wait in the worker of devices/{entry.hosted.device}; "
                 "retry later or send fewer at a time.",
-                {"model": hosted.model, "queue": "worker", "limit": str(self._queue.limit)},
+                {"model": entry.hosted.model, "queue": "worker", "limit": str(self._queue.limit)},
                 retry_delay_s=1.0,
             )
         if isinstance(job, InferJob):
             self._live[job.request] = job
+        if job.streaming:
+            entry.streams += 1
         return None
 
-    def _ready(self, key: Key) -> bool:
-        hosted = self._hosted.get(key)
-        return hosted is not None and self._running[key] < hosted.backend.concurrency
+    def _take(self, fit: Callable[[_Entry], bool]) -> "tuple[_Entry, Job] | None":
+        """Take the next job of an instance that is ``fit``, as one that runs; the lock is held."""
+        entries = self._entries
+        found = self._queue.pop(lambda key: fit(entries[key]))
+        if found is None:
+            return None
+        key, job = found
+        entry = entries[key]
+        entry.running += 1
+        self._running += 1
+        return entry, job
+
+    def _end(self, entry: _Entry, job: Job) -> None:
+        """Count a job out; the lock is held."""
+        entry.running -= 1
+        self._running -= 1
+        self._live.pop(job.ticket, None)
+        if job.streaming:
+            entry.streams -= 1
+        if self._awaited:
+            self._ended.notify_all()
+
+    def _run(self, entry: _Entry, job: Job, activity: Activity) -> None:
+        hosted = entry.hosted
+        begin_ns = activity.begin(hosted.model)
+        try:
+            error = job.run(hosted, activity)
+        except OSError:
+            # The daemon's end of the socket is gone, and this process is about to be.
+            log.debug("an answer was not sent", exc_info=True)
+            error = None
+        if error is not None and hosted.backend.is_poisoned(error):
+            log.error("the device is in an undefined state; this worker ends", exc_info=error)
+            sys.stderr.flush()
+            self._exit(POISONED_EXIT)
+        activity.end()
+        # One slow request makes the instance slow for the next ones, several quick ones undo it.
+        entry.pace_ns += (time.monotonic_ns() - begin_ns - entry.pace_ns) / 4
 
     def _loop(self, activity: Activity) -> None:
         while True:
             with self._lock:
-                while (taken := self._queue.pop(self._ready)) is None:
+                while (taken := self._take(_free)) is None:
                     self._work.wait()
-                key, job = taken
-                hosted = self._hosted[key]
-                self._running[key] += 1
                 self._idle -= 1
-            activity.begin(hosted.model)
-            try:
-                error = job.run(hosted, activity)
-            except OSError:
-                # The daemon's end of the socket is gone, and this process is about to be.
-                log.debug("an answer was not sent", exc_info=True)
-                error = None
-            if error is not None and hosted.backend.is_poisoned(error):
-                log.error("the device is in an undefined state; this worker ends", exc_info=error)
-                sys.stderr.flush()
-                self._exit(POISONED_EXIT)
-            # Held longer, these would keep a request's tensors alive while the thread is idle.
-            del taken, error
-            activity.end()
+            self._run(*taken, activity)
             with self._lock:
-                self._running[key] -= 1
+                self._end(*taken)
                 self._idle += 1
-                self._live.pop(job.ticket, None)
-                self._ended.notify_all()
-            del job, hosted
+            # Held longer, it would keep a request's tensors alive while the thread is idle.
+            del taken
+
+
+def _free(entry: _Entry) -> bool:
+    return entry.free
+
+
+def _quick(entry: _Entry) -> bool:
+    return entry.quick
 
 
 def exit_now(code: int) -> None:

@@ -49,12 +49,13 @@ class Activity:
     progress: int = 0
     model: str = ""
 
-    def begin(self, model: str) -> None:
-        """Note that work for ``model`` starts."""
+    def begin(self, model: str) -> int:
+        """Note that work for ``model`` starts; return when, in monotonic nanoseconds."""
         self.model = model
         self.progress += 1
-        work = Work(threading.get_ident(), time.monotonic_ns(), model, self.loading)
-        self.box.write(self.entry, work)
+        now = time.monotonic_ns()
+        self.box.write(self.entry, Work(threading.get_ident(), now, model, self.loading))
+        return now
 
     def advance(self) -> None:
         """Note that the work gets on."""
@@ -210,6 +211,7 @@ class CheckJob:
     generation: int
     instance: str
     priority: int = CHECK_PRIORITY
+    streaming: bool = False
 
     @property
     def key(self) -> tuple[str, int]:

@@ -1,7 +1,7 @@
 """A worker from the handshake to its end: reads both sockets, hands work to the threads.
 
-Threads: the main one reads control and takes signals, one reads data, one beats, a few run inference
-(executor), and each load and unload has its own. Only the executor's and the loads' run backends.
+Threads: the main one reads control and takes signals, one of two reads data (and runs quick requests), one
+beats, a few run inference (executor), and each load and unload has its own.
 """
 
 import gc
@@ -21,6 +21,7 @@ from modelhostd.worker.channel import Channel, DataChannel
 from modelhostd.worker.executor import Executor, exit_now
 from modelhostd.worker.jobs import CheckJob, InferJob
 from modelhostd.worker.loader import Loader
+from modelhostd.worker.readers import Readers, Received
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
 from modelhostd.worker.wire.arena import Arena
@@ -51,6 +52,8 @@ class Worker:
         self._descriptors = descriptors
         self._control = Channel(_adopt(descriptors.control), frames.CONTROL_TO_WORKER)
         self._assemblies: dict[int, _Assembly] = {}
+        # The executor is made after it.
+        self._readers = Readers(self._wake)  # noqa: PLW0108
         self._greeted = False
         self._data: DataChannel
         self._requests: Arena
@@ -112,10 +115,13 @@ class Worker:
         threads = hello.executor_threads or max(2, min(MAX_THREADS, cores))
         self._executor = Executor(threads, hello.queue_limit, box, exit_now)
         self._loader = Loader(hello.device, found, self._executor, self._control, box)
-        signal.signal(signal.SIGTERM, self._terminate)
+        self._await_sigterm()
         self._executor.start()
-        for target in (self._read_data, self._beat):
-            threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True).start()
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        for index, activity in enumerate(self._executor.readers):
+            threading.Thread(
+                target=self._read_data, args=(index,), name=activity.name, daemon=True
+            ).start()
         return found
 
     def _take_control(self, frame: Frame) -> None:
@@ -134,23 +140,39 @@ class Worker:
             else:
                 self._executor.cancel(frame.request)
 
-    def _read_data(self) -> None:
+    def _read_data(self, index: int) -> None:
+        activity = self._executor.readers[index]
         try:
-            for frame in self._data.frames():
-                if frame.kind == Kind.REQUEST:
-                    self._take_request(frame)
-                else:
-                    credit = worker_pb2.CreditHeader.FromString(frame.header)
-                    self._data.release(list(credit.slots))
-                    if credit.responses:
-                        self._executor.add_credit(frame.request, credit.responses)
+            self._readers.run(index, self._receive, lambda: self._executor.serve(activity))
         except (ProtocolError, DecodeError):
             log.exception("the daemon broke the protocol on the data socket")
             exit_now(PROTOCOL_EXIT)
         except OSError:
             log.debug("the data socket is gone", exc_info=True)
 
-    def _take_request(self, frame: Frame) -> None:
+    def _receive(self, *, wait: bool, serves: bool) -> Received:
+        """Take what has come on the data socket; ``serves``: the caller runs what is quick."""
+        frames_here = self._data.receive(wait=wait)
+        if frames_here is None:
+            return Received.END
+        left = False
+        for frame in frames_here:
+            if frame.kind == Kind.REQUEST:
+                job = self._job(frame)
+                if job is not None and self._executor.submit(job, here=serves):
+                    left = True
+            else:
+                credit = worker_pb2.CreditHeader.FromString(frame.header)
+                self._data.release(list(credit.slots))
+                if credit.responses:
+                    self._executor.add_credit(frame.request, credit.responses)
+        return Received.QUICK if left else Received.NOTHING
+
+    def _wake(self) -> None:
+        self._executor.wake()
+
+    def _job(self, frame: Frame) -> InferJob | None:
+        """Return the request that a frame completes."""
         assembly = self._assemblies.get(frame.request)
         payload: bytes | memoryview
         if assembly is None:
@@ -158,7 +180,7 @@ class Worker:
             arrived_ns = time.monotonic_ns()
             if frame.flags & frames.MORE:
                 self._assemble(header, arrived_ns, frame)
-                return
+                return None
             payload = frame.payload
             if frame.flags & frames.ARENA:
                 if not self._requests.holds(header.slot_offset, header.slot_length):
@@ -167,23 +189,21 @@ class Worker:
         else:
             assembly.add(frame.payload)
             if frame.flags & frames.MORE:
-                return
+                return None
             header, arrived_ns, payload = assembly.header, assembly.arrived_ns, assembly.whole()
             del self._assemblies[frame.request]
-        self._executor.submit(
-            InferJob(
-                self._data,
-                frame.request,
-                frame.generation,
-                header.instance,
-                header.model_name,
-                header.priority,
-                payload,
-                arrived_ns,
-                header.deadline_ns or None,
-                credit=header.credit,
-                streaming=header.credit > 0,
-            )
+        return InferJob(
+            self._data,
+            frame.request,
+            frame.generation,
+            header.instance,
+            header.model_name,
+            header.priority,
+            payload,
+            arrived_ns,
+            header.deadline_ns or None,
+            credit=header.credit,
+            streaming=header.credit > 0,
         )
 
     def _assemble(self, header: worker_pb2.RequestHeader, arrived_ns: int, frame: Frame) -> None:
@@ -210,9 +230,23 @@ class Worker:
             except OSError:
                 return
 
-    def _terminate(self, number: int, frame: object) -> None:
-        del number, frame
-        threading.Thread(target=self._finish, name="finish", daemon=True).start()
+    def _await_sigterm(self) -> None:
+        """Finish on SIGTERM, whichever thread the kernel gives it to.
+
+        Python runs handlers in the main thread, which may stand in a read that a signal to another
+        thread does not end; the byte in the pipe is written where the signal arrives.
+        """
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+
+        def wait() -> None:
+            while os.read(read, 1) != bytes([signal.SIGTERM]):
+                pass
+            self._finish()
+
+        threading.Thread(target=wait, name="finish", daemon=True).start()
 
     def _finish(self) -> None:
         self._executor.drain()
