@@ -140,6 +140,10 @@ class Call:
                 task.cancel()
                 # Its finally blocks run before the caller goes on.
                 await asyncio.wait({task})
+            if not task.cancelled():
+                # Looked at, or it would be logged as lost: a caller that leaves as the work ends
+                # never asks for the outcome.
+                task.exception()
 
     async def until_shutdown(self, items: AsyncIterator[T]) -> AsyncGenerator[T, None]:
         """Yield what ``items`` (an async generator) yields; raise SHUTTING_DOWN once draining begins."""
