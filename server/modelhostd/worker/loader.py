@@ -96,6 +96,8 @@ class Loader:
         except BaseException as error:
             return failures.from_load(error, header.model, name, *load.about)
         self._executor.add(hosted)
+        # Before the answer: who has it may kill the worker, which is then to blame on nobody.
+        load.activity.end()
         self._channel.send(
             Kind.LOADED, frames.FINAL, load.request, load.generation, loaded.SerializeToString()
         )
