@@ -52,8 +52,7 @@ class Worker:
         self._descriptors = descriptors
         self._control = Channel(_adopt(descriptors.control), frames.CONTROL_TO_WORKER)
         self._assemblies: dict[int, _Assembly] = {}
-        # The executor is made after it.
-        self._readers = Readers(self._wake)  # noqa: PLW0108
+        self._readers = Readers(self._wake)
         self._greeted = False
         self._data: DataChannel
         self._requests: Arena
