@@ -235,9 +235,12 @@ async def test_a_reader_that_history_overtakes_is_told(world: World) -> None:
         error = await watch.fail()
         info = info_of(error)
         assert info.reason == "SEQUENCE_COMPACTED"
+        # On a busy machine history may overtake it before its first event.
         events = watch.stream.events
-        validate.check_contiguous(events, 1, events[-1].sequence)
-        assert int(info.metadata["startSequence"]) == events[-1].sequence + 1
+        last = events[-1].sequence if events else 0
+        if events:
+            validate.check_contiguous(events, 1, last)
+        assert int(info.metadata["startSequence"]) == last + 1
 
 
 async def test_progress_is_sampled_only_where_it_is_asked_for(world: World) -> None:
