@@ -192,10 +192,6 @@ async def test_a_check_that_is_not_answered_in_time_is_unhealthy(tmp_path):
         await reply
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="known: a worker now and then does not end by itself after SIGTERM and is killed instead",
-)
 async def test_stop_lets_requests_finish_and_refuses_new_work(tmp_path):
     """Stopping answers what is in flight, then ends the process; nothing can be asked any more."""
     gate = tmp_path / "gate"

@@ -77,7 +77,7 @@ class ProcessWorkers:
     ) -> "asyncio.Future[InferReply]":
         """Send one request now; see :meth:`modelhostd.ports.Workers.infer`."""
         held = self._held.get((device, instance, generation))
-        if held is None:
+        if held is None or self._stopping:
             reply: asyncio.Future[InferReply] = asyncio.get_running_loop().create_future()
             reply.set_exception(self._missing(device, instance))
             return reply
@@ -97,7 +97,7 @@ class ProcessWorkers:
     ) -> AsyncIterator[InferReply]:
         """Send one request and yield its responses; leaving the iterator cancels it."""
         held = self._held.get((device, instance, generation))
-        if held is None:
+        if held is None or self._stopping:
             raise self._missing(device, instance)
         worker, spec = held
         return worker.stream_infer(spec, name, payload, timeout_s, priority)
