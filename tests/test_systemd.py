@@ -153,7 +153,7 @@ def test_what_the_example_comments_out_is_valid(tmp_path: Path) -> None:
     assert shown.explicit > {"grpc", "budgets", "settings.keep_alive_s", "downloads.endpoint"}
     shipped = flat(loaded(EXAMPLE))
     different = {name for name, value in flat(shown).items() if value != shipped[name]}
-    assert different == {"budgets"}
+    assert different == {"budgets", "downloads.file_roots"}
 
 
 def test_the_service_keeps_its_state_where_the_unit_says() -> None:

@@ -78,6 +78,8 @@ class DownloadConfig:
     """The Hub. Another one allows that host, on any port, and nothing else."""
     cache: Path | None = key(None, values.absolute, variables=("HF_HUB_CACHE",))
     """Hugging Face's cache; a file that is in it is taken from there. Default: where it usually is."""
+    file_roots: tuple[Path, ...] = key((), values.absolutes)
+    """Folders beneath which ``file:///...`` sources may be; none = no such sources."""
     token: Secret | None = key(
         None,
         lambda value: Secret(values.text(value).strip()),

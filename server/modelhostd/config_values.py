@@ -168,6 +168,11 @@ def texts(value: Any) -> tuple[str, ...]:
     return tuple(text(part) for part in value)
 
 
+def absolutes(value: Any) -> tuple[Path, ...]:
+    """Return a list of absolute paths; in a variable or flag they are separated by commas."""
+    return tuple(absolute(part) for part in texts(value))
+
+
 def sizes_by_name(value: Any) -> dict[str, int]:
     """Return name -> bytes; in a variable or flag ``cpu=8GiB,cuda-0=20GiB``."""
     if isinstance(value, str):

@@ -14,7 +14,7 @@ import platform
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 from modelhostd import config_load, process
@@ -24,10 +24,12 @@ from modelhostd.adapters.blobs import BlobStore, StoreConfig
 from modelhostd.adapters.clock import SystemClock
 from modelhostd.adapters.database import FILE_NAME, SqliteDatabase
 from modelhostd.adapters.devices import MachineDevices
-from modelhostd.adapters.downloads import HubDownloads
+from modelhostd.adapters.downloads import SourceDownloads
 from modelhostd.adapters.files import FileStore
-from modelhostd.adapters.hub import HubConfig
+from modelhostd.adapters.hub import Hub, HubConfig
+from modelhostd.adapters.local_files import LocalConfig, LocalFiles
 from modelhostd.adapters.notify import Notifier
+from modelhostd.adapters.source import SourceAdapter
 from modelhostd.adapters.trees import TreeStore
 from modelhostd.adapters.wire import Limits
 from modelhostd.adapters.workers.config import WorkersConfig
@@ -79,7 +81,7 @@ class Daemon:
         self._store = BlobStore(StoreConfig(home=config.home))
         trees = TreeStore(self._store)
         self._files = FileStore(self._store, trees)
-        self._downloads = HubDownloads(_hub_config(config), self._store, trees)
+        self._downloads = SourceDownloads(_adapters(config), self._store, trees)
         self._database = SqliteDatabase(config.home / FILE_NAME)
         self._workers = ProcessWorkers(_workers_config(config))
         self.host = Host(
@@ -275,17 +277,24 @@ class Daemon:
 
     def _sources(self) -> Sequence[SourceStatus]:
         """Return the sources that this daemon can ask, and what became of the last question."""
-        downloads, contact = self.config.downloads, self._downloads.contact
-        return (
-            SourceStatus(
-                "hf",
-                downloads.endpoint,
-                contact.state,
-                contact.message,
-                contact.time,
-                has_credential=downloads.token is not None,
-            ),
-        )
+        downloads = self.config.downloads
+        asked = {"hf": (downloads.endpoint, downloads.token is not None)}
+        if downloads.file_roots:
+            asked["file"] = ("", False)
+        statuses = []
+        for scheme, (endpoint, has_credential) in asked.items():
+            contact = self._downloads.contact_with(scheme)
+            statuses.append(
+                SourceStatus(
+                    scheme,
+                    endpoint,
+                    contact.state,
+                    contact.message,
+                    contact.time,
+                    has_credential=has_credential,
+                )
+            )
+        return statuses
 
 
 def _installed(package: str) -> str:
@@ -304,6 +313,14 @@ def _host_config(config: Config) -> HostConfig:
         keep_operations=config.operations.count,
         keep_operations_s=config.operations.age_s,
     )
+
+
+def _adapters(config: Config) -> Mapping[str, SourceAdapter]:
+    """Return what models can be fetched from, by scheme."""
+    return {
+        "hf": Hub(_hub_config(config)),
+        "file": LocalFiles(LocalConfig(config.downloads.file_roots)),
+    }
 
 
 def _hub_config(config: Config) -> HubConfig:

@@ -112,6 +112,8 @@ class RemoteFile:
     size_bytes: int
     sha256: str = ""
     git_sha1: str = ""
+    validator: str = ""
+    """What changes with the file where there is no digest: an ETag, a time, an id of the source's."""
 
 
 @dataclass(frozen=True, slots=True)
