@@ -112,6 +112,8 @@ class RemoteFile:
     size_bytes: int
     sha256: str = ""
     git_sha1: str = ""
+    checksum: str = ""
+    """``sha1:`` or ``md5:`` and hex digits, where the source knows no better one."""
     validator: str = ""
     """What changes with the file where there is no digest: an ETag, a time, an id of the source's."""
 

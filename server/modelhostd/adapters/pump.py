@@ -74,22 +74,27 @@ def wait_for_next(
 class _Hashes:
     """The digests of a file's bytes so far."""
 
-    size: int
-    git: bool
+    file: RemoteFile
 
     def __post_init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
         self.sha256: Any = hashlib.sha256()
-        # git's name of a blob is the SHA-1 of a header with its length, and its bytes.
-        header = b"blob %d\0" % self.size
-        self.sha1: Any = hashlib.sha1(header, usedforsecurity=False) if self.git else None
+        self.told: Any = None
+        """The source's own kind of digest, where it is not SHA-256."""
+        if not self.file.sha256 and self.file.git_sha1:
+            # git's name of a blob is the SHA-1 of a header with its length, and its bytes.
+            header = b"blob %d\0" % self.file.size_bytes
+            self.told = hashlib.sha1(header, usedforsecurity=False)
+        elif not self.file.sha256 and self.file.checksum:
+            name = self.file.checksum.partition(":")[0]
+            self.told = hashlib.new(name, usedforsecurity=False)
 
     def update(self, data: memoryview) -> None:
         self.sha256.update(data)
-        if self.sha1 is not None:
-            self.sha1.update(data)
+        if self.told is not None:
+            self.told.update(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +156,14 @@ def kept_whole(
 
 def _fill(transfer: Transfer, file: RemoteFile, part: Part) -> str:
     """Bring a part to its full size with the right digest; return its SHA-256."""
-    hashes = _Hashes(file.size_bytes, git=bool(file.git_sha1))
+    hashes = _Hashes(file)
     resumed = part.position > 0
     part.rehash(hashes.update, transfer.canceller.check)
     while True:
         _Stream(transfer, file, part, hashes).run()
         sha256 = str(hashes.sha256.hexdigest())
-        expected = file.sha256 or file.git_sha1
-        actual = sha256 if file.sha256 or hashes.sha1 is None else str(hashes.sha1.hexdigest())
+        expected = file.sha256 or file.git_sha1 or file.checksum.partition(":")[2]
+        actual = sha256 if hashes.told is None else str(hashes.told.hexdigest())
         if not expected or actual == expected:
             return sha256
         if not resumed:
