@@ -65,23 +65,26 @@ class FetchedLoads:
             )
         if device:
             self._registry.decided.device(device)
-        operation, new, done = self._operations.begin(
+        op_rules.refuse_while_deleted(self._registry.decided.operations.values(), model_id)
+        return await self._operations.start(
             OperationKind.LOAD,
             model=model_id,
             join_key=f"load:{model_id}",
             priority=priority or 0,
             principal=principal,
             request=request,
+            begun=lambda operation: self._begun(operation, device, priority, principal),
         )
-        if new:
-            task = asyncio.create_task(
-                self._run(operation, device, priority, principal), name=f"fetch {model_id}"
-            )
-            self._tasks[operation.id] = task
-            task.add_done_callback(lambda t: self._ended(operation, t))
-            self._operations.on_cancel(operation.id, lambda: _cancel(task))
-        await done
-        return self._operations.get(operation.id)
+
+    def _begun(
+        self, operation: Operation, device: str, priority: int | None, principal: str
+    ) -> None:
+        task = asyncio.create_task(
+            self._run(operation, device, priority, principal), name=f"fetch {operation.model}"
+        )
+        self._tasks[operation.id] = task
+        task.add_done_callback(lambda t: self._ended(operation, t))
+        self._operations.on_cancel(operation.id, lambda: _cancel(task))
 
     async def stop(self) -> None:
         """End the waits; their operations end with the daemon."""

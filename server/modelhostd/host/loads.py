@@ -330,6 +330,7 @@ class Loads:
         return {
             "instance": instance_key(route.model, route.instance),
             "device": route.device,
+            "backend": route.loaded.backend if route.loaded is not None else "",
             "measured_bytes": self._occupancy.ledger.held(route.device, route.model),
         }
 
