@@ -1,0 +1,82 @@
+"""How tests and the soak run the programs of this folder, and the repositories that these download."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from bench.loopback_hub import Fault, LoopbackHub, Repo
+from tests.adapters.downloads_support import safetensors
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+BROKEN = "org/r3", "v2"
+"""What is served with a flipped bit, each time: it must never become a model."""
+
+
+def repositories() -> dict[str, Repo]:
+    """Return small repositories that share a file, each in two revisions."""
+    repos = {}
+    for number in range(4):
+        repo = Repo(_files(number))
+        repo.commit(_files(number + 100), branch="v2")
+        repos[f"org/r{number}"] = repo
+    return repos
+
+
+def _files(seed: int) -> dict[str, bytes]:
+    return {
+        "config.json": b'{"model_type": "bert"}',
+        "model.safetensors": safetensors(1000 + seed, seed),
+        "nested/shared.txt": b"shared" * 50,
+    }
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[LoopbackHub]:
+    """Serve the repositories, with one file that never has the digest that is announced."""
+    repos = repositories()
+    name, branch = BROKEN
+    repo = repos[name]
+    weights = repo.commits[repo.refs[branch]]["model.safetensors"]
+    with LoopbackHub(repos) as hub:
+        hub.fault(Fault(f"*{weights.sha256}*", where="cdn", times=1 << 30, corrupt_at=500))
+        yield hub
+
+
+class ProgramFailed(AssertionError):
+    """A program found a broken promise, or broke; the text is what it wrote."""
+
+
+def run(program: str, *arguments: object, timeout_s: float, source: Path = ROOT) -> dict[str, Any]:
+    """Run a program of this folder and return the totals that it prints; raises ProgramFailed.
+
+    ``source`` is the checkout that is run, program and daemon alike.
+    """
+    paths = [str(source / name) for name in ("server", "client", ".")]
+    done = subprocess.run(
+        [sys.executable, str(source / HERE.relative_to(ROOT) / program), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ProgramFailed(f"{program} {arguments}: {done.returncode}\n{done.stderr[-8000:]}")
+    totals: dict[str, Any] = json.loads(done.stdout)
+    return totals
+
+
+def run_parts(
+    program: str, parts: Sequence[Sequence[object]], *, timeout_s: float
+) -> list[dict[str, Any]]:
+    """Run a program several times side by side: it mostly waits. Raises the first ProgramFailed."""
+    with ThreadPoolExecutor(len(parts)) as pool:
+        runs = [pool.submit(run, program, *part, timeout_s=timeout_s) for part in parts]
+        return [run.result() for run in runs]
