@@ -1,8 +1,7 @@
 """A load generator for one unary gRPC method: bytes out, bytes in, no gRPC library in between.
 
 A gRPC client in Python costs more than the server under test and hides it. This one sends frames that are
-encoded beforehand and looks at nothing but frame headers of what comes back. HTTP/2 is RFC 9113, header
-compression RFC 7541 (literals without indexing only), the mapping gRPC's PROTOCOL-HTTP2.md.
+encoded beforehand and looks at nothing but frame headers of what comes back.
 """
 
 import socket
@@ -12,9 +11,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Self
 
-_DATA, _HEADERS, _RST, _SETTINGS, _PING, _GOAWAY, _WINDOW = 0, 1, 3, 4, 6, 7, 8
-_END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+from bench import h2_frames as h2
+
 _LARGE = 2**31 - 1
 _FRAME_MAX = 1 << 20
 _OWN_WINDOW = _LARGE - 65_535
@@ -68,7 +66,7 @@ class Load:
             self._socket = socket.create_connection((host, int(port)))
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.settimeout(60.0)
-        self._headers = _header_block(self.path)
+        self._headers = h2.request_headers(self.path)
         self._next_stream = 1
         self._window = 65_535
         self._initial_window = 65_535
@@ -76,12 +74,8 @@ class Load:
         self._received = 0
         self._buffer = bytearray()
         self._skip = 0
-        settings = struct.pack(">HIHI", 4, _LARGE, 5, _FRAME_MAX)
-        self._socket.sendall(
-            _PREFACE
-            + _frame(_SETTINGS, 0, 0, settings)
-            + _frame(_WINDOW, 0, 0, struct.pack(">I", _OWN_WINDOW))
-        )
+        settings = h2.settings(initial_window=_LARGE, max_frame=_FRAME_MAX)
+        self._socket.sendall(h2.PREFACE + settings + h2.window(0, _OWN_WINDOW))
 
     def __enter__(self) -> Self:
         return self
@@ -91,7 +85,7 @@ class Load:
 
     def run(self, message: bytes, *, concurrency: int, requests: int) -> Measured:
         """Send ``requests`` of one message, ``concurrency`` at a time; raises LoadError on any failure."""
-        body = struct.pack(">BI", 0, len(message)) + message
+        body = h2.message(message)
         latencies: list[float] = []
         started = time.perf_counter()
         begun = min(concurrency, requests)
@@ -111,12 +105,12 @@ class Load:
         number, self._next_stream = self._next_stream, self._next_stream + 2
         stream = _Stream(time.perf_counter(), memoryview(body), self._initial_window)
         self._streams[number] = stream
-        head = _frame(_HEADERS, _END_HEADERS, number, self._headers)
+        head = h2.frame(h2.HEADERS, h2.END_HEADERS, number, self._headers)
         if len(body) <= min(self._window, stream.window, self._frame_max):
             # One system call for a small request, as native clients do.
             self._window -= len(body)
             stream.unsent = stream.unsent[:0]
-            self._socket.sendall(head + _frame(_DATA, _END_STREAM, number, body))
+            self._socket.sendall(head + h2.frame(h2.DATA, h2.END_STREAM, number, body))
         else:
             self._socket.sendall(head)
             self._blocked.append(number)
@@ -133,8 +127,8 @@ class Load:
                 part, stream.unsent = stream.unsent[:size], stream.unsent[size:]
                 self._window -= size
                 stream.window -= size
-                flags = 0 if stream.unsent else _END_STREAM
-                head = struct.pack(">I", size)[1:] + struct.pack(">BBI", _DATA, flags, number)
+                flags = 0 if stream.unsent else h2.END_STREAM
+                head = struct.pack(">I", size)[1:] + struct.pack(">BBI", h2.DATA, flags, number)
                 self._send(head, part)
             if stream.unsent:
                 self._blocked.append(number)
@@ -159,7 +153,7 @@ class Load:
             raise LoadError("the server closed the connection")
         self._received += len(data)
         if self._received > 1 << 29:
-            self._socket.sendall(_frame(_WINDOW, 0, 0, struct.pack(">I", self._received)))
+            self._socket.sendall(h2.window(0, self._received))
             self._received = 0
         ended: list[_Stream] = []
         buffer = self._buffer
@@ -170,11 +164,9 @@ class Load:
         self._skip = 0
         position = 0
         while len(buffer) - position >= 9:
-            size = int.from_bytes(buffer[position : position + 3], "big")
-            kind, flags = buffer[position + 3], buffer[position + 4]
-            number = int.from_bytes(buffer[position + 5 : position + 9], "big")
+            size, kind, flags, number = h2.head_of(buffer, position)
             rest = len(buffer) - position - 9
-            if kind == _DATA:
+            if kind == h2.DATA:
                 if size:
                     self._streams[number].answered = True
                 if rest < size:
@@ -183,9 +175,9 @@ class Load:
                     break
             elif rest < size:
                 break
-            elif kind == _HEADERS and flags & _END_STREAM:
+            elif kind == h2.HEADERS and flags & h2.END_STREAM:
                 ended.append(self._end(number))
-            elif kind not in (_HEADERS, _DATA):
+            elif kind not in (h2.HEADERS, h2.DATA):
                 self._control(
                     kind, flags, number, bytes(buffer[position + 9 : position + 9 + size])
                 )
@@ -200,7 +192,7 @@ class Load:
         return stream
 
     def _control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
-        if kind == _SETTINGS and not flags & _ACK:
+        if kind == h2.SETTINGS and not flags & h2.ACK:
             for i in range(0, len(payload), 6):
                 name, value = struct.unpack(">HI", payload[i : i + 6])
                 if name == 4:
@@ -209,43 +201,16 @@ class Load:
                     self._initial_window = value
                 elif name == 5:
                     self._frame_max = min(value, _FRAME_MAX)
-            self._socket.sendall(_frame(_SETTINGS, _ACK, 0, b""))
+            self._socket.sendall(h2.frame(h2.SETTINGS, h2.ACK, 0, b""))
             self._push()
-        elif kind == _WINDOW:
+        elif kind == h2.WINDOW:
             more = int.from_bytes(payload, "big")
             if number == 0:
                 self._window += more
             elif number in self._streams:
                 self._streams[number].window += more
             self._push()
-        elif kind == _PING and not flags & _ACK:
-            self._socket.sendall(_frame(_PING, _ACK, 0, payload))
-        elif kind in (_RST, _GOAWAY):
+        elif kind == h2.PING and not flags & h2.ACK:
+            self._socket.sendall(h2.frame(h2.PING, h2.ACK, 0, payload))
+        elif kind in (h2.RST, h2.GOAWAY):
             raise LoadError(f"the server ended a call or the connection: frame {kind}, {payload!r}")
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
-
-
-def _header_block(path: str) -> bytes:
-    """Return the request's headers: indexed where static, else literal and not indexed."""
-    return (
-        b"\x83\x86"  # :method POST, :scheme http
-        + _literal(b"\x04", path)  # :path
-        + _literal(b"\x01", "bench")  # :authority
-        + _literal(b"\x0f\x10", "application/grpc")  # content-type
-        + b"\x00"
-        + _text("te")
-        + _text("trailers")
-    )
-
-
-def _literal(name: bytes, value: str) -> bytes:
-    return name + _text(value)
-
-
-def _text(value: str) -> bytes:
-    data = value.encode()
-    assert len(data) < 127
-    return bytes([len(data)]) + data

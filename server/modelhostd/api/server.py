@@ -276,4 +276,6 @@ def _options(limits: Limits) -> Sequence[tuple[str, Any]]:
         # One per server; the limit of each method is checked on the bytes that come.
         ("grpc.max_receive_message_length", min(2**31 - 1, largest + TYPED_REFUSAL_BYTES)),
         ("grpc.max_send_message_length", -1),
+        # Identity alone: 60 KB would unpack to the largest message, times the calls of a connection.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
     ]

@@ -148,8 +148,9 @@ class Wrapper:
                     await self._write(context, encoded(item), held)
                 counted.code = OK
             except _GoneError:
-                # No status reaches anybody. A genuine end comes from the connection.
-                return
+                # Nobody is there for a status. gRPC takes this for the end of the call; after a plain
+                # return it would try to send one, and log a traceback for each such client.
+                raise asyncio.CancelledError from None
             except (asyncio.CancelledError, Exception) as error:
                 if held.writing:
                     # gRPC takes no status while a write is under way, however the handler ends.
