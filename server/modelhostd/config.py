@@ -16,13 +16,13 @@ from typing import Any
 from modelhostd import config_values as values
 from modelhostd.config_values import Address, ConfigError, Secret
 from modelhostd.core import resources
+from modelhostd.core.eviction import POLICIES
 
 MIB = 2**20
 GIB = 2**30
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "json", "console")
-EVICTION_POLICIES = ("lru",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class SettingsConfig:
     keep_alive_s: float | None = key(None, values.seconds_or_never, live=True)
     load_on_demand: bool = key(True, values.boolean, live=True)
     queue_limit: int = key(256, values.whole, live=True, least=1, most=100_000)
-    eviction_policy: str = key("lru", values.word, live=True, choices=EVICTION_POLICIES)
+    eviction_policy: str = key("lru", values.word, live=True, choices=POLICIES)
     min_residency_s: float = key(0.0, values.seconds, live=True, most=86400)
     drain_timeout_s: float = key(30.0, values.seconds, live=True, most=3600)
 

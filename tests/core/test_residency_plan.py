@@ -7,23 +7,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelhostd.core.errors import Reason
+from modelhostd.core.eviction import Holding, Policy
 from modelhostd.core.residency import (
     BUSY_GRACE_S,
     DeviceView,
     Evict,
     Fits,
-    Holding,
     Ledger,
     Refuse,
     Wait,
     Want,
-    by_recency,
     over_budget,
     plan,
 )
 from modelhostd.core.resources import InstanceState
 
 NOW = 1000.0
+GUARD = Policy(min_residency_s=10.0)
 SIZES = st.integers(0, 60)
 
 
@@ -75,7 +75,7 @@ def test_each_answer_keeps_its_promise(
     """Fits fits; Evict is idle, enough and no more; Refuse is exactly what could not be had."""
     want = Want("new", size, device="d0" if one else "", since=NOW - waited)
     usable = [devices["d0"]] if one else list(devices.values())
-    answer = plan(want, devices, NOW, 0.0)
+    answer = plan(want, devices, NOW, Policy())
     match answer:
         case Fits(device):
             assert size <= devices[device].free_bytes
@@ -108,7 +108,7 @@ def test_a_device_in_the_request_is_the_only_one_planned_for(
     devices: Mapping[str, DeviceView], size: int
 ) -> None:
     """A load that names a device is never placed on, and never evicts from, another."""
-    answer = plan(Want("new", size, device="d0"), devices, NOW, 0.0)
+    answer = plan(Want("new", size, device="d0"), devices, NOW, Policy())
     assert isinstance(answer, Refuse) or answer.device == "d0"
 
 
@@ -120,8 +120,8 @@ def test_the_least_recently_used_goes_first() -> None:
         Holding("new", "d", 10, InstanceState.READY, last_used=2.0),
     )
     view = DeviceView("d", 30, holdings)
-    assert plan(Want("x", 10), {"d": view}, NOW, 0.0) == Evict("d", ("old",))
-    assert [h.model for h in by_recency(holdings)] == ["old", "new", "older-but-dear"]
+    assert plan(Want("x", 10), {"d": view}, NOW, Policy()) == Evict("d", ("old",))
+    assert [h.model for h in Policy().order(holdings, NOW)] == ["old", "new", "older-but-dear"]
 
 
 def test_no_victim_is_spent_in_vain() -> None:
@@ -130,7 +130,7 @@ def test_no_victim_is_spent_in_vain() -> None:
         Holding("small", "d", 1, InstanceState.READY, last_used=0.0),
         Holding("large", "d", 4, InstanceState.READY, last_used=1.0),
     )
-    assert plan(Want("x", 4), {"d": DeviceView("d", 5, holdings)}, NOW, 0.0) == Evict(
+    assert plan(Want("x", 4), {"d": DeviceView("d", 5, holdings)}, NOW, Policy()) == Evict(
         "d", ("large",)
     )
 
@@ -141,15 +141,15 @@ def test_memory_on_its_way_out_is_waited_for() -> None:
         Holding("leaving", "d", 5, InstanceState.DRAINING),
         Holding("idle", "d", 5, InstanceState.READY),
     )
-    assert plan(Want("x", 5), {"d": DeviceView("d", 10, holdings)}, NOW, 0.0) == Wait("d")
+    assert plan(Want("x", 5), {"d": DeviceView("d", 10, holdings)}, NOW, Policy()) == Wait("d")
 
 
 def test_a_young_instance_is_spared() -> None:
     """min_residency guards what became READY just now; when it has passed, it may go."""
     holding = Holding("young", "d", 5, InstanceState.READY, ready_since=NOW - 1)
     view = {"d": DeviceView("d", 5, (holding,))}
-    assert plan(Want("x", 5, since=NOW), view, NOW, 10.0) == Wait("d")
-    assert plan(Want("x", 5, since=NOW), view, NOW + 10, 10.0) == Evict("d", ("young",))
+    assert plan(Want("x", 5, since=NOW), view, NOW, GUARD) == Wait("d")
+    assert plan(Want("x", 5, since=NOW), view, NOW + 10, GUARD) == Evict("d", ("young",))
 
 
 @given(_devices(), st.integers(0, 100), st.booleans())
@@ -158,7 +158,7 @@ def test_a_shrunk_budget_takes_no_more_than_it_must(
 ) -> None:
     """What goes may go, suffices where that is possible, and nobody goes whose bytes are not missed."""
     view = replace(devices["d0"], capacity_bytes=capacity)
-    chosen = over_budget(view, NOW, busy=busy)
+    chosen = over_budget(view, NOW, Policy(), busy=busy)
     missing = -view.free_bytes - _coming(view)
     assert not any(h.held or h.state is not InstanceState.READY for h in chosen)
     assert busy or all(h.idle for h in chosen)

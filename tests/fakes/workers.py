@@ -72,8 +72,8 @@ class _Process:
 class FakeWorkers:
     """Implements :class:`modelhostd.ports.Workers`.
 
-    Controls, all by model id: ``measured_bytes`` (default: the prediction), ``load_errors`` (raised by
-    each load until removed), ``infer_errors``, ``healths``, and the gates ``load_gate(model)``,
+    Controls, all by model id: ``measured_bytes`` (default: the prediction), ``load_s`` (what a load says
+    that it took), ``load_errors`` (raised by each load until removed), ``infer_errors``, ``healths``, and the gates ``load_gate(model)``,
     ``unload_gate(model)``, ``infer_gate(model)``: ``close()`` holds, ``open()`` releases, ``await
     reached(n)`` waits until n callers are held. ``crash(device)`` kills a worker as a signal would.
     What happened is in ``log`` as ``(verb, device, model, generation)``; what is held in ``resident``;
@@ -83,6 +83,7 @@ class FakeWorkers:
     def __init__(self, handler: Handler | None = None) -> None:
         self.handler: Handler = handler or (lambda spec, payload: payload)
         self.measured_bytes: dict[str, int] = {}
+        self.load_s: dict[str, float] = {}
         self.load_errors: dict[str, ModelhostError] = {}
         self.infer_errors: dict[str, ModelhostError] = {}
         self.healths: dict[str, tuple[Health, str]] = {}
@@ -209,7 +210,7 @@ class FakeWorkers:
             inputs=self.inputs.get(spec.model, ()),
             outputs=self.outputs.get(spec.model, ()),
             max_batch_size=spec.config.max_batch_size or 0,
-            load_s=0.0,
+            load_s=self.load_s.get(spec.model, 0.0),
         )
 
     async def unload(self, device: str, instance: str, generation: int) -> None:

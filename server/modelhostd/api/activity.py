@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from modelhost.v1 import instances_pb2
 from modelhostd.api import convert_values
-from modelhostd.core import residency as rules
+from modelhostd.core.eviction import Holding
 from modelhostd.core.resources import Instance, InstanceState
 from modelhostd.host import Host
 
@@ -17,15 +17,15 @@ class Activity:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._now = host.clock.monotonic()
-        self._holdings: dict[str, rules.Holding] = {}
+        self._holdings: dict[str, Holding] = {}
         self._ranks: dict[str, int] = {}
-        min_residency = host.occupancy.min_residency_s()
+        self._policy = policy = host.occupancy.policy()
         for view in host.occupancy.views().values():
             self._holdings.update({h.model: h for h in view.holdings})
             evictable = [
                 h
-                for h in rules.by_recency(view.holdings)
-                if h.idle and self._now - h.ready_since >= min_residency
+                for h in policy.order(view.holdings, self._now)
+                if h.idle and not policy.young(h, self._now)
             ]
             self._ranks.update({h.model: place for place, h in enumerate(evictable, 1)})
 
@@ -67,12 +67,11 @@ class Activity:
             return []
         if instance.state is not InstanceState.READY:
             return [_Blocker.Value("IN_TRANSITION")]
-        young = self._now - holding.ready_since < self._host.occupancy.min_residency_s()
         reasons = {
             "IN_FLIGHT": holding.in_flight > 0,
             "QUEUED": holding.queued > 0,
             "PINNED": holding.pinned,
             "LEASED": holding.leased,
-            "MIN_RESIDENCY": young,
+            "MIN_RESIDENCY": self._policy.young(holding, self._now),
         }
         return [_Blocker.Value(name) for name, holds in reasons.items() if holds]

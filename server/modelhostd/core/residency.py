@@ -4,46 +4,15 @@ All pure. A plan never evicts in vain: it names victims only if they suffice. Th
 that of DESIGN section 7: fits, can never fit, held by pins and leases, evict idle ones, else wait.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.eviction import Holding, Policy
 from modelhostd.core.resources import InstanceState
 
 BUSY_GRACE_S = 3.0
 """How long a load waits for busy instances before the least recently used of them is drained."""
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """One instance that holds bytes of a device, and what may keep it there."""
-
-    model: str
-    device: str
-    bytes: int
-    state: InstanceState
-    in_flight: int = 0
-    queued: int = 0
-    pinned: bool = False
-    leased: bool = False
-    last_used: float = 0.0
-    ready_since: float = 0.0
-    priority: int = 0
-
-    @property
-    def held(self) -> bool:
-        """Whether an operator's pin or a client's lease forbids eviction."""
-        return self.pinned or self.leased
-
-    @property
-    def idle(self) -> bool:
-        """Whether it can be evicted now: ready, nothing in flight, nothing queued, not held."""
-        return (
-            self.state is InstanceState.READY
-            and self.in_flight == 0
-            and self.queued == 0
-            and not self.held
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +80,11 @@ class Refuse:
 Plan = Fits | Evict | Wait | Refuse
 
 
-def plan(want: Want, devices: Mapping[str, DeviceView], now: float, min_residency_s: float) -> Plan:
+def plan(want: Want, devices: Mapping[str, DeviceView], now: float, policy: Policy) -> Plan:
     """Return what to do for one wanted load. ``devices`` must not be empty.
 
     Several devices: the one where it fits with the least left over; else where the fewest bytes are
-    evicted; else where it waits. ``min_residency_s`` guards instances that became READY just now.
+    evicted; else where it waits.
     """
     usable = [devices[want.device]] if want.device else list(devices.values())
     possible = [d for d in usable if want.bytes <= d.capacity_bytes]
@@ -136,7 +105,7 @@ def plan(want: Want, devices: Mapping[str, DeviceView], now: float, min_residenc
         if _coming(device) >= want.bytes - device.free_bytes:
             # Enough is being freed already: evicting more would be in vain.
             continue
-        victims = choose_victims(device, want.bytes, now, min_residency_s)
+        victims = choose_victims(device, want.bytes, now, policy)
         if victims is None:
             continue
         cost = sum(h.bytes for h in victims)
@@ -147,24 +116,24 @@ def plan(want: Want, devices: Mapping[str, DeviceView], now: float, min_residenc
     waiting = max(open_ones, key=lambda d: (d.free_bytes + _coming(d), d.id))
     drain: tuple[str, ...] = ()
     if now - want.since >= BUSY_GRACE_S:
-        drain = _drain(waiting, want.bytes, now, min_residency_s)
+        drain = _drain(waiting, want.bytes, now, policy)
     return Wait(waiting.id, drain)
 
 
 def choose_victims(
-    device: DeviceView, needed_bytes: int, now: float, min_residency_s: float
+    device: DeviceView, needed_bytes: int, now: float, policy: Policy
 ) -> Sequence[Holding] | None:
-    """Return the least recently used idle instances that make room for ``needed_bytes``, or None.
+    """Return the idle instances that make room for ``needed_bytes``, or None.
 
     Bytes that are already on their way out count as free. A victim that a later choice made
     superfluous is spared: freeing 4 of {1, 4} evicts only the 4.
     """
     missing = needed_bytes - device.free_bytes - _coming(device)
     chosen: list[Holding] = []
-    for holding in by_recency(device.holdings):
+    for holding in policy.order(device.holdings, now):
         if missing <= 0:
             break
-        if holding.idle and now - holding.ready_since >= min_residency_s:
+        if holding.idle and not policy.young(holding, now):
             chosen.append(holding)
             missing -= holding.bytes
     if missing > 0:
@@ -176,18 +145,20 @@ def choose_victims(
     return chosen
 
 
-def over_budget(device: DeviceView, now: float, *, busy: bool) -> Sequence[Holding]:
+def over_budget(device: DeviceView, now: float, policy: Policy, *, busy: bool) -> Sequence[Holding]:
     """Return whom to evict from a device that holds more than its budget.
 
     Idle ones, as few as suffice, or all of them where they do not; then also ``busy`` ones, which end
     their requests first. What is pinned or leased stays: the device stays above its budget.
     """
-    if (enough := choose_victims(device, 0, now, 0.0)) is not None:
+    policy = replace(policy, min_residency_s=0.0)
+    if (enough := choose_victims(device, 0, now, policy)) is not None:
         return enough
     missing = -device.free_bytes - _coming(device)
-    chosen = [h for h in by_recency(device.holdings) if h.idle]
+    in_order = policy.order(device.holdings, now)
+    chosen = [h for h in in_order if h.idle]
     missing -= sum(h.bytes for h in chosen)
-    for holding in by_recency(device.holdings) if busy else ():
+    for holding in in_order if busy else ():
         if (
             missing > 0
             and holding.state is InstanceState.READY
@@ -196,11 +167,6 @@ def over_budget(device: DeviceView, now: float, *, busy: bool) -> Sequence[Holdi
             chosen.append(holding)
             missing -= holding.bytes
     return chosen
-
-
-def by_recency(holdings: Iterable[Holding]) -> Sequence[Holding]:
-    """Return holdings in eviction order: low priority first, then least recently used."""
-    return sorted(holdings, key=lambda h: (h.priority, h.last_used, h.model))
 
 
 def too_large(want: Want, devices: Sequence[DeviceView]) -> ModelhostError:
@@ -255,14 +221,14 @@ def _coming(device: DeviceView) -> int:
     return sum(h.bytes for h in device.holdings if h.state is InstanceState.DRAINING)
 
 
-def _drain(device: DeviceView, needed: int, now: float, min_residency_s: float) -> tuple[str, ...]:
+def _drain(device: DeviceView, needed: int, now: float, policy: Policy) -> tuple[str, ...]:
     missing = needed - device.free_bytes - _coming(device)
     chosen: list[str] = []
-    for holding in by_recency(device.holdings):
+    for holding in policy.order(device.holdings, now):
         if missing <= 0:
             break
-        young = now - holding.ready_since < min_residency_s
-        if holding.state is InstanceState.READY and not holding.held and not young:
+        may_go = holding.state is InstanceState.READY and not holding.held
+        if may_go and not policy.young(holding, now):
             chosen.append(holding.model)
             missing -= holding.bytes
     return tuple(chosen) if missing <= 0 else ()

@@ -1,6 +1,7 @@
 """Settings: their ranges."""
 
 from modelhostd.core.errors import invalid
+from modelhostd.core.eviction import POLICIES
 from modelhostd.core.resources import Settings
 
 
@@ -19,7 +20,8 @@ def check_settings(settings: Settings) -> None:
             raise invalid(f"settings.{name.removesuffix('_s')}", f"{low} to {high}", value)
     if settings.keep_alive_s is not None and not 0.0 <= settings.keep_alive_s <= 1e9:
         raise invalid("settings.keep_alive", "0 s or more", settings.keep_alive_s)
-    if settings.eviction_policy != "lru":
-        raise invalid("settings.eviction_policy", "lru", settings.eviction_policy)
+    if settings.eviction_policy not in POLICIES:
+        expected = " or ".join(POLICIES)
+        raise invalid("settings.eviction_policy", expected, settings.eviction_policy)
     if settings.log_level not in ("debug", "info", "warning", "error"):
         raise invalid("settings.log_level", "debug, info, warning or error", settings.log_level)

@@ -9,6 +9,9 @@ from modelhostd.host.occupancy import Occupancy
 from modelhostd.host.routes import Route
 from modelhostd.host.wanted import Wanted
 
+KEPT_MAX = 8
+"""How many of those that stay an eviction's event names, those that would go next first."""
+
 
 class Admission:
     """Admits loads to devices. ``drain`` takes an instance out of service for another."""
@@ -41,18 +44,23 @@ class Admission:
         plan = self._plan(wanted, views)
         match plan:
             case rules.Evict(device, victims):
-                self._evict(victims, "EVICTED", wanted)
+                self._evict(victims, "EVICTED", wanted, views[device])
                 claimed[device] = claimed.get(device, 0) + wanted.bytes
             case rules.Wait(device, drain):
-                self._evict(drain, "EVICTED_WHEN_IDLE", wanted)
+                self._evict(drain, "EVICTED_WHEN_IDLE", wanted, views[device])
                 claimed[device] = claimed.get(device, 0) + wanted.bytes
         return plan
 
     def _plan(self, wanted: Wanted, views: dict[str, rules.DeviceView]) -> rules.Plan:
         now = self._occupancy.registry.clock.monotonic()
-        return rules.plan(wanted.ask, views, now, self._occupancy.min_residency_s())
+        return rules.plan(wanted.ask, views, now, self._occupancy.policy())
 
-    def _evict(self, victims: Sequence[str], reason: str, wanted: Wanted) -> None:
+    def _evict(
+        self, victims: Sequence[str], reason: str, wanted: Wanted, view: rules.DeviceView
+    ) -> None:
+        policy = self._occupancy.policy()
+        now = self._occupancy.registry.clock.monotonic()
+        kept = [h.model for h in policy.order(view.holdings, now) if h.model not in victims]
         for victim in victims:
             route = self._occupancy.routes.get(victim)
             if route is None:
@@ -62,7 +70,8 @@ class Admission:
                 "for": wanted.model,
                 "neededBytes": str(wanted.bytes),
                 "freedBytes": str(self._occupancy.ledger.held(route.device, victim)),
-                "policy": self._occupancy.registry.decided.settings.eviction_policy,
+                "policy": policy.name,
+                "kept": ",".join(kept[:KEPT_MAX]),
             }
             self._drain(route, reason, details)
             wanted.evicted.append(victim)

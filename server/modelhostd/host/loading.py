@@ -157,7 +157,7 @@ class Loading:
     def _loaded(self, wanted: Wanted, route: Route, spec: LoadSpec, loaded: Loaded) -> None:
         del self._tasks[wanted.model], self._wanted[wanted.model]
         clock = self._registry.clock
-        self._occupancy.true_up(route.device, spec, loaded.measured_bytes)
+        self._occupancy.true_up(route.device, spec, loaded.measured_bytes, loaded.load_s)
         instance = self._registry.decided.instance_of(wanted.model)
         assert instance is not None
         ready = replace(

@@ -1,9 +1,11 @@
 """Who occupies which device: the ledger, the routes and the instances, seen together."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from modelhostd.core import residency as rules
+from modelhostd.core.eviction import Holding, Policy
 from modelhostd.core.registry import needs_reload
 from modelhostd.core.resources import Device, DeviceKind, Instance, Kind, Model, Phase, Progress
 from modelhostd.core.state import Edit, instance_key
@@ -15,6 +17,7 @@ from modelhostd.ports import Files, LoadSpec, Workers
 CPU_SHARE = 0.25
 LOAD_TIMEOUT_BASE_S = 120.0
 LOAD_BYTES_PER_S = 50_000_000.0
+LOAD_S_WEIGHT = 0.5
 
 
 @dataclass(slots=True)
@@ -32,6 +35,8 @@ class Occupancy:
     """What the operator configured, by device id or GPU UUID."""
     measured: dict[str, tuple[LoadSpec, int]] = field(default_factory=dict)
     """What the last load of each model really took: the truth after the prediction."""
+    load_s: dict[str, float] = field(default_factory=dict)
+    """What a load of each model takes, the newer loads weighing more."""
     generation: int = 0
 
     def next_generation(self) -> int:
@@ -51,10 +56,12 @@ class Occupancy:
         same = spec.version == artifact.version and not needs_reload(spec.config, model.config)
         return size if same else predicted_bytes(model)
 
-    def true_up(self, device: str, spec: LoadSpec, size: int) -> None:
-        """Replace predicted by measured bytes."""
+    def true_up(self, device: str, spec: LoadSpec, size: int, load_s: float) -> None:
+        """Replace predicted by measured bytes, and learn what a load takes."""
         self.ledger.true_up(device, spec.model, size)
         self.measured[spec.model] = spec, size
+        before = self.load_s.get(spec.model, load_s)
+        self.load_s[spec.model] = before + (load_s - before) * LOAD_S_WEIGHT
 
     def report(self, operations: Sequence[str], progress: Progress) -> None:
         """Show a load's progress in all operations that end with it."""
@@ -72,7 +79,7 @@ class Occupancy:
         """Return the devices as the planner sees them now."""
         decided = self.registry.decided
         leased = {lease.model for lease in decided.leases.values()}
-        holdings: dict[str, list[rules.Holding]] = {d: [] for d in decided.devices}
+        holdings: dict[str, list[Holding]] = {d: [] for d in decided.devices}
         for instance in decided.instances.values():
             if instance.device in holdings:
                 holding = self._holding(instance, instance.model in leased)
@@ -88,13 +95,13 @@ class Occupancy:
             for key, device in decided.devices.items()
         }
 
-    def _holding(self, instance: Instance, leased: bool) -> rules.Holding | None:
+    def _holding(self, instance: Instance, leased: bool) -> Holding | None:
         size = self.ledger.held(instance.device, instance.model)
         route = self.routes.get(instance.model)
         if route is None and not size:
             return None
         model = self.registry.decided.models.get(instance.model)
-        return rules.Holding(
+        return Holding(
             model=instance.model,
             device=instance.device,
             bytes=size,
@@ -104,6 +111,8 @@ class Occupancy:
             pinned=model.pinned if model else False,
             leased=leased,
             last_used=route.last_used if route else 0.0,
+            second_last_use=route.uses.second_last if route else -math.inf,
+            load_s=self.load_s.get(instance.model, 0.0),
             ready_since=route.ready_since if route else 0.0,
             priority=model.config.priority if model else 0,
         )
@@ -126,9 +135,10 @@ class Occupancy:
             default = int(device.total_bytes * CPU_SHARE)
         return min(default if configured is None else configured, device.total_bytes)
 
-    def min_residency_s(self) -> float:
-        """Return how long a READY instance is safe from eviction."""
-        return self.registry.decided.settings.min_residency_s
+    def policy(self) -> Policy:
+        """Return who goes first when memory is short."""
+        settings = self.registry.decided.settings
+        return Policy(settings.eviction_policy, settings.min_residency_s)
 
     def keep_alive_s(self, model: Model) -> float | None:
         """Return after how many idle seconds a model goes, or None for never."""

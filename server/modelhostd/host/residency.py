@@ -227,18 +227,19 @@ class Residency:
 
     def _enforce_budgets(self) -> None:
         now = self._registry.clock.monotonic()
+        policy = self._occupancy.policy()
         for view in self._occupancy.views().values():
             if view.free_bytes >= 0:
                 self._over_since.pop(view.id, None)
                 continue
             lasted = now - self._over_since.setdefault(view.id, now)
-            for victim in rules.over_budget(view, now, busy=lasted >= rules.BUSY_GRACE_S):
+            for victim in rules.over_budget(view, now, policy, busy=lasted >= rules.BUSY_GRACE_S):
                 route = self.routes.get(victim.model)
                 if route is not None:
                     details = {
                         "overBytes": str(-view.free_bytes),
                         "freedBytes": str(victim.bytes),
-                        "policy": self._registry.decided.settings.eviction_policy,
+                        "policy": policy.name,
                     }
                     self.drain(route, "OVER_BUDGET", details)
 

@@ -5,12 +5,21 @@ taken out of service either sees the request or never gets it.
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.ports import Clock, Loaded
+
+
+@dataclass(slots=True, eq=False)
+class Uses:
+    """When a model was last asked for, over all its instances; -inf = not yet. Monotonic seconds."""
+
+    last: float = -math.inf
+    second_last: float = -math.inf
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +41,7 @@ class Route:
     last_used: float = 0.0
     """Monotonic seconds, for ages; ``last_used_time`` is for people."""
     last_used_time: float = 0.0
+    uses: Uses = field(default_factory=Uses)
     ready_since: float = 0.0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -44,6 +54,8 @@ class Route:
         self.idle.clear()
         self.last_used = clock.monotonic()
         self.last_used_time = clock.time()
+        uses = self.uses
+        uses.second_last, uses.last = uses.last, self.last_used
 
     def leave(self) -> None:
         """Count one request out."""
@@ -58,6 +70,7 @@ class Routes:
     def __init__(self) -> None:
         self._routes: dict[str, Route] = {}
         self._queues: dict[str, deque[asyncio.Future[Route]]] = {}
+        self._uses: dict[str, Uses] = {}
         self.last_used_time: dict[str, float] = {}
 
     def get(self, model: str) -> Route | None:
@@ -70,6 +83,8 @@ class Routes:
     def put(self, route: Route) -> None:
         """Add a route; the model must have none."""
         assert route.model not in self._routes
+        # Kept over evictions: a model that comes back is not as good as new.
+        route.uses = self._uses.setdefault(route.model, route.uses)
         self._routes[route.model] = route
 
     def remove(self, route: Route) -> None:
@@ -131,5 +146,6 @@ class Routes:
     def forget(self, model: str) -> None:
         """Forget a deleted model; nobody waits for it any more."""
         self.last_used_time.pop(model, None)
+        self._uses.pop(model, None)
         if not self.queued(model):
             self._queues.pop(model, None)
