@@ -192,8 +192,8 @@ def main() -> None:
     )
     parser.add_argument("--repo", action="append", required=True, metavar="ORG/NAME=DIR")
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (default: any free)")
-    parser.add_argument("--task", default="", help="pipeline_tag of every repository")
-    parser.add_argument("--licence", default="", help="licence of every repository")
+    parser.add_argument("--task", default="", help="pipeline_tag (default: the card's)")
+    parser.add_argument("--licence", default="", help="licence (default: the card's)")
     parser.add_argument("--rate", type=int, default=0, help="bytes per second and connection")
     args = parser.parse_args()
     repos = {}

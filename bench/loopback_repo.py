@@ -5,7 +5,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 Content = bytes | Path
 
@@ -103,13 +103,29 @@ class Repo:
 
     @classmethod
     def from_folder(cls, folder: Path, *, pipeline_tag: str = "", licence: str = "") -> Self:
-        """Serve every regular file below a folder, read from disk as it is asked for."""
+        """Serve every regular file below a folder, read from disk as it is asked for.
+
+        What is not given is what the folder's card (README.md) says, as on the Hub.
+        """
         files: dict[str, Content] = {
             str(path.relative_to(folder)): path
             for path in sorted(folder.rglob("*"))
             if path.is_file() and not path.is_symlink()
         }
-        return cls(files, pipeline_tag=pipeline_tag, licence=licence)
+        card = _card(folder / "README.md")
+        return cls(
+            files,
+            pipeline_tag=pipeline_tag or str(card.get("pipeline_tag") or ""),
+            licence=licence or str(card.get("license") or ""),
+            tags=tuple(str(tag) for tag in card.get("tags") or ()),
+        )
+
+
+def _card(readme: Path) -> Mapping[str, Any]:
+    """Return the metadata at the head of a model card; nothing where there is no card or no metadata."""
+    from huggingface_hub import metadata_load
+
+    return (metadata_load(readme) if readme.is_file() else None) or {}
 
 
 @dataclass

@@ -11,6 +11,8 @@ from urllib.request import urlopen
 import pytest
 
 from bench.loopback_hub import LoopbackHub, Repo, git_oid
+from bench.models import minilm_dir
+from modelhostd.core.tasks import task_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,6 +49,25 @@ def test_the_librarys_own_download_works_against_it(tmp_path: Path) -> None:
     first, folder = done.stdout.split("\n")[:2]
     assert first == f"{hub.repos['org/tiny'].head} fill-mask"
     assert {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*.*")} == files
+
+
+def test_a_folders_card_says_what_the_model_is(tmp_path: Path) -> None:
+    """Without options task, tags and licence come from README.md, as on the Hub; options win."""
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: mit\npipeline_tag: sentence-similarity\ntags:\n- bert\n---\n# A model\n"
+    )
+    carded = Repo.from_folder(tmp_path)
+    assert (carded.pipeline_tag, carded.licence) == ("sentence-similarity", "mit")
+    assert carded.tags == ("bert", "license:mit")
+    assert Repo.from_folder(tmp_path, pipeline_tag="fill-mask").pipeline_tag == "fill-mask"
+    (tmp_path / "README.md").write_text("# A card without metadata\n")
+    assert Repo.from_folder(tmp_path).pipeline_tag == ""
+
+
+def test_the_real_models_folder_is_served_as_what_it_is() -> None:
+    """The README's command for a folder gives a model that a backend serves, without saying its task."""
+    repo = Repo.from_folder(minilm_dir())
+    assert task_of(repo.pipeline_tag, repo.tags) == "feature-extraction"
 
 
 def test_it_runs_as_a_program(tmp_path: Path) -> None:
