@@ -27,7 +27,8 @@ from modelhostd.adapters.fsck import run_fsck
 from tests.kill import recording
 from tests.kill.chronicle import Chronicle
 from tests.kill.look import Disk, expect
-from tests.kill.scenario import Plan, live
+from tests.kill.plan import Plan
+from tests.kill.scenario import live
 
 LIFE_S = 40.0
 """No life lasts so long; one that does hangs."""
@@ -62,7 +63,7 @@ class Loop:
         self._endpoint = endpoint
         self._seed = seed
         self._disk = Disk(home)
-        self._record = home / "record"
+        self._record = home.with_name(f"{home.name}.record")
         self.chronicle = Chronicle()
         self.totals = Totals(seed)
 
@@ -86,12 +87,23 @@ class Loop:
         seed = f"{self._seed}/{number}"
         chance = random.Random(f"killer {seed}")
         starts = {w.name: self.chronicle.position(w.name) + 1 for w in recording.WATCHERS}
-        plan = Plan(number, seed, self._home, self._endpoint, starts, calm, self.chronicle.request)
+        plan = Plan(
+            number,
+            seed,
+            self._home,
+            self._endpoint,
+            starts,
+            calm,
+            self.chronicle.request,
+            boot=self.boot(number),
+        )
         point = "" if calm or chance.random() < 0.5 else _armed(chance)
         try:
             self._record.unlink(missing_ok=True)
             child, pulses = _spawn(plan, self._record, point)
             ended, by_itself = _kill(child, pulses, chance, calm=calm, point=point)
+            if not calm:
+                self.cut_off()
             if calm:
                 expect(ended == 0, f"a calm life ended with {ended}")
                 self.totals.calm += 1
@@ -109,6 +121,13 @@ class Loop:
         except BaseException as error:
             error.add_note(f"seed {self._seed}, round {number}, failpoint {point or 'none'}")
             raise
+
+    def boot(self, number: int) -> str:
+        """Return the name of the boot that a life belongs to; empty: this one."""
+        return ""
+
+    def cut_off(self) -> None:
+        """Take away what the machine would lose: with a kill alone, nothing."""
 
 
 def _fsck(home: Path) -> str:
@@ -190,8 +209,8 @@ def _in_child(work: Callable[[], str]) -> str:
     return text
 
 
-def main(home: Path, endpoint: str, kills: int, seed: int, seconds: float = math.inf) -> None:
-    """Run the loop and print what it saw."""
+def prepare() -> None:
+    """Make this process fit to fork lives."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(40),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -200,10 +219,20 @@ def main(home: Path, endpoint: str, kills: int, seed: int, seconds: float = math
     hub_library.library().HfApi()
     hub_library.invalid_url()
     assert len(os.listdir("/proc/self/task")) == 1, "a program with threads must not fork"
-    loop = Loop(home, endpoint, seed)
-    loop.run(kills, seconds)
+
+
+def report(loop: Loop) -> None:
+    """Print what a loop has seen."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(json.dumps({**asdict(loop.totals), "cpu_s": round(usage.ru_utime + usage.ru_stime, 1)}))
+
+
+def main(home: Path, endpoint: str, kills: int, seed: int, seconds: float = math.inf) -> None:
+    """Run the loop and print what it saw."""
+    prepare()
+    loop = Loop(home, endpoint, seed)
+    loop.run(kills, seconds)
+    report(loop)
 
 
 if __name__ == "__main__":

@@ -30,9 +30,13 @@ class Disk:
         self.home = home
         self._database = home / FILE_NAME
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        store = BlobStore(StoreConfig(home))
-        self._check = StorageCheck(store, TreeStore(store), time.time)
+        self._store = BlobStore(StoreConfig(home))
+        self._check = StorageCheck(self._store, TreeStore(self._store), time.time)
         self.artifacts_seen = 0
+
+    def close(self) -> None:
+        """Let go of the home."""
+        self._store.close()
 
     def look(self, chronicle: Chronicle, recorded: Recorded, *, thorough: bool) -> None:
         """Hold the disk against what was told. Raises ViolationError.

@@ -8,18 +8,11 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from modelhostd.adapters.blobs import BlobStore, StoreConfig
-from modelhostd.adapters.clock import SystemClock
-from modelhostd.adapters.database import FILE_NAME, SqliteDatabase
-from modelhostd.adapters.downloads import HubDownloads
-from modelhostd.adapters.files import FileStore
-from modelhostd.adapters.hub import HubConfig
-from modelhostd.adapters.trees import TreeStore
+from modelhostd.adapters import parts
 from modelhostd.api.calls import Call
 from modelhostd.api.events import EventService
 from modelhostd.api.statistics import Gauges, Statistics
@@ -34,36 +27,15 @@ from modelhostd.core.resources import (
     OperationState,
     Source,
 )
-from modelhostd.host import Host, HostConfig
-from modelhostd.host.registry import History, Request
-from tests.fakes.devices import FakeDevices, sim
-from tests.fakes.workers import FakeWorkers
+from modelhostd.host.registry import Request
+from tests.kill.plan import REPOS, REVISIONS, Plan, make_host
 from tests.kill.recording import WATCHERS, Recorder, Watcher
+from tests.support import wait_until_async
 
 MODELS = 6
-REPOS = 4
-REVISIONS = ("main", "v2")
 CLIENTS = 3
 WAIT_S = 0.3
 END_S = 10.0
-HISTORY = 1500
-BUDGET = 2_000
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One life of the child: what it begins with. Equal plans make equal choices."""
-
-    number: int
-    seed: str
-    home: Path
-    endpoint: str
-    starts: Mapping[str, int] = field(default_factory=dict)
-    """The sequence that each watcher wants to begin at."""
-    calm: bool = False
-    """Take up what the last life left, bring it to its end and stop, instead of making traffic."""
-    request: tuple[str, str] = ("", "")
-    """A request id and the operation that it was answered with before."""
 
 
 class PulseAt:
@@ -85,26 +57,6 @@ class _Stream:
         self.draining = asyncio.Event()
 
 
-def make_host(plan: Plan) -> tuple[Host, FileStore]:
-    """Return a host over the real database, downloads and files."""
-    store = BlobStore(StoreConfig(plan.home, sync_bytes=1024, reserve_bytes=0))
-    trees = TreeStore(store)
-    files = FileStore(store, trees)
-    host = Host(
-        HostConfig(
-            budgets={"sim-0": BUDGET}, history=History(count=HISTORY, ring=64), keep_operations=40
-        ),
-        clock=SystemClock(),
-        # Short, so that the log is copied into the database between commits, and killed at that.
-        database=SqliteDatabase(plan.home / FILE_NAME, idle_s=0.004),
-        devices=FakeDevices(sim(0, BUDGET)),
-        downloads=HubDownloads(HubConfig(endpoint=plan.endpoint), store, trees),
-        files=files,
-        workers=FakeWorkers(),
-    )
-    return host, files
-
-
 class Life:
     """One life: watchers and clients on a host, until it ends."""
 
@@ -122,12 +74,14 @@ class Life:
         self._check_what_is_taken_up()
         await self.host.start()
         self._pulse()
+        service = EventService(self.host, Statistics(self.host, Gauges()))
         if self._plan.calm:
             await self._end_downloads()
+            await self._leave(service)
             await self.host.stop(grace_s=1.0)
             await self.host.close()
+            await _all_ended()
             return
-        service = EventService(self.host, Statistics(self.host, Gauges()))
         async with asyncio.TaskGroup() as group:
             for watcher in WATCHERS:
                 group.create_task(self._watch(service, watcher))
@@ -164,6 +118,16 @@ class Life:
         call = cast(Call, _Stream())
         async for message in service.watch_events(watcher.request(start), call):
             self._record.message(watcher.name, message)
+
+    async def _leave(self, service: EventService) -> None:
+        """Watch and go away: the service keeps nothing of a watcher that was cancelled."""
+        watching = [asyncio.ensure_future(self._watch(service, w)) for w in WATCHERS]
+        await wait_until_async(lambda: service.watcher_count == len(watching))
+        for task in watching:
+            task.cancel()
+        _, late = await asyncio.wait(watching, timeout=END_S)
+        assert not late, f"cancelled and not gone: {len(late)} watchers"
+        assert service.watcher_count == 0, service.watcher_count
 
     # --- clients --------------------------------------------------------------------------------
 
@@ -292,6 +256,15 @@ class Life:
         assert operation.id == answer, (request, answer, operation.id)
 
 
+async def _all_ended() -> None:
+    """Raise unless everything that the host had begun has ended with it."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    if left:
+        _, left = await asyncio.wait(left, timeout=END_S)
+    assert not left, f"closed, and still at work: {left}"
+
+
 def live(plan: Plan, record: Path, pulse_fd: int) -> Any:
     """Run one life to its end; for a child process."""
+    parts.BOOT_ID = plan.boot or parts.BOOT_ID
     asyncio.run(Life(plan, Recorder(record), PulseAt(pulse_fd)).run())

@@ -1,0 +1,98 @@
+"""A program: as kill_loop.py, but the power fails: what the file system has not written is lost too.
+
+``python power_cut.py ROOT ENDPOINT CUTS SEED [SECONDS]``, as root. The home lies on an ext4 file system in
+an image file, mounted over a loop device. After each kill the image is copied as it is, and life goes on
+on the copy, whose journal is replayed when it is mounted, in what passes for another boot.
+
+What is simulated: all that is only in the page cache of the file system is gone, files, names and the
+database's log alike; what reached the block device is there, in the order of ext4 (``data=ordered``).
+What is not: a disk that reorders, tears or forgets writes it has taken and not flushed, and any other file
+system. ext4 also writes more than it was asked to: an fsync of one file commits all names that changed
+before it. What POSIX alone promises is held by ``sync_ledger.py``.
+"""
+
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.kill.kill_loop import Loop, prepare, report
+from tests.kill.look import Disk
+
+IMAGE_BYTES = 32 << 20
+SETTLED_S = 0.01
+"""Longer than the grain of a file's times."""
+
+
+class PowerLoop(Loop):
+    """One disk, whose machine loses its power again and again."""
+
+    def __init__(self, root: Path, endpoint: str, seed: int) -> None:
+        self._images = [root / "image", root / "copy"]
+        self._mounted = root / "disk"
+        self._mounted.mkdir(parents=True)
+        with self._images[0].open("wb") as file:
+            file.truncate(IMAGE_BYTES)
+        _run("mkfs.ext4", "-q", "-F", "-m", "0", str(self._images[0]))
+        self._mount()
+        super().__init__(self._mounted / "home", endpoint, seed)
+        self._record = root / "record"
+
+    def boot(self, number: int) -> str:
+        """Return the name of the boot that a life belongs to: each has its own."""
+        return f"boot {number}"
+
+    def cut_off(self) -> None:
+        """Go on with what the disk has now."""
+        self._disk.close()
+        _copy(*self._images)
+        self.unmount()
+        self._images.reverse()
+        self._mount()
+        seen = self._disk.artifacts_seen
+        self._disk = Disk(self._home)
+        self._disk.artifacts_seen = seen
+
+    def unmount(self) -> None:
+        """Take the disk out."""
+        _run("umount", str(self._mounted))
+
+    def close(self) -> None:
+        """Let go of the disk and take it out."""
+        self._disk.close()
+        self.unmount()
+
+    def _mount(self) -> None:
+        _run("mount", "-o", "loop", str(self._images[0]), str(self._mounted))
+
+
+def _copy(image: Path, copy: Path) -> None:
+    """Copy an image at one moment: again, if it was written to meanwhile."""
+    while True:
+        before = image.stat().st_mtime_ns
+        if time.time_ns() - before > SETTLED_S * 1e9:
+            _run("cp", "--sparse=always", str(image), str(copy))
+            if image.stat().st_mtime_ns == before:
+                return
+        time.sleep(SETTLED_S / 5)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, timeout=60)
+
+
+def main(root: Path, endpoint: str, cuts: int, seed: int, seconds: float = math.inf) -> None:
+    """Run the loop and print what it saw."""
+    prepare()
+    loop = PowerLoop(root, endpoint, seed)
+    try:
+        loop.run(cuts, seconds)
+    finally:
+        loop.close()
+    report(loop)
+
+
+if __name__ == "__main__":
+    place, hub, count, number, *limit = sys.argv[1:]
+    main(Path(place), hub, int(count), int(number), *map(float, limit))

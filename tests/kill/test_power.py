@@ -1,0 +1,57 @@
+"""What is there when the power comes back: by the letter of POSIX, and on a disk whose power is cut."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.loopback_hub import LoopbackHub
+from tests.kill import programs
+
+ROUNDS = 25
+CUTS = 40
+SEED = int(os.environ.get("MODELHOST_TEST_SEED", "1"))
+
+
+@pytest.fixture
+def disk(root: Path) -> Iterator[Path]:
+    """A folder for images and a mount; skips where a file cannot be mounted."""
+    if os.geteuid() != 0:
+        pytest.skip("a loop mount needs root")
+    image, mounted = root / "probe", root / "probed"
+    mounted.mkdir()
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+    for command in (
+        ["mkfs.ext4", "-q", "-F", str(image)],
+        ["mount", "-o", "loop", str(image), str(mounted)],
+        ["umount", str(mounted)],
+    ):
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
+        except FileNotFoundError:
+            pytest.skip(f"{command[0]} is not present")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no loop mounts here: {command[0]}: {error.stderr.strip()}")
+    yield root / "power"
+    # A program that was ended from outside leaves its disk mounted.
+    subprocess.run(["umount", str(root / "power" / "disk")], check=False, capture_output=True)
+
+
+def test_what_is_told_to_be_there_was_synced_before(root: Path, hub: LoopbackHub) -> None:
+    """When a row says that files are there, their names and bytes were synced, up to the home."""
+    totals = programs.run("durable.py", root / "home", hub.endpoint, ROUNDS, SEED, timeout_s=50)
+    assert totals["succeeded"] > ROUNDS // 2
+    assert totals["checked"] > totals["succeeded"]
+
+
+@pytest.mark.timeout(200)
+def test_a_power_cut_loses_nothing_that_was_told(disk: Path, hub: LoopbackHub) -> None:
+    """After each cut nothing acknowledged is lost, nothing half is visible, no stream has a gap."""
+    totals = programs.run("power_cut.py", disk, hub.endpoint, CUTS, SEED, timeout_s=180)
+    print(totals)
+    assert totals["kills"] == CUTS
+    assert totals["acknowledged"] > CUTS
+    assert totals["artifacts_seen"] > 0
