@@ -76,7 +76,7 @@ def test_trailers_stay_below_what_clients_take(letter: str) -> None:
     status = errors.status_of(error)
     encoded = status.SerializeToString()
     assert len(encoded) * 4 / 3 + errors.MESSAGE_BYTES_MAX < 7 * 1024
-    assert status.message.startswith(letter)
+    assert status.message.startswith(errors.text(letter))
     assert status.message.endswith("...")
 
 
@@ -87,3 +87,20 @@ def test_trailers_carry_the_request_id() -> None:
     assert status_pb2.Status.FromString(details[1]).code == 13
     assert (details[0], request) == ("grpc-status-details-bin", ("x-request-id", "r-1"))
     assert len(errors.trailers(error)) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("input 'ä€' is fine", "input 'ä€' is fine"),
+        ("input '\x1f\n' is\x1b[2J", "input '\\x1f\\n' is\\x1b[2J"),
+        ("'\u202egpj.exe' \u2028 \U000e0001", "'\\u202egpj.exe' \\u2028 \\U000e0001"),
+    ],
+    ids=["plain", "control", "direction"],
+)
+def test_a_message_has_nothing_that_moves_a_terminal(message: str, expected: str) -> None:
+    """What a caller put into a name comes back escaped: messages are for people, and for their logs."""
+    error = ModelhostError(Reason.INVALID_ARGUMENT, message)
+    assert errors.text(message) == expected
+    assert errors.status_of(error).message == expected
+    assert errors.text("\0" * 5000).isprintable()

@@ -79,6 +79,17 @@ def shutting_down(resume_sequence: int | None = None) -> ModelhostError:
     )
 
 
+def text(message: str) -> str:
+    """Return a message as it is sent: printable, and short enough for the trailer that it goes in."""
+    if not message.isprintable():
+        # Names of tensors and parameters are the caller's, and end on a terminal or in a log.
+        message = "".join(c if c.isprintable() else _escaped(c) for c in message)
+    # There a byte beyond ASCII takes three.
+    while len(quote(message, safe=" !\"#$&'()*+,/:;<=>?@[]^`{|}~")) > MESSAGE_BYTES_MAX:
+        message = message[: len(message) * 3 // 4].rstrip(". ") + "..."
+    return message
+
+
 def status_of(error: ModelhostError) -> status_pb2.Status:
     """Return the status of an error, at most DETAILS_BYTES_MAX bytes: long metadata values are cut."""
     status = status_pb2.Status()
@@ -103,12 +114,12 @@ async def abort(
     Free what the call holds before: on a stream whose reader is gone this may not return for long.
     """
     code = STATUS_CODES[int(error.code)]
-    await context.abort(code, _text(error.message), trailers(error, request_id))
+    await context.abort(code, text(error.message), trailers(error, request_id))
     raise AssertionError("abort returned")
 
 
 def _status(error: ModelhostError, length: int) -> status_pb2.Status:
-    message = _text(error.message)
+    message = text(error.message)
     metadata = {key: _cut(value, length) for key, value in error.metadata.items()}
     details: list[Message] = [
         error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=metadata)
@@ -156,11 +167,8 @@ def _resource(metadata: Mapping[str, str]) -> tuple[str, str]:
     return "", ""
 
 
-def _text(message: str) -> str:
-    """Return a message that fits the trailer it goes in, where a byte beyond ASCII takes three."""
-    while len(quote(message, safe=" !\"#$&'()*+,/:;<=>?@[]^`{|}~")) > MESSAGE_BYTES_MAX:
-        message = message[: len(message) * 3 // 4].rstrip(". ") + "..."
-    return message
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def _cut(value: str, length: int) -> str:

@@ -14,7 +14,7 @@ import structlog
 from modelhost.oip import open_inference_pb2
 from modelhostd.api.calls import Call
 from modelhostd.api.encoding import entry, key
-from modelhostd.api.errors import internal, new_error_id, shutting_down
+from modelhostd.api.errors import internal, new_error_id, shutting_down, text
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.oip_scan import RequestHead, scan
 
@@ -164,5 +164,5 @@ async def _fail(error: ModelhostError) -> bytes:
 def _in_band(head: RequestHead, error: ModelhostError) -> bytes:
     response = _oip.ModelInferResponse(id=head.id)
     return _oip.ModelStreamInferResponse(
-        error_message=error.message, infer_response=response
+        error_message=text(error.message), infer_response=response
     ).SerializeToString()
