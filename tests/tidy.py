@@ -13,7 +13,6 @@ FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 100
 # Where a reader is better served by one long file: path -> why. An entry no longer needed is an error.
 LONG_FILES: dict[str, str] = {
-    "tests/api/test_api_bad_input.py": "one table: what bad input gets, a row or more for each RPC",
     "tests/api/test_api_wrapper.py": "the rules of the one wrapper, read beside its docstring",
 }
 # Programs in processes of their own that hang or dawdle on purpose.
