@@ -1,5 +1,7 @@
 """The scan of a request's head against protobuf's own parser, and against bytes made to hurt."""
 
+from typing import Any
+
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import example, given, settings
@@ -146,6 +148,51 @@ def test_any_bytes_end_in_a_head_or_in_a_typed_error(payload: bytes) -> None:
 def test_hostile_bytes_are_refused(payload: bytes) -> None:
     """Bytes made to hurt get INVALID_ARGUMENT."""
     assert reason_of(payload) is Reason.INVALID_ARGUMENT
+
+
+class Counting:
+    """Bytes that count how often they are looked at."""
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+        self.looks = 0
+
+    def __len__(self) -> int:
+        return len(self.payload)
+
+    def __getitem__(self, place: Any) -> Any:
+        self.looks += 1
+        return self.payload[place]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        pytest.param(b"\x3a\0", id="empty-fields"),
+        pytest.param(b"\xba\x80\x80\x80\0\x80\x80\x80\x80\0", id="long-numbers"),
+        pytest.param(b"\x22\0", id="empty-parameters"),
+        pytest.param(b"\x22\x0b\x0a\x07timeout\x12\0", id="parameters"),
+        pytest.param(b"\x0a\x01a", id="names"),
+        pytest.param(b"\x40\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", id="numbers"),
+    ],
+)
+def test_the_work_is_bounded_whatever_the_size(piece: bytes) -> None:
+    """A message that is a hundred times as long costs not one look more: the scan stops."""
+    looks = []
+    for times in (2 * FIELDS_MAX, 200 * FIELDS_MAX):
+        payload = Counting(piece * times)
+        with pytest.raises(ModelhostError):
+            scan(payload)  # type: ignore[arg-type]
+        looks.append(payload.looks)
+    assert looks[0] == looks[1] <= 12 * FIELDS_MAX
+
+
+def test_one_field_is_never_worked_through() -> None:
+    """However long the fields of one message are, only what is routed by is looked at."""
+    whole = field(1, b"a") + field(7, bytes(8 * MIB)) + field(5, b"\x0a\0" * MIB)
+    payload = Counting(whole + field(4, field(1, b"x" * MIB)))
+    assert scan(payload).model_name == "a"  # type: ignore[arg-type]
+    assert payload.looks < 64
 
 
 def test_the_last_of_two_names_counts() -> None:
