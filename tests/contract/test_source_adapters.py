@@ -2,11 +2,14 @@
 
 import asyncio
 import hashlib
+import itertools
+import json
 import os
+import random
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import pytest
 
@@ -14,21 +17,30 @@ from bench.loopback_hub import LoopbackHub, Repo
 from modelhostd.adapters.blobs import BlobStore, StoreConfig
 from modelhostd.adapters.downloads import SourceDownloads
 from modelhostd.adapters.files import FileStore
+from modelhostd.adapters.github import GitHub
+from modelhostd.adapters.http_source import HttpSourceConfig
 from modelhostd.adapters.hub import Hub, HubConfig
 from modelhostd.adapters.local_files import LocalConfig, LocalFiles
+from modelhostd.adapters.ollama import Ollama
 from modelhostd.adapters.source import SourceAdapter
 from modelhostd.adapters.trees import TreeStore
+from modelhostd.adapters.urls import Urls
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.origins import OriginPolicy
 from modelhostd.core.resources import Phase, Progress, Source
 from modelhostd.core.sources import scheme_of
 from modelhostd.ports import DownloadJob
 from tests.adapters.downloads_support import tiny
+from tests.adapters.loopback_site import LoopbackSite, Page
 
 
 class Place(Protocol):
     """Where one kind of source keeps its models."""
 
     adapter: SourceAdapter
+
+    def sample(self, data_bytes: int = 1000, seed: int = 0) -> dict[str, bytes]:
+        """Return the files of a small model, of names that this source can have."""
 
     def put(self, name: str, files: Mapping[str, bytes]) -> str:
         """Put exactly these files there, as a new revision; return the source's URI."""
@@ -37,7 +49,14 @@ class Place(Protocol):
         """Return the URI of a source that is not there."""
 
 
-class HubPlace:
+class AnyNames:
+    """Sources whose files have the names that somebody gave them."""
+
+    def sample(self, data_bytes: int = 1000, seed: int = 0) -> dict[str, bytes]:
+        return tiny(data_bytes, seed)
+
+
+class HubPlace(AnyNames):
     def __init__(self, hub: LoopbackHub) -> None:
         self.hub = hub
         self.adapter: SourceAdapter = Hub(HubConfig(endpoint=hub.endpoint))
@@ -53,7 +72,7 @@ class HubPlace:
         return "hf://org/missing"
 
 
-class LocalPlace:
+class LocalPlace(AnyNames):
     def __init__(self, root: Path) -> None:
         self.root = root
         self.stamp = 10**18
@@ -73,15 +92,114 @@ class LocalPlace:
         return f"file://{self.root}/missing"
 
 
-@pytest.fixture(params=["hf", "file"])
+class UrlPlace(AnyNames):
+    """A list with checksums, and its files behind a redirect to a CDN."""
+
+    def __init__(self, site: LoopbackSite) -> None:
+        self.site = site
+        self.adapter: SourceAdapter = Urls(
+            HttpSourceConfig(OriginPolicy().with_endpoints(site.url))
+        )
+
+    def put(self, name: str, files: Mapping[str, bytes]) -> str:
+        lines = [f"{hashlib.sha256(data).hexdigest()}  {path}\n" for path, data in files.items()]
+        self.site.pages[f"/{name}/SHA256SUMS"] = Page("".join(lines).encode())
+        for path, data in files.items():
+            at = f"/{name}/{path}"
+            self.site.pages[at] = Page(
+                b"", 302, {"Location": f"{self.site.cdn}{at}?signed"}, etag=""
+            )
+            self.site.cdn_pages[f"{at}?signed"] = Page(data)
+        return f"{self.site.url}/{name}/SHA256SUMS"
+
+    def missing(self) -> str:
+        return f"{self.site.url}/missing/SHA256SUMS"
+
+
+class GitHubPlace(AnyNames):
+    """A release; its assets are named without folders."""
+
+    def __init__(self, site: LoopbackSite) -> None:
+        self.site = site
+        self.ids = itertools.count(1)
+        self.adapter: SourceAdapter = GitHub(HttpSourceConfig(), site.url)
+
+    def put(self, name: str, files: Mapping[str, bytes]) -> str:
+        assets = []
+        for path, data in files.items():
+            flat, number = path.replace("/", "-"), next(self.ids)
+            told = hashlib.sha256(data).hexdigest() if number % 2 else None
+            assets.append(
+                {
+                    "id": number,
+                    "name": flat,
+                    "size": len(data),
+                    "state": "uploaded",
+                    "digest": told and f"sha256:{told}",
+                }
+            )
+            moved = Page(b"", 302, {"Location": f"{self.site.cdn}/{number}"}, etag="")
+            self.site.pages[f"/org/{name}/releases/download/v1/{flat}"] = moved
+            self.site.pages[f"/repos/org/{name}/releases/assets/{number}"] = moved
+            self.site.cdn_pages[f"/{number}"] = Page(data)
+        answer = json.dumps({"tag_name": "v1", "assets": assets}).encode()
+        self.site.pages[f"/repos/org/{name}/releases/latest"] = Page(answer)
+        return f"github://org/{name}"
+
+    def sample(self, data_bytes: int = 1000, seed: int = 0) -> dict[str, bytes]:
+        # Assets have no folders.
+        return {path.replace("/", "-"): data for path, data in tiny(data_bytes, seed).items()}
+
+    def missing(self) -> str:
+        return "github://org/missing"
+
+
+class OllamaPlace:
+    """A manifest and layers; files are named for what they are."""
+
+    KINDS: ClassVar = {"tiny.gguf": "model", "template.txt": "template", "params.json": "params"}
+
+    def __init__(self, site: LoopbackSite) -> None:
+        self.site = site
+        self.adapter: SourceAdapter = Ollama(HttpSourceConfig(), site.url)
+
+    def sample(self, data_bytes: int = 1000, seed: int = 0) -> dict[str, bytes]:
+        weights = b"GGUF" + random.Random(seed).randbytes(data_bytes)
+        return {"tiny.gguf": weights, "template.txt": b"{{ .Prompt }}", "params.json": b"{}"}
+
+    def put(self, name: str, files: Mapping[str, bytes]) -> str:
+        layers = []
+        for path, data in files.items():
+            if path not in self.KINDS:
+                pytest.skip("a registry names its files itself")
+            digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+            media = f"application/vnd.ollama.image.{self.KINDS[path]}"
+            layers.append({"mediaType": media, "digest": digest, "size": len(data)})
+            at = f"/v2/library/{name}/blobs/{digest}"
+            self.site.pages[at] = Page(b"", 307, {"Location": f"{self.site.cdn}/{digest}"}, etag="")
+            self.site.cdn_pages[f"/{digest}"] = Page(data)
+        answer = json.dumps({"schemaVersion": 2, "layers": layers}).encode()
+        self.site.pages[f"/v2/library/{name}/manifests/latest"] = Page(answer)
+        return f"ollama://{name}"
+
+    def missing(self) -> str:
+        return "ollama://missing"
+
+
+@pytest.fixture(params=["hf", "file", "https", "github", "ollama"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """The same promises from each kind of source."""
     if request.param == "file":
         (tmp_path / "models").mkdir()
         yield LocalPlace(tmp_path / "models")
         return
-    with LoopbackHub() as hub:
-        yield HubPlace(hub)
+    if request.param == "hf":
+        with LoopbackHub() as hub:
+            yield HubPlace(hub)
+        return
+    kinds = {"https": UrlPlace, "github": GitHubPlace, "ollama": OllamaPlace}
+    with LoopbackSite() as site:
+        yield kinds[request.param](site)
 
 
 class Desk:
@@ -112,13 +230,12 @@ def desk(tmp_path: Path, place: Place) -> Desk:
 
 async def test_what_is_planned_is_what_comes(desk: Desk, place: Place) -> None:
     """Files, sizes, revision and the weights' memory are told first; then exactly these bytes come."""
-    files = tiny(300_000)
-    uri = place.put("tiny", {**files, "pytorch_model.bin": b"pickle"})
+    files = place.sample(300_000)
+    uri = place.put("tiny", files)
     facts = await desk.downloads.inspect(Source(uri))
     sizes = {path: len(data) for path, data in files.items()}
     assert {file.path: file.size_bytes for file in facts.files} == sizes
-    assert "pytorch_model.bin" in dict(facts.skipped)
-    assert facts.predicted_bytes == 300_000
+    assert facts.predicted_bytes == (300_000 if "model.safetensors" in files else 0)
     fetched = await desk.downloads.fetch(desk.job(uri), desk.reports.append)
     assert fetched.facts.revision == facts.revision
     assert desk.content() == files
@@ -133,14 +250,14 @@ async def test_what_is_planned_is_what_comes(desk: Desk, place: Place) -> None:
 
 async def test_the_revision_changes_with_the_files_alone(desk: Desk, place: Place) -> None:
     """Asked twice it is the same; with other files it is another, and both stand side by side."""
-    uri = place.put("tiny", tiny(seed=1))
+    uri = place.put("tiny", place.sample(seed=1))
     first = (await desk.downloads.inspect(Source(uri))).revision
     assert first == (await desk.downloads.inspect(Source(uri))).revision != ""
     await desk.downloads.fetch(desk.job(uri), lambda _: None)
-    place.put("tiny", tiny(seed=2))
+    place.put("tiny", place.sample(seed=2))
     fetched = await desk.downloads.fetch(desk.job(uri, 2), lambda _: None)
     assert fetched.facts.revision != first
-    assert (desk.content(1), desk.content(2)) == (tiny(seed=1), tiny(seed=2))
+    assert (desk.content(1), desk.content(2)) == (place.sample(seed=1), place.sample(seed=2))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +267,7 @@ async def test_a_cancel_in_any_phase_leaves_nothing_visible(
     desk: Desk, place: Place, phase: Phase
 ) -> None:
     """And the next attempt ends right, whatever the first one left."""
-    uri = place.put("tiny", tiny(3_000_000))
+    uri = place.put("tiny", place.sample(3_000_000))
     tasks: list[asyncio.Task[object]] = []
 
     def cancel(report: Progress) -> None:
@@ -163,7 +280,7 @@ async def test_a_cancel_in_any_phase_leaves_nothing_visible(
     with pytest.raises(ModelhostError):
         await desk.files.list_files("tiny", 1)
     await desk.downloads.fetch(desk.job(uri), lambda _: None)
-    assert desk.content() == tiny(3_000_000)
+    assert desk.content() == place.sample(3_000_000)
     assert await desk.files.check({"tiny": [1]}, deep=True, repair=False) == ()
 
 
@@ -191,15 +308,25 @@ async def test_pickles_are_refused_under_any_name(desk: Desk, place: Place, name
 
 async def test_patterns_choose(desk: Desk, place: Place) -> None:
     """Allow and ignore patterns mean the same everywhere."""
-    uri = place.put("tiny", tiny())
-    source = Source(uri, "", ("*.safetensors", "*.txt"), ("empty*",))
+    files = place.sample()
+    uri = place.put("tiny", files)
+    source = Source(uri, "", ("*.safetensors", "*.gguf", "*.txt"), ("empty*", "template*"))
     facts = await desk.downloads.inspect(source)
-    assert {file.path for file in facts.files} == {"model.safetensors", "nested/vocab.txt"}
+    expected = {p for p in files if not p.endswith(".json") and p[:5] not in {"empty", "templ"}}
+    assert {file.path for file in facts.files} == expected != set()
+
+
+async def test_pickles_beside_safetensors_are_left_out(desk: Desk, place: Place) -> None:
+    """With a word why; what is chosen loads without them."""
+    uri = place.put("tiny", {**place.sample(), "pytorch_model.bin": b"x", "modeling.py": b"x"})
+    facts = await desk.downloads.inspect(Source(uri))
+    assert {"pytorch_model.bin", "modeling.py"} <= dict(facts.skipped).keys()
+    assert {file.path for file in facts.files} == place.sample().keys()
 
 
 async def test_names_that_collide_are_refused(desk: Desk, place: Place) -> None:
     """Two files that differ by case are one file elsewhere."""
-    uri = place.put("tiny", {**tiny(), "Config.json": b"{ }"})
+    uri = place.put("tiny", {**place.sample(), "Config.json": b"{ }"})
     with pytest.raises(ModelhostError) as caught:
         await desk.downloads.inspect(Source(uri))
     assert caught.value.reason is Reason.UNSAFE_FILE

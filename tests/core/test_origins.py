@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.origins import (
     Origin,
+    OriginPolicy,
     is_public,
     join_url,
     parse_target,
-    policy_for,
     redacted,
 )
 from tests.core.attempt import attempt
@@ -39,14 +39,18 @@ def test_an_address_that_is_not_public_is_refused(address: str) -> None:
     """Loopback, private, link-local, multicast, mapped and tunnelled forms, and garbage."""
     assert not is_public(address)
     with pytest.raises(ModelhostError) as caught:
-        policy_for("https://huggingface.co").check_address("cdn.example", address, "hf://o/x")
+        OriginPolicy().with_endpoints("https://huggingface.co").check_address(
+            "cdn.example", address, "hf://o/x"
+        )
     assert caught.value.reason is Reason.SOURCE_NOT_ALLOWED
 
 
 @pytest.mark.parametrize("address", PUBLIC_ADDRESSES)
 def test_a_public_address_is_allowed(address: str) -> None:
     """For any host."""
-    policy_for("https://huggingface.co").check_address("cdn.example", address, "hf://o/x")
+    OriginPolicy().with_endpoints("https://huggingface.co").check_address(
+        "cdn.example", address, "hf://o/x"
+    )
 
 
 @pytest.mark.parametrize("url", FORBIDDEN_URLS, ids=lambda url: ascii(url[:30]))
@@ -70,7 +74,7 @@ def test_origins_have_scheme_host_and_port() -> None:
 
 def test_the_operators_endpoint_is_allowed_on_any_port_and_nothing_else() -> None:
     """http only if the endpoint is http; the public Hub gets no exception."""
-    policy = policy_for("http://127.0.0.1:8080")
+    policy = OriginPolicy().with_endpoints("http://127.0.0.1:8080")
     policy.check_target(parse_target("http://127.0.0.1:9", "x"), "x")
     policy.check_address("127.0.0.1", "127.0.0.1", "x")
     for url in ("http://localhost/x", "http://127.0.0.2/x", "http://example.com/x"):
@@ -78,12 +82,14 @@ def test_the_operators_endpoint_is_allowed_on_any_port_and_nothing_else() -> Non
             policy.check_target(parse_target(url, "x"), "x")
     with pytest.raises(ModelhostError):
         policy.check_address("localhost", "127.0.0.1", "x")
-    mirror = policy_for("https://mirror.lan")
+    mirror = OriginPolicy().with_endpoints("https://mirror.lan")
     mirror.check_address("mirror.lan", "10.0.0.1", "x")
     with pytest.raises(ModelhostError):
         mirror.check_target(parse_target("http://mirror.lan/x", "x"), "x")
     with pytest.raises(ModelhostError):
-        policy_for("https://huggingface.co").check_address("huggingface.co", "10.0.0.1", "x")
+        OriginPolicy().with_endpoints("https://huggingface.co").check_address(
+            "huggingface.co", "10.0.0.1", "x"
+        )
 
 
 def test_redirects_are_joined_or_refused() -> None:

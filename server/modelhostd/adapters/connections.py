@@ -5,13 +5,14 @@ Blocking, for threads; a ``Canceller`` ends any wait. HTTP/1.1 by ``http.client`
 asynchronous clients, and a read can be cancelled in a millisecond.
 """
 
+import base64
 import errno
 import http.client
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from modelhostd.adapters.cancel import Canceller
@@ -25,12 +26,28 @@ SKIP_BYTES_MAX = 64 << 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
+def _told_nobody(_: int) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A token and the one origin that may see it."""
+    """A token, or a user with a password, and the one origin that may see it."""
 
     origin: Origin
     token: str
+    user: str = ""
+    """Whose password the token is; empty for tokens that stand for themselves."""
+    answered: Callable[[int], None] = _told_nobody
+    """Takes the status of each answer to a request that carried it."""
+
+    @property
+    def header(self) -> str:
+        """What an Authorization header says."""
+        if not self.user:
+            return f"Bearer {self.token}"
+        pair = f"{self.user}:{self.token}".encode()
+        return f"Basic {base64.b64encode(pair).decode()}"
 
     def __repr__(self) -> str:
         return f"Credential({self.origin}, ***)"
@@ -174,9 +191,12 @@ class Connections:
             target = parse_target(url, self.source)
             self.policy.check_target(target, self.source)
             out = {"Accept-Encoding": "identity", **headers}
-            if credential is not None and credential.origin == target.origin:
-                out["Authorization"] = f"Bearer {credential.token}"
+            shown = credential if credential and credential.origin == target.origin else None
+            if shown is not None:
+                out["Authorization"] = shown.header
             response = self._exchange(method, target, out, url)
+            if shown is not None:
+                shown.answered(response.status)
             coding = response.headers.get("Content-Encoding", "identity").strip().lower()
             if coding not in {"", "identity"}:
                 response.close()
@@ -281,6 +301,6 @@ class Connections:
         return ModelhostError(
             Reason.NETWORK_ERROR,
             f"{self.source}: cannot connect to {origin} ({describe(error)}); check the network and "
-            "HF_ENDPOINT",
+            "the endpoint",
             {"source": self.source, "cause": describe(error)},
         )

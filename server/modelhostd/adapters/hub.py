@@ -18,7 +18,7 @@ from modelhostd.adapters.wire import Limits, Transient, bad_reply
 from modelhostd.core import hub_replies
 from modelhostd.core.errors import ModelhostError, Reason, invalid
 from modelhostd.core.hub_replies import Asked
-from modelhostd.core.origins import Origin, join_url, parse_target, policy_for
+from modelhostd.core.origins import Origin, OriginPolicy, join_url, parse_target
 from modelhostd.core.resources import Source
 from modelhostd.core.selection import select
 from modelhostd.core.sources import hub_repo
@@ -53,8 +53,8 @@ class HubConfig:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     files_at_once: int = 4
     """Files of one download that are fetched side by side."""
-    allow_http_hosts: frozenset[str] = frozenset()
-    """Further hosts that may be asked by http and at any address."""
+    policy: OriginPolicy = field(default_factory=OriginPolicy)
+    """What the operator allows besides the endpoint."""
     version: str = "0"
     """modelhost's version, for the user agent."""
 
@@ -66,7 +66,7 @@ class Hub:
         self.config = config
         self._endpoint = config.endpoint.rstrip("/")
         self.origin: Origin = parse_target(self._endpoint, "HF_ENDPOINT").origin
-        self._policy = policy_for(self._endpoint, config.allow_http_hosts)
+        self._policy = config.policy.with_endpoints(self._endpoint)
 
     @property
     def retry(self) -> RetryPolicy:

@@ -141,7 +141,7 @@ def bad_reply(source: str, cause: str) -> ModelhostError:
     """Return BAD_SOURCE_REPLY: the server speaks, and not what it should."""
     return ModelhostError(
         Reason.BAD_SOURCE_REPLY,
-        f"{source}: unusable answer: {cause}; a proxy or mirror may be in the way, check HF_ENDPOINT",
+        f"{source}: unusable answer: {cause}; a proxy or mirror may be in the way, check the endpoint",
         {"source": source, "cause": cause},
     )
 

@@ -1,14 +1,15 @@
 """Source URIs: taken apart, checked and put into one canonical form.
 
     hf://org/name@revision        a repository of the Hugging Face Hub
-    https://host/path             one file
-    github://owner/repo@tag/asset a release asset; without @tag the latest release
+    https://host/path             one file, or a list of files with checksums (see ``url_files``);
+                                  ``#sha256=...`` (sha1, md5) behind it says what must come
+    github://owner/repo@tag/asset a release asset; without @tag the latest release, without /asset all
     ollama://name:tag             a model of the Ollama registry; also ollama://namespace/name:tag
     file:///path                  a file or folder of this machine
     s3://bucket/key               object storage
 
-The canonical URI carries no revision, no user, no password, no secret query and no fragment: it is
-stored, logged and shown.
+The canonical URI carries no revision, no user, no password and no secret query: it is stored, logged
+and shown. ``http://`` parses too; whether a host may be asked without TLS is the operator's to say.
 """
 
 import re
@@ -20,6 +21,7 @@ from modelhostd.core.errors import ModelhostError, Reason, invalid
 from modelhostd.core.names import ID, ID_RULE
 from modelhostd.core.paths import path_fault
 from modelhostd.core.resources import Source
+from modelhostd.core.url_files import CHECKSUM_CHARS, is_list
 
 URI_CHARS_MAX = 1024
 REVISION_CHARS_MAX = 200
@@ -60,7 +62,7 @@ def parse_source(
     if revision and name.revision and revision != name.revision:
         raise invalid(f"{field} and revision", "one revision, not two", f"{text} and {revision}")
     asked = revision or name.revision
-    if asked and name.scheme in {"https", "file", "s3"}:
+    if asked and name.scheme in {"https", "http", "file", "s3"}:
         raise invalid("source.revision", f"nothing: {name.scheme} sources have no revisions", asked)
     return Source(
         uri=name.uri,
@@ -86,9 +88,8 @@ def split_uri(text: str, *, field: str = "source.uri") -> SourceName:
     scheme = scheme.lower()
     parser = _PARSERS.get(scheme)
     if parser is None:
-        near = "; plain http is not allowed, use https" if scheme == "http" else ""
-        raise invalid(field, f"one of the schemes {', '.join(SCHEMES)}{near}", text)
-    if "#" in rest or (("?" in rest) and scheme != "https"):
+        raise invalid(field, f"one of the schemes {', '.join(SCHEMES)}", text)
+    if ("#" in rest or "?" in rest) and scheme not in {"https", "http"}:
         raise invalid(field, "no query and no fragment", text)
     return parser(rest, text, field)
 
@@ -177,10 +178,18 @@ def _hub(rest: str, text: str, field: str) -> SourceName:
 
 
 def _https(rest: str, text: str, field: str) -> SourceName:
-    parts = urlsplit(f"https://{rest}")
+    return _url("https", 443, rest, text, field)
+
+
+def _http(rest: str, text: str, field: str) -> SourceName:
+    return _url("http", 80, rest, text, field)
+
+
+def _url(scheme: str, default_port: int, rest: str, text: str, field: str) -> SourceName:
+    parts = urlsplit(f"{scheme}://{rest}")
     if "@" in parts.netloc:
         raise invalid(
-            field, "no user name or password in a URL", f"https://***@{parts.hostname}/..."
+            field, "no user name or password in a URL", f"{scheme}://***@{parts.hostname}/..."
         )
     try:
         port = parts.port
@@ -189,7 +198,7 @@ def _https(rest: str, text: str, field: str) -> SourceName:
     host = parts.netloc.lower()
     host = host[: host.rfind(":")] if port is not None else host
     if _HOST.fullmatch(host) is None or ".." in host or port == 0:
-        raise invalid(field, "https://host/path with a host name", text)
+        raise invalid(field, f"{scheme}://host/path with a host name", text)
     if host in {"huggingface.co", "hf.co", "www.huggingface.co"}:
         repo = "/".join(parts.path.strip("/").split("/")[:2]) or "org/name"
         raise invalid(field, f"hf://{repo} for a repository of the Hub", text)
@@ -199,33 +208,49 @@ def _https(rest: str, text: str, field: str) -> SourceName:
                 field, f"no secret in a URL (query parameter {key!r})", f"https://{host}/..."
             )
     path = _clean_path(parts.path, text, field)
-    netloc = host if port in {None, 443} else f"{host}:{port}"
+    netloc = host if port in {None, default_port} else f"{host}:{port}"
     query = f"?{parts.query}" if parts.query else ""
-    return SourceName("https", f"https://{netloc}{path}{query}", "", path.rsplit("/", 1)[-1])
+    segments = path.split("/")
+    # A list is named for what it lists: the folder that it is in.
+    last = segments[-2] if is_list(segments[-1]) and segments[-2] else segments[-1]
+    checksum = _checksum(parts.fragment, field) if "#" in rest else ""
+    return SourceName(scheme, f"{scheme}://{netloc}{path}{query}{checksum}", "", last)
+
+
+def _checksum(fragment: str, field: str) -> str:
+    name, _, digits = fragment.lower().partition("=")
+    if len(digits) != CHECKSUM_CHARS.get(name, -1) or re.fullmatch("[0-9a-f]+", digits) is None:
+        kinds = ", ".join(f"#{kind}=" for kind in CHECKSUM_CHARS)
+        raise invalid(
+            field, f"nothing behind '#' but a checksum: {kinds} and its hex digits", "#..."
+        )
+    return f"#{name}={digits}"
 
 
 def _github(rest: str, text: str, field: str) -> SourceName:
-    expected = "github://owner/repo@tag/asset or github://owner/repo/asset"
+    expected = "github://owner/repo@tag/asset, github://owner/repo/asset or github://owner/repo@tag"
     owner, _, tail = rest.partition("/")
     repo, at, tagged = tail.partition("@")
     if at:
-        revision, _, asset = tagged.rpartition("/")
+        # A tag may hold slashes: what follows the last one is the asset.
+        revision, slash, asset = tagged.rpartition("/") if "/" in tagged else (tagged, "", "")
     else:
         revision = ""
-        repo, _, asset = tail.partition("/")
+        repo, slash, asset = tail.partition("/")
+    decoded = unquote(asset, errors="surrogateescape")
     valid = (
         _OWNER.fullmatch(owner)
         and _OWNER.fullmatch(repo)
-        and asset
-        and not path_fault(unquote(asset))
-        and "/" not in unquote(asset)
+        and bool(slash) == bool(asset)
+        and not (asset and path_fault(decoded))
+        and "/" not in decoded
         and bool(at) == bool(revision)
     )
     if not valid:
         raise invalid(field, expected, text)
-    return SourceName(
-        "github", f"github://{owner}/{repo}/{asset}", _revision(revision, field), unquote(asset)
-    )
+    shown = f"/{quote(decoded, safe='-._~+@')}" if asset else ""
+    uri = f"github://{owner}/{repo}{shown}"
+    return SourceName("github", uri, _revision(revision, field), decoded or repo)
 
 
 def _ollama(rest: str, text: str, field: str) -> SourceName:
@@ -267,9 +292,10 @@ def _clean_path(path: str, text: str, field: str) -> str:
 _PARSERS: dict[str, Callable[[str, str, str], SourceName]] = {
     "hf": _hub,
     "https": _https,
+    "http": _http,
     "github": _github,
     "ollama": _ollama,
     "file": _file,
     "s3": _s3,
 }
-SCHEMES = tuple(f"{scheme}://" for scheme in _PARSERS)
+SCHEMES = tuple(f"{scheme}://" for scheme in _PARSERS if scheme != "http")
