@@ -227,7 +227,8 @@ class ResidencyServiceServicer(object):
 
     def AcquireLease(self, request, context):
         """Forbids a model's eviction for a time. It does not load it. Several leases on one model hold it
-        until the last has ended. Fails with MODEL_NOT_FOUND, QUEUE_FULL (1,000 leases per principal),
+        until the last has ended. UnloadModel and a forced DeleteModel go on all the same, and so does the
+        end of the daemon. Fails with MODEL_NOT_FOUND, QUEUE_FULL (1,000 leases per principal),
         REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -235,14 +236,15 @@ class ResidencyServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RenewLease(self, request, context):
-        """Sets a lease's end anew, counted from now. Fails with LEASE_NOT_FOUND.
+        """Sets a lease's end anew, counted from now. Fails with LEASE_NOT_FOUND, and with
+        PERMISSION_DENIED for the lease of another principal, unless the caller may OPERATE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseLease(self, request, context):
-        """Ends a lease. One that has ended is no error.
+        """Ends a lease. One that has ended is no error. Fails with PERMISSION_DENIED as RenewLease does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

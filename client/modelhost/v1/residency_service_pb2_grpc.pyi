@@ -93,13 +93,16 @@ class ResidencyServiceStub:
     """
     AcquireLease: _grpc.UnaryUnaryMultiCallable[_residency_service_pb2.AcquireLeaseRequest, _slots_pb2.Lease]
     """Forbids a model's eviction for a time. It does not load it. Several leases on one model hold it
-    until the last has ended. Fails with MODEL_NOT_FOUND, QUEUE_FULL (1,000 leases per principal),
+    until the last has ended. UnloadModel and a forced DeleteModel go on all the same, and so does the
+    end of the daemon. Fails with MODEL_NOT_FOUND, QUEUE_FULL (1,000 leases per principal),
     REQUEST_ID_REUSED.
     """
     RenewLease: _grpc.UnaryUnaryMultiCallable[_residency_service_pb2.RenewLeaseRequest, _slots_pb2.Lease]
-    """Sets a lease's end anew, counted from now. Fails with LEASE_NOT_FOUND."""
+    """Sets a lease's end anew, counted from now. Fails with LEASE_NOT_FOUND, and with
+    PERMISSION_DENIED for the lease of another principal, unless the caller may OPERATE.
+    """
     ReleaseLease: _grpc.UnaryUnaryMultiCallable[_residency_service_pb2.ReleaseLeaseRequest, _empty_pb2.Empty]
-    """Ends a lease. One that has ended is no error."""
+    """Ends a lease. One that has ended is no error. Fails with PERMISSION_DENIED as RenewLease does."""
     ListSlots: _grpc.UnaryUnaryMultiCallable[_residency_service_pb2.ListSlotsRequest, _residency_service_pb2.ListSlotsResponse]
     """Lists slots by name."""
     GetSlot: _grpc.UnaryUnaryMultiCallable[_residency_service_pb2.GetSlotRequest, _slots_pb2.Slot]
@@ -179,13 +182,16 @@ class ResidencyServiceAsyncStub(ResidencyServiceStub):
     """
     AcquireLease: _aio.UnaryUnaryMultiCallable[_residency_service_pb2.AcquireLeaseRequest, _slots_pb2.Lease]  # type: ignore[assignment]
     """Forbids a model's eviction for a time. It does not load it. Several leases on one model hold it
-    until the last has ended. Fails with MODEL_NOT_FOUND, QUEUE_FULL (1,000 leases per principal),
+    until the last has ended. UnloadModel and a forced DeleteModel go on all the same, and so does the
+    end of the daemon. Fails with MODEL_NOT_FOUND, QUEUE_FULL (1,000 leases per principal),
     REQUEST_ID_REUSED.
     """
     RenewLease: _aio.UnaryUnaryMultiCallable[_residency_service_pb2.RenewLeaseRequest, _slots_pb2.Lease]  # type: ignore[assignment]
-    """Sets a lease's end anew, counted from now. Fails with LEASE_NOT_FOUND."""
+    """Sets a lease's end anew, counted from now. Fails with LEASE_NOT_FOUND, and with
+    PERMISSION_DENIED for the lease of another principal, unless the caller may OPERATE.
+    """
     ReleaseLease: _aio.UnaryUnaryMultiCallable[_residency_service_pb2.ReleaseLeaseRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Ends a lease. One that has ended is no error."""
+    """Ends a lease. One that has ended is no error. Fails with PERMISSION_DENIED as RenewLease does."""
     ListSlots: _aio.UnaryUnaryMultiCallable[_residency_service_pb2.ListSlotsRequest, _residency_service_pb2.ListSlotsResponse]  # type: ignore[assignment]
     """Lists slots by name."""
     GetSlot: _aio.UnaryUnaryMultiCallable[_residency_service_pb2.GetSlotRequest, _slots_pb2.Slot]  # type: ignore[assignment]
@@ -322,7 +328,8 @@ class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_slots_pb2.Lease, _abc.Awaitable[_slots_pb2.Lease]]:
         """Forbids a model's eviction for a time. It does not load it. Several leases on one model hold it
-        until the last has ended. Fails with MODEL_NOT_FOUND, QUEUE_FULL (1,000 leases per principal),
+        until the last has ended. UnloadModel and a forced DeleteModel go on all the same, and so does the
+        end of the daemon. Fails with MODEL_NOT_FOUND, QUEUE_FULL (1,000 leases per principal),
         REQUEST_ID_REUSED.
         """
 
@@ -332,7 +339,9 @@ class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _residency_service_pb2.RenewLeaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_slots_pb2.Lease, _abc.Awaitable[_slots_pb2.Lease]]:
-        """Sets a lease's end anew, counted from now. Fails with LEASE_NOT_FOUND."""
+        """Sets a lease's end anew, counted from now. Fails with LEASE_NOT_FOUND, and with
+        PERMISSION_DENIED for the lease of another principal, unless the caller may OPERATE.
+        """
 
     @_abc_1.abstractmethod
     def ReleaseLease(
@@ -340,7 +349,7 @@ class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _residency_service_pb2.ReleaseLeaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Ends a lease. One that has ended is no error."""
+        """Ends a lease. One that has ended is no error. Fails with PERMISSION_DENIED as RenewLease does."""
 
     @_abc_1.abstractmethod
     def ListSlots(

@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
-from modelhost.v1 import instances_pb2, models_pb2, operations_pb2
+from google.protobuf.empty_pb2 import Empty
+
+from modelhost.v1 import instances_pb2, models_pb2, operations_pb2, options_pb2, slots_pb2
 from modelhost.v1 import residency_service_pb2 as pb
 from modelhostd.api import convert, convert_from, convert_models, convert_values, lists
 from modelhostd.api.activity import Activity
@@ -10,10 +12,11 @@ from modelhostd.api.addressing import instance, model_id
 from modelhostd.api.calls import Call
 from modelhostd.api.errors import unimplemented
 from modelhostd.api.methods import Service
+from modelhostd.core import names
 from modelhostd.core import operations as op_rules
 from modelhostd.core import residency as rules
 from modelhostd.core.errors import ModelhostError, Reason, invalid
-from modelhostd.core.resources import Instance, InstanceState
+from modelhostd.core.resources import Instance, InstanceState, Lease
 from modelhostd.core.state import State, instance_key
 from modelhostd.host import Host
 from modelhostd.host.occupancy import predicted_bytes
@@ -207,6 +210,38 @@ class ResidencyService:
     def _shown(self, found: Instance, activity: Activity) -> instances_pb2.Instance:
         return convert.instance(found, activity.of(found))
 
+    # --- leases ---------------------------------------------------------------------------------
+
+    async def acquire_lease(self, request: pb.AcquireLeaseRequest, call: Call) -> slots_pb2.Lease:
+        """See AcquireLease in the contract."""
+        lease = await self._host.leases.acquire(
+            model_id(self._state, "model", request.model),
+            _ttl(request),
+            call.principal,
+            convert_from.request(call.method, request),
+        )
+        return convert.lease(lease)
+
+    async def renew_lease(self, request: pb.RenewLeaseRequest, call: Call) -> slots_pb2.Lease:
+        """See RenewLease in the contract."""
+        key = names.parse("leases", "name", request.name)
+        self._own(self._host.leases.get(key), call)
+        return convert.lease(await self._host.leases.renew(key, _ttl(request), call.principal))
+
+    async def release_lease(self, request: pb.ReleaseLeaseRequest, call: Call) -> Empty:
+        """See ReleaseLease in the contract."""
+        key = names.parse("leases", "name", request.name)
+        lease = self._state.leases.get(key)
+        if lease is not None:
+            self._own(lease, call)
+        await self._host.leases.release(key, call.principal)
+        return Empty()
+
+    @staticmethod
+    def _own(lease: Lease, call: Call) -> None:
+        if lease.principal != call.principal:
+            call.require(options_pb2.OPERATE, f"the lease of '{lease.principal}'")
+
     # --- pins and blocks ------------------------------------------------------------------------
 
     async def pin_model(self, request: pb.PinModelRequest, call: Call) -> models_pb2.Model:
@@ -224,3 +259,9 @@ class ResidencyService:
         key = model_id(self._state, "name", request.name)
         await self._host.residency.unblock(key)
         return convert_models.model(self._state.model(key))
+
+
+def _ttl(request: pb.AcquireLeaseRequest | pb.RenewLeaseRequest) -> float | None:
+    if not request.HasField("time_to_live"):
+        return None
+    return convert_from.seconds("time_to_live", request.time_to_live)

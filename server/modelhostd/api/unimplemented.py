@@ -7,9 +7,6 @@ UNIMPLEMENTED_METHODS = frozenset(
     {
         "modelhost.v1.ModelService/UploadModelFiles",
         "modelhost.v1.ModelService/ListCatalogModels",
-        "modelhost.v1.ResidencyService/AcquireLease",
-        "modelhost.v1.ResidencyService/RenewLease",
-        "modelhost.v1.ResidencyService/ReleaseLease",
         "modelhost.v1.ResidencyService/ListSlots",
         "modelhost.v1.ResidencyService/GetSlot",
         "modelhost.v1.ResidencyService/SwitchSlot",

@@ -21,6 +21,7 @@ from modelhostd.core.state import SETTINGS_KEY, Edit
 from modelhostd.host.fetched_loads import FetchedLoads
 from modelhostd.host.foreign import ForeignUse
 from modelhostd.host.inference import Inference
+from modelhostd.host.leases import Leases
 from modelhostd.host.models import Models
 from modelhostd.host.occupancy import Occupancy, gone
 from modelhostd.host.operations import Operations
@@ -89,6 +90,7 @@ class Host:
         )
         self.occupancy = occupancy
         self.residency = Residency(occupancy)
+        self.leases = Leases(self.registry, self.residency.loads.pump)
         self.foreign = ForeignUse(occupancy, devices)
         self.transfers = Transfers(self.registry, self.operations, downloads, files)
         self.models = Models(
@@ -115,6 +117,7 @@ class Host:
             raise
         await self.foreign.start()
         self.residency.start()
+        self.leases.start()
         self.transfers.start()
         self._autoload()
 
@@ -139,6 +142,7 @@ class Host:
         between ``stop`` and ``close``.
         """
         self.inference.stop()
+        self.leases.stop()
         await self.foreign.stop()
         await self.fetched_loads.stop()
         await self.transfers.stop(grace_s)

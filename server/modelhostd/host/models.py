@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from modelhostd.core import leases, sources
 from modelhostd.core import operations as op_rules
 from modelhostd.core import registry as rules
-from modelhostd.core import sources
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import (
     FINAL_STATES,
@@ -222,18 +222,22 @@ class Models:
             await self._residency.remove(model_id, "MODEL_DELETED")
         artifacts = self._registry.decided.model(model_id).artifacts
         versions = [a.version for a in artifacts if version in (0, a.version)]
-        await self._registry.stage([self._removed(model_id, keep_entry, versions)])
+        await self._registry.stage(self._removed(model_id, keep_entry, versions))
         freed = 0
         for gone in versions:
             freed += await self._files.delete_artifact(model_id, gone)
         return {"freed_bytes": freed}
 
-    def _removed(self, model_id: str, keep_entry: bool, versions: Sequence[int]) -> Edit:
+    def _removed(self, model_id: str, keep_entry: bool, versions: Sequence[int]) -> Sequence[Edit]:
         model = self._registry.decided.model(model_id)
         if not keep_entry:
-            return Edit(Kind.MODEL, model_id, None, "DELETED")
+            held = [x for x in self._registry.decided.leases.values() if x.model == model_id]
+            return [
+                *(leases.ended(lease, "MODEL_DELETED") for lease in held),
+                Edit(Kind.MODEL, model_id, None, "DELETED"),
+            ]
         kept = tuple(a for a in model.artifacts if a.version not in versions)
-        return rules.model_edit(replace(model, artifacts=kept), "FILES_DELETED")
+        return [rules.model_edit(replace(model, artifacts=kept), "FILES_DELETED")]
 
     async def _verify(
         self, model_id: str, artifact: Artifact, operation: str

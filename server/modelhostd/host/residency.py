@@ -216,9 +216,10 @@ class Residency:
                 log.exception("residency tick failed")
 
     def _expire_idle(self, now: float) -> None:
+        leased = {lease.model for lease in self._registry.decided.leases.values()}
         for route in self.routes:
             model = self._registry.decided.models.get(route.model)
-            if model is None or model.pinned or not route.open:
+            if model is None or model.pinned or model.id in leased or not route.open:
                 continue
             keep = self._occupancy.keep_alive_s(model)
             busy = route.in_flight or self.routes.queued(route.model)
