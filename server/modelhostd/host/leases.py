@@ -63,7 +63,7 @@ class Leases:
         await self._registry.stage(
             [rules.edit(lease, "RENEWED")],
             principal,
-            undone=lambda: self._deadlines.pop(key, None),
+            undone=lambda: self._forget(key),
         )
         return lease
 
@@ -112,3 +112,6 @@ class Leases:
             # Recorded, not staged: that the time is up does not depend on whether it can be stored.
             self._registry.record([rules.ended(lease, "EXPIRED") for lease in over])
             self._freed()
+
+    def _forget(self, key: str) -> None:
+        self._deadlines.pop(key, None)
