@@ -15,9 +15,10 @@ import pytest
 from bench.loopback_hub import Fault, LoopbackHub, Repo
 from modelhostd.adapters import failpoints
 from modelhostd.adapters.layout import Home
-from modelhostd.adapters.parts import Journal, kept_bytes
+from modelhostd.adapters.parts import BOOT_ID, Journal, kept_spans
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.findings import FindingKind
+from modelhostd.core.spans import Spans
 from tests.adapters.downloads_support import Site, tiny
 from tests.support import wait_until
 
@@ -147,13 +148,20 @@ async def test_kills_at_random_moments_leave_nothing_half(site: Site) -> None:
     assert (await site.files.use()).blob_count == 0
 
 
-def test_what_a_journal_is_trusted_for(tmp_path: Path) -> None:
-    """After a crash all of the part, after another boot only what was synced, of another size none."""
-    journal = Journal(size=100, synced=40, boot="another boot", model="m")
-    assert journal.trusted(have=90, size=100) == 40
-    assert journal.trusted(have=30, size=100) == 30
-    assert journal.trusted(have=90, size=101) == 0
-    assert Journal(100, 40, "", "m").trusted(90, 100) == 40
+def test_what_a_journal_is_trusted_for() -> None:
+    """After a crash what was written, after another boot what was synced, of another size nothing."""
+    synced, written = Spans([(0, 40)]), Spans([(0, 60), (70, 90)])
+    here = Journal(100, BOOT_ID, "m", synced, written)
+    assert here.trusted(have=100, size=100) == written
+    assert here.trusted(have=80, size=100) == Spans([(0, 60), (70, 80)])
+    for boot in ("another boot", ""):
+        journal = Journal(100, boot, "m", synced, written)
+        assert journal.trusted(have=90, size=100) == synced
+        assert journal.trusted(have=30, size=100) == Spans([(0, 30)])
+        assert journal.trusted(have=90, size=101) == Spans()
+
+
+GOOD = b'{"format":2,"size":100,"boot":"%b","model":"m","synced":"0-50"}' % BOOT_ID.encode()
 
 
 @pytest.mark.parametrize(
@@ -163,17 +171,19 @@ def test_what_a_journal_is_trusted_for(tmp_path: Path) -> None:
         b"",
         b"{",
         b"[]",
-        b'{"format":1}',
-        b'{"format":2,"size":100,"synced":50,"boot":"x","model":"m"}',
-        b'{"format":1,"size":100,"synced":-1,"boot":"x","model":"m"}',
-        b'{"format":1,"size":100,"synced":101,"boot":"x","model":"m"}',
-        b'{"format":1,"size":"100","synced":50,"boot":"x","model":"m"}',
-        b'{"format":1,"size":100,"synced":true,"boot":"x","model":"m"}',
-        b'{"format":1,"size":100,"synced":50,"boot":null,"model":"m"}',
+        b'{"format":2}',
+        GOOD.replace(b'"format":2', b'"format":1'),
+        GOOD.replace(b"0-50", b"-1-50"),
+        GOOD.replace(b"0-50", b"0-101"),
+        GOOD.replace(b"0-50", b"50-0"),
+        GOOD.replace(b":100", b':"100"'),
+        GOOD.replace(b'"0-50"', b"50"),
+        GOOD.replace(b'"m"', b"null"),
+        GOOD + b"\n0-60\xff",
         b"[" * 4000,
-        b" " * 5000,
+        b" " * 9000,
     ],
-    ids=[str(number) for number in range(13)],
+    ids=[str(number) for number in range(15)],
 )
 def test_a_torn_or_foreign_journal_is_worth_nothing(tmp_path: Path, journal: bytes | None) -> None:
     """The part starts over."""
@@ -182,7 +192,31 @@ def test_a_torn_or_foreign_journal_is_worth_nothing(tmp_path: Path, journal: byt
     (parts / "key.part").write_bytes(b"x" * 60)
     if journal is not None:
         (parts / "key.json").write_bytes(journal)
-    assert kept_bytes(home, "key", 100) == 0
+    assert kept_spans(home, "key", 100) == Spans()
+    home.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        (b"\n0-55", [(0, 55)]),
+        (b"\n0-20 30-55   ", [(0, 20), (30, 55)]),
+        (b"\n0-5", [(0, 5)]),
+        (b"\n0-55 30-", [(0, 50)]),
+        (b"\n55-0", [(0, 50)]),
+        (b"\ngarbage", [(0, 50)]),
+        (b"\n0-55 58-99", [(0, 55), (58, 60)]),
+    ],
+)
+def test_a_torn_second_line_costs_what_was_not_synced(
+    tmp_path: Path, line: bytes, kept: list[tuple[int, int]]
+) -> None:
+    """What it says counts if it is whole, within what is on disk; else what the first line says."""
+    home = Home(tmp_path / "home")
+    parts = tmp_path / "home" / "staging" / "parts"
+    (parts / "key.part").write_bytes(b"x" * 60)
+    (parts / "key.json").write_bytes(GOOD + line)
+    assert kept_spans(home, "key", 100) == Spans(kept)
     home.close()
 
 
@@ -201,13 +235,18 @@ async def test_a_journal_that_claims_more_than_there_is(site: Site, hub: Loopbac
     assert site.quarantined() == []
 
 
-async def test_a_part_longer_than_its_file_is_cut(site: Site) -> None:
-    """Bytes behind the end belong to nobody."""
-    parts = site.home / "staging" / "parts"
-    (parts / f"{SHA256}.part").write_bytes(WEIGHTS + b"more")
+async def test_bytes_that_no_journal_speaks_of_are_nobodys(site: Site) -> None:
+    """Without a journal nothing is kept; with one, what it names within the file's length."""
+    part_file = site.home / "staging" / "parts" / f"{SHA256}.part"
+    part_file.write_bytes(WEIGHTS + b"more")
     with site.store.open_part(SHA256, len(WEIGHTS), "tiny") as part:
-        assert part.position == 0
-    (parts / f"{SHA256}.part").write_bytes(WEIGHTS + b"more")
+        assert part.done_bytes == 0
+        part.write(1000, memoryview(WEIGHTS)[1000:5000])
+        part.write(0, memoryview(WEIGHTS)[:300])
+    part_file.write_bytes(WEIGHTS + b"more")
+    with site.store.open_part(SHA256, len(WEIGHTS), "tiny") as part:
+        assert part.done == Spans([(0, 300), (1000, 5000)])
+        assert part_file.stat().st_size == 5000
     fetched = await site.fetch()
-    assert fetched.reused_bytes == len(WEIGHTS)
+    assert fetched.reused_bytes == 4300
     assert site.content() == FILES

@@ -220,7 +220,7 @@ async def test_a_file_that_changes_under_way_is_no_model(desk: Desk, change: str
 
 async def test_an_interrupted_copy_goes_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was copied is hashed again and kept."""
-    monkeypatch.setattr(pump, "BUFFER_BYTES", 10_000)
+    monkeypatch.setattr(streams, "BUFFER_BYTES", 10_000)
     folder = desk.put()
     tasks: list[asyncio.Task[Fetched]] = []
     loop = asyncio.get_running_loop()

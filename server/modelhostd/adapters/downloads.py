@@ -5,23 +5,26 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from modelhostd.adapters.blobs import BlobStore
+from modelhostd.adapters.blobs import BlobStore, Stopped
 from modelhostd.adapters.cancel import Canceller
 from modelhostd.adapters.connections import Connections
 from modelhostd.adapters.formats import check_file
 from modelhostd.adapters.hub import Hub, HubConfig
 from modelhostd.adapters.layout import disk_errors
-from modelhostd.adapters.parts import kept_bytes
+from modelhostd.adapters.parts import kept_spans
 from modelhostd.adapters.progress import Meter
-from modelhostd.adapters.pump import Transfer, fetch_file, kept_whole, part_key, with_retries
+from modelhostd.adapters.pump import fetch_file, kept_whole, part_key
 from modelhostd.adapters.remote_headers import predict
+from modelhostd.adapters.retries import Patience, with_retries
 from modelhostd.adapters.sampling import enter, ticking
 from modelhostd.adapters.source import SourceAdapter
-from modelhostd.adapters.threads import cancellable, in_thread, to_the_end
+from modelhostd.adapters.threads import SETTLE_S, cancellable, in_thread, to_the_end
+from modelhostd.adapters.throttle import Tap, Throttle
+from modelhostd.adapters.transfer import Places, StreamConfig, Transfer
 from modelhostd.adapters.trees import TreeStore
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.manifest import Manifest
@@ -53,12 +56,15 @@ class SourceDownloads:
         store: BlobStore,
         trees: TreeStore,
         *,
+        streams: StreamConfig | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._adapters = dict(adapters)
         self._store = store
         self._trees = trees
+        self._streams = streams or StreamConfig()
         self._now = now
+        self._throttle = Throttle()
         self._contacts: dict[str, Contact] = {}
 
     def contact_with(self, scheme: str) -> Contact:
@@ -72,12 +78,9 @@ class SourceDownloads:
         connections = adapter.connections(canceller, source)
 
         def ask() -> SourceFacts:
-            facts = with_retries(
-                lambda: adapter.plan(connections, source),
-                adapter.retry,
-                canceller,
-                lambda _: None,
-            )
+            # Whoever asks waits for the answer: no network is one, too.
+            patience = Patience(adapter.retry, canceller, lambda _: None, offline_waits=False)
+            facts = with_retries(lambda: adapter.plan(connections, source), patience)
             return predict(adapter, connections, facts)
 
         async with ticking(canceller, connections, None, None):
@@ -93,17 +96,16 @@ class SourceDownloads:
         def ask() -> SourceFacts:
             return with_retries(
                 lambda: adapter.plan(connections, job.source, allow_unsafe=job.allow_unsafe),
-                adapter.retry,
-                canceller,
-                lambda attempt: meter.retrying("", attempt),
+                Patience(adapter.retry, canceller, lambda retry: meter.retrying("", retry)),
             )
 
         with contextlib.ExitStack() as held:
+            tap = held.enter_context(self._throttle.open(job.operation))
             async with ticking(canceller, connections, meter, report):
                 facts = await self._noted(job.source, cancellable(canceller, ask))
                 digests = (file.sha256 for file in facts.files if file.sha256)
                 held.enter_context(self._store.hold(digests))
-                manifest = await self._fetch(job, facts, connections, meter, report)
+                manifest = await self._fetch(job, facts, connections, tap, meter, report)
             # The last wait of all: cancelled in it the artifact is taken back, after it nothing is.
             await self._publish(manifest, canceller)
         return Fetched(facts, manifest.files, meter.reused_bytes, manifest.predicted_bytes)
@@ -137,6 +139,7 @@ class SourceDownloads:
         job: DownloadJob,
         facts: SourceFacts,
         connections: Connections,
+        tap: Tap,
         meter: Meter,
         report: Callable[[Progress], None],
     ) -> Manifest:
@@ -159,6 +162,9 @@ class SourceDownloads:
                 facts.revision,
                 job.model,
                 written,
+                tap,
+                self._streams,
+                Places(self._streams.connections_in_all),
             )
             digests = {**kept, **await self._fetch_files(transfer, missing)}
         enter(meter, Phase.VERIFYING, report)
@@ -186,7 +192,8 @@ class SourceDownloads:
                     meter.reuse(file.path, file.size_bytes)
                     meter.finish(file.path)
                 else:
-                    meter.reuse(file.path, kept_bytes(self._store.home, key, file.size_bytes))
+                    spans = kept_spans(self._store.home, key, file.size_bytes)
+                    meter.reuse(file.path, spans.total)
         return kept
 
     async def _fetch_files(
@@ -205,15 +212,29 @@ class SourceDownloads:
 
         workers = min(transfer.adapter.files_at_once, len(missing))
         tasks = [asyncio.create_task(fetch_some()) for _ in range(workers)]
+        if tasks:
+            await self._first_failure(tasks, transfer.canceller)
+        return digests
+
+    async def _first_failure(
+        self, tasks: Sequence["asyncio.Task[None]"], canceller: Canceller
+    ) -> None:
+        """Wait for all tasks; the first that fails by itself ends the others, and is raised."""
         try:
-            await asyncio.gather(*tasks)
-        except BaseException:
-            transfer.canceller.cancel()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            if all(task.done() and not task.exception() for task in tasks):
+                return
+            canceller.cancel()
+            await asyncio.wait(tasks, timeout=SETTLE_S)
+        finally:
+            if not all(task.done() for task in tasks):
+                canceller.cancel()
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            raise
-        return digests
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        # Those that were stopped were stopped because of one that failed.
+        failures = [end for end in ended if isinstance(end, BaseException)]
+        raise min(failures, key=lambda failure: isinstance(failure, Stopped))
 
     def _check(
         self,

@@ -31,8 +31,10 @@ NAMES = (
     "database.before_migration",
     "database.before_migration_commit",
     # The way of a download, in its order.
+    "part.journal",
     "part.opened",
     "part.written",
+    "part.marked",
     "part.synced",
     "part.complete",
     "verified.renamed",

@@ -1,11 +1,12 @@
 """One file over HTTP: asked for by ranges, and only an answer that is exactly what was asked for counts."""
 
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from modelhostd.adapters.connections import Connections, Credential, Response
-from modelhostd.adapters.source import mismatch
+from modelhostd.adapters.source import Changed, mismatch
 from modelhostd.adapters.wire import Transient, bad_reply
 from modelhostd.core.origins import Origin
 from modelhostd.core.paths import printable
@@ -46,10 +47,11 @@ class HttpFile:
 
 
 class HttpBody:
-    """An answer whose first byte is known to be the file's byte ``start``."""
+    """An answer whose first byte is known to be the file's byte ``start``, and its end ``end``."""
 
-    def __init__(self, response: Response, start: int) -> None:
+    def __init__(self, response: Response, start: int, end: int) -> None:
         self.start = start
+        self.end = end
         self._response = response
 
     def read_into(self, buffer: memoryview) -> int:
@@ -62,19 +64,20 @@ class HttpBody:
 
 
 class HttpReader:
-    """The attempts at one file; satisfies ``source.Reader``."""
+    """The attempts at one file; satisfies ``source.Reader``. Thread-safe."""
 
     def __init__(self, asked: HttpFile) -> None:
         self._asked = asked
+        self._lock = threading.Lock()
         self._url = ""
         self._renewals = 0
         self._ranges = asked.ranges
+        self._etag = ""
 
     def open(self, start: int, end: int) -> HttpBody:
         """Ask for the bytes from ``start`` to before ``end``; see ``source.Reader``."""
         asked = self._asked
-        if not self._url:
-            self._url = asked.locate()
+        url = self._located()
         if not self._ranges:
             start, end = 0, asked.file.size_bytes
         headers = dict(asked.headers)
@@ -85,33 +88,41 @@ class HttpReader:
             )
             if asked.if_range:
                 headers["If-Range"] = asked.if_range
-        response = asked.connections.request(
-            "GET", self._url, headers, credential=asked.credential()
-        )
+        response = asked.connections.request("GET", url, headers, credential=asked.credential())
         try:
-            began = self._judge(response, start, end, part=part)
+            ranged = self._judge(response, start, end, url, part=part)
         except BaseException:
             response.close()
             raise
-        self._renewals = 0
-        return HttpBody(response, began)
+        with self._lock:
+            self._renewals = 0
+        return HttpBody(response, *((start, end) if ranged else (0, asked.file.size_bytes)))
 
-    def _judge(self, response: Response, start: int, end: int, *, part: bool) -> int:
-        """Return where the body begins, if it is what was asked for; a 200 to a range is all of it."""
+    def _located(self) -> str:
+        """Return the URL to ask; one thread looks it up, the others wait for that."""
+        with self._lock:
+            if not self._url:
+                self._url = self._asked.locate()
+            return self._url
+
+    def _judge(self, response: Response, start: int, end: int, url: str, *, part: bool) -> bool:
+        """Return whether the body is the range that was asked for (else it is the whole file)."""
         status, file, source = response.status, self._asked.file, self._asked.connections.source
-        if status in {200, 206} and (error := self._asked.changed(response)) is not None:
-            raise error
+        if status in {200, 206}:
+            if (error := self._asked.changed(response)) is not None:
+                raise error
+            self._same_version(response)
         if status == 206 and part:
             found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
             got = tuple(map(int, found.groups())) if found else ()
             if got == (start, end - 1, file.size_bytes) and response.length in {None, end - start}:
-                return start
+                return True
             self._ranges = False
             raise Transient(bad_reply(source, "a range that was not asked for"), 0.0)
         if status == 200:
             if response.length not in {None, file.size_bytes}:
                 raise mismatch(file, f"{file.size_bytes} bytes", f"{response.length} bytes")
-            return 0
+            return False
         if status == 416 and part:
             self._ranges = False
             raise Transient(bad_reply(source, "a range refused that should be there"), 0.0)
@@ -119,10 +130,31 @@ class HttpReader:
             raise bad_reply(source, f"a part of {printable(file.path)} where all was asked for")
         error = self._asked.refused(response)
         elsewhere = self._asked.home is not None and response.origin != self._asked.home
-        if status in {401, 403} and elsewhere and self._renewals < RENEWALS_MAX:
+        if status in {401, 403} and elsewhere and self._run_out(url):
             # A signed location has run out: a fresh one is asked for.
             assert not isinstance(error, Transient), error
-            self._renewals += 1
-            self._url = ""
             raise Transient(error, 0.0)  # type: ignore[arg-type]
         raise error
+
+    def _run_out(self, url: str) -> bool:
+        """Forget a location that was refused; return False when its successors were refused as well.
+
+        Several ranges are refused together when a location runs out: that is one refusal.
+        """
+        with self._lock:
+            if self._url == url:
+                if self._renewals >= RENEWALS_MAX:
+                    return False
+                self._renewals += 1
+                self._url = ""
+            return True
+
+    def _same_version(self, response: Response) -> None:
+        """Raise Changed for an answer whose strong ETag is not that of the answers before."""
+        etag = response.headers.get("ETag", "").strip()
+        if not etag.startswith('"'):
+            return
+        with self._lock:
+            before, self._etag = self._etag, etag
+        if before not in {"", etag}:
+            raise Changed

@@ -149,8 +149,9 @@ class LocalBody:
 
     def __init__(self, fd: int, start: int, end: int, file: RemoteFile, source: Source) -> None:
         self.start = start
+        self.end = end
         self._fd = fd
-        self._position, self._end = start, end
+        self._position = start
         self._file = file
         self._source = source
         try:
@@ -161,7 +162,7 @@ class LocalBody:
 
     def read_into(self, buffer: memoryview) -> int:
         """Read the next bytes; 0 at the end, where it must still be the file that was planned."""
-        wanted = buffer[: self._end - self._position]
+        wanted = buffer[: self.end - self._position]
         with _source_errors(self._source, self._file.path):
             count = os.preadv(self._fd, [wanted], self._position) if wanted else 0
         self._position += count

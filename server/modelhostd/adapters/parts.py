@@ -1,23 +1,30 @@
-"""A file that is being fetched: its bytes so far, and a journal that says which of them to trust.
+"""A file that is being fetched: the bytes that are there, and a journal that says which they are.
 
-``<key>.part`` grows from its beginning. ``<key>.json`` is written when the part is created and after each
-data sync: ``{"format": 1, "size": .., "synced": .., "boot": "..", "model": ".."}``. After a crash of the
-daemon the whole part is trusted (the kernel kept it); after another boot only what was synced. Either way
-its bytes are hashed again, and the source's digest decides.
+``<key>.part`` has bytes wherever they came. ``<key>.json`` beside it has two lines:
+
+    {"format": 2, "size": .., "boot": "..", "model": "..", "synced": "0-33554432"}
+    0-40370176 50331648-51380224
+
+The first is replaced as a whole after each data sync: ``synced`` spans survive a power cut. The second is
+written over after each write of bytes, by one call, so that ``kill -9`` finds it whole: after a crash of
+the daemon these spans are trusted (the kernel kept them), after another boot only what was synced. Either
+way the bytes are hashed again, and the source's digest decides.
 """
 
 import json
 import os
-from collections.abc import Callable
+import threading
 from dataclasses import dataclass
 from typing import Any, Self
 
 from modelhostd.adapters.failpoints import hit
 from modelhostd.adapters.layout import PARTS, Home, open_regular, write_all
+from modelhostd.core.spans import Spans, parse_spans
 
-FORMAT = 1
-JOURNAL_BYTES_MAX = 4096
-READ_BYTES = 1 << 20
+FORMAT = 2
+JOURNAL_BYTES_MAX = 8192
+SPANS_CHARS_MAX = 3000
+"""Some 70 spans; there are never more than a file has connections, and one."""
 
 
 def boot_id() -> str:
@@ -34,20 +41,20 @@ BOOT_ID = boot_id()
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """What is written beside a part. ``synced`` bytes survive a power cut."""
+    """What is written beside a part. ``synced`` bytes survive a power cut, ``written`` a crash."""
 
     size: int
-    synced: int
     boot: str
     model: str
+    synced: Spans
+    written: Spans
 
-    def trusted(self, have: int, size: int) -> int:
-        """Return how many of the ``have`` bytes on disk belong to a file of ``size`` bytes."""
+    def trusted(self, have: int, size: int) -> Spans:
+        """Return which of the ``have`` bytes on disk belong to a file of ``size`` bytes."""
         if self.size != size:
-            return 0
-        return (
-            min(have, size) if self.boot and self.boot == BOOT_ID else min(have, self.synced, size)
-        )
+            return Spans()
+        same_boot = bool(self.boot) and self.boot == BOOT_ID
+        return (self.written if same_boot else self.synced).within(min(have, size))
 
 
 def read_journal(home: Home, key: str) -> Journal | None:
@@ -57,29 +64,32 @@ def read_journal(home: Home, key: str) -> Journal | None:
     except FileNotFoundError:
         return None
     with os.fdopen(fd, "rb") as file:
-        data = file.read(JOURNAL_BYTES_MAX + 1)
+        head, _, tail = file.read(JOURNAL_BYTES_MAX + 1).partition(b"\n")
     try:
-        raw: Any = json.loads(data)
-        size, synced, boot, model = (raw[key] for key in ("size", "synced", "boot", "model"))
+        raw: Any = json.loads(head)
+        size, boot, model = (raw[key] for key in ("size", "boot", "model"))
+        synced = parse_spans(raw["synced"])
+        written = parse_spans(tail.decode("ascii").rstrip(" "))
         valid = (
             raw["format"] == FORMAT
-            and all(type(number) is int for number in (size, synced))
+            and type(size) is int
             and all(isinstance(text, str) for text in (boot, model))
-            and 0 <= synced <= size
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return Journal(size, synced, boot, model) if valid else None
+    if not valid or synced is None or synced.end > size:
+        return None
+    return Journal(size, boot, model, synced, synced if written is None else written)
 
 
-def kept_bytes(home: Home, key: str, size: int) -> int:
-    """Return how many bytes of a file an earlier attempt left that can be gone on from."""
+def kept_spans(home: Home, key: str, size: int) -> Spans:
+    """Return which bytes of a file an earlier attempt left that can be gone on from."""
     journal, found = read_journal(home, key), home.stat((*PARTS, f"{key}.part"))
-    return journal.trusted(found.st_size, size) if journal and found else 0
+    return journal.trusted(found.st_size, size) if journal and found else Spans()
 
 
 class Part:
-    """One part, open for writing by one thread."""
+    """One part, open for writing at any offset, by several threads."""
 
     def __init__(self, home: Home, key: str, size: int, model: str, sync_bytes: int) -> None:
         self.key = key
@@ -87,14 +97,22 @@ class Part:
         self._home = home
         self._model = model
         self._sync_bytes = sync_bytes
-        self.position = kept_bytes(home, key, size)
+        self._lock = threading.Lock()
+        self._done = kept_spans(home, key, size)
+        self._synced = Spans()
+        self._unsynced = self._done.total
+        self._journal_fd = -1
+        self._mark_at = self._marked = 0
         with home.directory(*PARTS) as directory:
             self.fd = open_regular(directory, f"{key}.part", os.O_RDWR | os.O_CREAT)
-        # What is behind the trusted prefix was written by nobody we know.
-        os.ftruncate(self.fd, self.position)
-        self._synced = 0
-        self._write_journal()
-        hit("part.opened")
+        try:
+            # What is behind the trusted bytes was written by nobody we know.
+            os.ftruncate(self.fd, self._done.end)
+            self._write_journal()
+            hit("part.opened")
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -104,65 +122,107 @@ class Part:
 
     def close(self) -> None:
         """Close; what was written stays for the next attempt."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        for fd in (self.fd, self._journal_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self._journal_fd = -1
 
-    def rehash(self, update: Callable[[memoryview], None], stop: Callable[[], None]) -> None:
-        """Feed the kept prefix to ``update`` (hashes); ``stop`` is called between reads, may raise."""
-        buffer = bytearray(READ_BYTES)
-        view = memoryview(buffer)
-        offset = 0
-        while offset < self.position:
-            stop()
-            wanted = view[: min(READ_BYTES, self.position - offset)]
-            count = os.preadv(self.fd, [wanted], offset)
-            if count == 0:
-                break
-            update(wanted[:count])
-            offset += count
-        self.position = offset
+    @property
+    def done(self) -> Spans:
+        """The bytes that are there; a copy."""
+        with self._lock:
+            return self._done.copy()
 
-    def write(self, data: memoryview) -> None:
-        """Append, and sync every ``sync_bytes``, so that no later fsync has gigabytes to write."""
-        offset = self.position
+    @property
+    def done_bytes(self) -> int:
+        """How many bytes are there."""
+        with self._lock:
+            return self._done.total
+
+    @property
+    def prefix(self) -> int:
+        """How many bytes are there from the first on without a gap."""
+        with self._lock:
+            return self._done.prefix
+
+    @property
+    def unsynced_bytes(self) -> int:
+        """How many bytes a power cut would take."""
+        return self._unsynced
+
+    def write(self, offset: int, data: memoryview) -> int:
+        """Write bytes at an offset and note them; return how many bytes of the file are there."""
+        end = offset
         while data:
-            count = os.pwrite(self.fd, data, offset)
+            count = os.pwrite(self.fd, data, end)
             data = data[count:]
-            offset += count
-        self.position = offset
+            end += count
         hit("part.written")
-        if self.position - self._synced >= self._sync_bytes:
-            os.fdatasync(self.fd)
-            self._synced = self.position
+        with self._lock:
+            self._done.add(offset, end)
+            self._unsynced += end - offset
+            self._mark()
+            return self._done.total
+
+    def sync_if_due(self) -> None:
+        """Sync every ``sync_bytes``, so that no later sync has gigabytes to write. One thread's work."""
+        if self._unsynced < self._sync_bytes:
+            return
+        with self._lock:
+            done, unsynced = self._done.copy(), self._unsynced
+        os.fdatasync(self.fd)
+        with self._lock:
+            self._synced = done
+            self._unsynced -= unsynced
             self._write_journal()
-            hit("part.synced")
+        hit("part.synced")
 
     def restart(self) -> None:
-        """Forget what is there: the next byte is the first."""
-        os.ftruncate(self.fd, 0)
-        self.position = self._synced = 0
-        self._write_journal()
+        """Forget what is there: the next byte is the first. Nobody may be writing."""
+        with self._lock:
+            os.ftruncate(self.fd, 0)
+            self._done, self._synced, self._unsynced = Spans(), Spans(), 0
+            self._write_journal()
 
     def complete(self) -> None:
         """Make every byte and the size durable."""
         os.fsync(self.fd)
         hit("part.complete")
 
+    def _mark(self) -> None:
+        """Write the second line over: shorter than what is there, it ends in spaces."""
+        hit("part.marked")
+        data = _line(self._done)
+        self._marked = max(self._marked, len(data))
+        os.pwrite(self._journal_fd, data.ljust(self._marked), self._mark_at)
+
     def _write_journal(self) -> None:
         record = {
             "format": FORMAT,
             "size": self.size,
-            "synced": self._synced,
             "boot": BOOT_ID,
             "model": self._model,
+            "synced": _line(self._synced).decode(),
         }
+        head, tail = json.dumps(record).encode() + b"\n", _line(self._done)
         with self._home.directory(*PARTS) as directory:
             name, temporary = f"{self.key}.json", f"{self.key}.new"
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            fd = open_regular(directory, temporary, flags)
+            fd = open_regular(directory, temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             try:
-                write_all(fd, json.dumps(record).encode())
-            finally:
+                write_all(fd, head + tail)
+                hit("part.journal")
+                os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+            except BaseException:
                 os.close(fd)
-            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+                raise
+        if self._journal_fd >= 0:
+            os.close(self._journal_fd)
+        self._journal_fd, self._mark_at, self._marked = fd, len(head), len(tail)
+
+
+def _line(spans: Spans) -> bytes:
+    text = spans.text()
+    if len(text) > SPANS_CHARS_MAX:
+        # What is left out is fetched again.
+        text = text[:SPANS_CHARS_MAX].rpartition(" ")[0]
+    return text.encode()

@@ -3,14 +3,14 @@
 import threading
 from dataclasses import dataclass
 
-from modelhostd.core.resources import Phase, Progress
+from modelhostd.core.resources import Phase, Progress, Retry
 from modelhostd.core.transfer import RateMeter
 
 
 @dataclass
 class _FileCount:
     size: int
-    position: int = 0
+    done_bytes: int = 0
     done: bool = False
 
 
@@ -25,8 +25,10 @@ class Meter:
         self._total = 0
         self._done_files = 0
         self._reused = 0
+        self._restarted = 0
         self._file = ""
-        self._attempts: dict[str, int] = {}
+        self._active: set[str] = set()
+        self._retries: dict[str, Retry] = {}
         self._rate = RateMeter()
 
     def begin(self, sizes: dict[str, int]) -> None:
@@ -39,17 +41,22 @@ class Meter:
         """Go to the next phase."""
         with self._lock:
             self._phase = phase
-            self._attempts.clear()
+            self._retries.clear()
 
     def reuse(self, path: str, count: int) -> None:
         """Count the first ``count`` bytes of a file as there from before."""
         with self._lock:
             self._reused += self._advance(path, count)
 
-    def advance(self, path: str, position: int) -> None:
-        """Count a file's bytes up to ``position``."""
+    def start(self, path: str) -> None:
+        """Note that a file is being fetched."""
         with self._lock:
-            self._advance(path, position)
+            self._active.add(path)
+
+    def advance(self, path: str, count: int) -> None:
+        """Count ``count`` bytes of a file as there."""
+        with self._lock:
+            self._advance(path, count)
             self._file = path
 
     def finish(self, path: str) -> None:
@@ -59,15 +66,21 @@ class Meter:
             self._advance(path, entry.size)
             self._done_files += not entry.done
             entry.done = True
-            self._attempts.pop(path, None)
+            self._active.discard(path)
+            self._retries.pop(path, None)
 
-    def retrying(self, path: str, attempt: int) -> None:
-        """Show that a file (or the plan: ``""``) is tried again; attempt 0 = it goes on."""
+    def retrying(self, path: str, retry: Retry | None) -> None:
+        """Show that a file (or the plan: ``""``) waits for its next try; None = it goes on."""
         with self._lock:
-            if attempt:
-                self._attempts[path] = attempt
+            if retry is not None:
+                self._retries[path] = retry
             else:
-                self._attempts.pop(path, None)
+                self._retries.pop(path, None)
+
+    def restarted(self) -> None:
+        """Count a file that changed at the source while it was fetched."""
+        with self._lock:
+            self._restarted += 1
 
     @property
     def reused_bytes(self) -> int:
@@ -85,9 +98,12 @@ class Meter:
         """Return the progress at monotonic time ``now``; call it some 10 times a second at most."""
         with self._lock:
             moving = self._phase is Phase.DOWNLOADING
-            rate = self._rate.sample(now, self._done) if moving else 0.0
+            # What was found here is no news of the line.
+            rate = self._rate.sample(now, self._done - self._reused) if moving else 0.0
+            retry = max(self._retries.values(), key=lambda r: r.attempt, default=None)
+            waiting = retry is not None and len(self._retries) >= len(self._active)
             return Progress(
-                phase=self._phase,
+                phase=Phase.WAITING if waiting else self._phase,
                 done_bytes=self._done,
                 total_bytes=self._total,
                 done_files=self._done_files,
@@ -96,12 +112,14 @@ class Meter:
                 eta_s=RateMeter.eta_s(rate, self._total - self._done) if moving else None,
                 reused_bytes=self._reused,
                 file=self._file if moving else "",
-                attempt=max(self._attempts.values(), default=0),
+                attempt=retry.attempt if retry is not None else 0,
+                retry=retry,
+                restarted_files=self._restarted,
             )
 
-    def _advance(self, path: str, position: int) -> int:
+    def _advance(self, path: str, count: int) -> int:
         entry = self._files[path]
-        gained = max(0, min(position, entry.size) - entry.position)
-        entry.position += gained
+        gained = max(0, min(count, entry.size) - entry.done_bytes)
+        entry.done_bytes += gained
         self._done += gained
         return gained

@@ -44,6 +44,10 @@ class Body(Protocol):
     def start(self) -> int:
         """The offset of the first byte: what was asked for, or 0 where the source gives no ranges."""
 
+    @property
+    def end(self) -> int:
+        """The offset behind the last: what was asked for, or the file's size where there are no ranges."""
+
     def read_into(self, buffer: memoryview) -> int:
         """Read what is there, at most ``len(buffer)``; 0 at the end. Raises Transient."""
 
@@ -51,13 +55,18 @@ class Body(Protocol):
         """Be done with it; needed unless it was read to its end."""
 
 
+class Changed(Exception):
+    """Two answers are of different versions of one file: what came of it is to be fetched again."""
+
+
 class Reader(Protocol):
-    """One file of a source, for one thread; knows what earlier attempts taught."""
+    """One file of a source, for several threads; knows what earlier attempts taught."""
 
     def open(self, start: int, end: int) -> Body:
         """Ask for the bytes from ``start`` to before ``end``.
 
-        Raises Transient for what may pass, else the source's reasons.
+        Raises Transient for what may pass, Changed (the next open may be of another version, which is
+        then the one to go by), else the source's reasons.
         """
 
 

@@ -223,6 +223,19 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """What failed last, and when it is tried again.
+
+    ``attempt``: failed tries in a row without a gain. ``next_time``: seconds since the epoch.
+    """
+
+    attempt: int
+    reason: str
+    message: str
+    next_time: float
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far a running operation is. ``total_bytes`` is 0 until the plan is known."""
 
@@ -236,6 +249,8 @@ class Progress:
     reused_bytes: int = 0
     file: str = ""
     attempt: int = 0
+    retry: Retry | None = None
+    restarted_files: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +360,7 @@ __all__ = [
     "Progress",
     "Requirements",
     "Resource",
+    "Retry",
     "Settings",
     "Slot",
     "Source",

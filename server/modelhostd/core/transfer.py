@@ -7,6 +7,7 @@ from email.utils import parsedate_to_datetime
 RETRY_BASE_S = 0.5
 RETRY_CAP_S = 30.0
 RETRY_AFTER_CAP_S = 300.0
+OFFLINE_CAP_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,18 @@ class RetryPolicy:
             return None
         if retry_after_s is not None:
             return None if retry_after_s > self.retry_after_cap_s else max(0.0, retry_after_s)
-        ceiling: float = min(self.cap_s, self.base_s * 2.0 ** (attempt - 1))
-        return ceiling * jitter
+        return self._ceiling(attempt, self.cap_s) * jitter
+
+    def offline_delay(self, look: int, jitter: float) -> float:
+        """Return seconds until look number ``look`` (from 1) whether there is a network again.
+
+        Never None: no server is asked, so nothing is spent, and a network may be away for days.
+        """
+        return self._ceiling(look, min(self.cap_s, OFFLINE_CAP_S)) * (0.5 + jitter / 2)
+
+    def _ceiling(self, attempt: int, cap_s: float) -> float:
+        # The exponent is bounded too: 2.0 ** 1100 is an OverflowError.
+        return min(cap_s, self.base_s * 2.0 ** min(attempt - 1, 60))
 
 
 def retry_after_seconds(value: str | None, now: float) -> float | None:

@@ -1,0 +1,53 @@
+"""How many connections one file gets: doubled while that makes it faster. Pure: time comes in.
+
+One connection is often limited by its distance or by the server (a CDN gives some 500 Mbit/s to each), so
+more of them help; where the line, the disk or the processor is the limit they only cost.
+"""
+
+from dataclasses import dataclass
+
+MEASURE_S = 0.3
+"""How long a number of connections is measured; a new one needs some round trips to get going."""
+GAIN = 1.15
+"""How much faster twice the connections must be to stay."""
+AGAIN_S = 15.0
+"""When another try is made after one that did not help: lines change."""
+
+
+@dataclass
+class Ramp:
+    """The number of connections wanted, between 1 and ``limit``."""
+
+    limit: int
+    wanted: int = 1
+    _best: float = 0.0
+    _before: int = 0
+    _since: float | None = None
+    _bytes: int = 0
+    _quiet_until: float = 0.0
+
+    def sample(self, now: float, done_bytes: int) -> int:
+        """Take the bytes done at monotonic time ``now``; return how many connections there should be."""
+        if self._since is None:
+            self._since, self._bytes = now, done_bytes
+        elapsed = now - self._since
+        if elapsed < MEASURE_S:
+            return self.wanted
+        rate = (done_bytes - self._bytes) / elapsed
+        self._since, self._bytes = now, done_bytes
+        if self._before:
+            if rate < self._best * GAIN:
+                self.wanted, self._before = self._before, 0
+                self._quiet_until = now + AGAIN_S
+                return self.wanted
+            self._before = 0
+        self._best = rate
+        if now >= self._quiet_until and rate > 0 and self.wanted < self.limit:
+            self._before, self.wanted = self.wanted, min(self.limit, self.wanted * 2)
+        return self.wanted
+
+    def failed(self, now: float) -> None:
+        """Take notice that a connection failed: one less, and no more for a while."""
+        self.wanted, self._before = max(1, self.wanted - 1), 0
+        self._since = None
+        self._quiet_until = now + AGAIN_S
