@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modelhostd.adapters import local_files, pump
+from modelhostd.adapters import local_files, progress, streams
 from modelhostd.adapters.blobs import BlobStore, StoreConfig
 from modelhostd.adapters.downloads import SourceDownloads
 from modelhostd.adapters.files import FileStore
@@ -224,9 +224,9 @@ async def test_an_interrupted_copy_goes_on(desk: Desk, monkeypatch: pytest.Monke
     folder = desk.put()
     tasks: list[asyncio.Task[Fetched]] = []
     loop = asyncio.get_running_loop()
-    advance = pump.Meter.advance
+    advance = progress.Meter.advance
 
-    def stop_half_way(meter: pump.Meter, path: str, position: int) -> None:
+    def stop_half_way(meter: progress.Meter, path: str, position: int) -> None:
         advance(meter, path, position)
         if position == 200_000:
             loop.call_soon_threadsafe(tasks[0].cancel)
@@ -241,11 +241,11 @@ async def test_an_interrupted_copy_goes_on(desk: Desk, monkeypatch: pytest.Monke
         return connections[-1]
 
     monkeypatch.setattr(desk.adapter, "connections", remember)
-    monkeypatch.setattr(pump.Meter, "advance", stop_half_way)
+    monkeypatch.setattr(progress.Meter, "advance", stop_half_way)
     tasks.append(asyncio.create_task(desk.fetch(folder)))
     with pytest.raises(asyncio.CancelledError):
         await tasks[0]
-    monkeypatch.setattr(pump.Meter, "advance", advance)
+    monkeypatch.setattr(progress.Meter, "advance", advance)
     fetched = await desk.fetch(folder)
     assert fetched.reused_bytes == 200_000
     assert desk.content() == tiny(400_000)
