@@ -1,0 +1,87 @@
+"""A daemon for a bench: started with what the bench needs, measured from outside, ended at last."""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import process_use
+from bench.demo import wait_until_serving
+from modelhost import Client
+
+END_S = 90.0
+
+
+@dataclass
+class Running:
+    """One daemon: its process, and where it serves users, operators and TCP clients."""
+
+    process: "subprocess.Popen[bytes]"
+    users: str
+    operators: str
+    tcp: str
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self.process.pid
+
+    def workers(self) -> list[int]:
+        """Return the process ids of its workers."""
+        return process_use.children(self.pid)
+
+    def end(self, number: int = signal.SIGTERM) -> float:
+        """Send a signal; return the seconds until the process has ended."""
+        ended = os.pidfd_open(self.pid)
+        started = time.perf_counter()
+        self.process.send_signal(number)
+        select.select([ended], [], [], END_S)
+        took = time.perf_counter() - started
+        os.close(ended)
+        self.process.wait(1.0)
+        return took
+
+
+@contextmanager
+def running(*flags: str, endpoint: str = "") -> Iterator[Running]:
+    """Start the unchanged daemon with ``flags`` on a home of its own; ``endpoint`` is its hub."""
+    with (
+        tempfile.TemporaryDirectory(prefix="mh-bench-") as scratch,
+        contextlib.ExitStack() as stack,
+    ):
+        folder = Path(scratch)
+        users = f"unix:{folder}/modelhost.sock"
+        environment = {**os.environ, "RUNTIME_DIRECTORY": scratch}
+        if endpoint:
+            environment["HF_ENDPOINT"] = endpoint
+        command = [sys.executable, "-m", "modelhostd", "--home", str(folder / "home")]
+        command += ["--grpc", users, "--grpc", "127.0.0.1:0", "--http", "off"]
+        command += ["--log-level", "warning", *flags]
+        log = folder / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, env=environment, stderr=output)
+        stack.callback(_end, process)
+        wait_until_serving(users, process)
+        with Client(users) as client:
+            tcp = next(x.address for x in client.host().listeners if ":/" not in x.address)
+        yield Running(process, users, f"unix:{folder}/admin.sock", tcp, log)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
