@@ -33,7 +33,7 @@ from tests.kill.scenario import live
 LIFE_S = 40.0
 """No life lasts so long; one that does hangs."""
 PULSES_MAX = 25
-CALM_EVERY = 25
+CALM_EVERY, CALM_FIRST = 25, 5
 POINTS = [name for name in failpoints.NAMES if "migration" not in name]
 
 
@@ -73,7 +73,7 @@ class Loop:
         number = 0
         while self.totals.kills < kills and time.monotonic() < began + seconds:
             number += 1
-            self._round(number, calm=number % CALM_EVERY == 0)
+            self._round(number, calm=number % CALM_EVERY == CALM_FIRST)
         self._round(number + 1, calm=True)
         self.chronicle.check_all()
         self.totals.events = len(self.chronicle.events)

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import random
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +37,8 @@ MODELS = 6
 CLIENTS = 3
 WAIT_S = 0.3
 END_S = 10.0
+GONE_S = 5.0
+"""How long a watcher that was cancelled may take to be gone: it has nothing to wait for."""
 
 
 class PulseAt:
@@ -125,7 +128,7 @@ class Life:
         await wait_until_async(lambda: service.watcher_count == len(watching))
         for task in watching:
             task.cancel()
-        _, late = await asyncio.wait(watching, timeout=END_S)
+        _, late = await asyncio.wait(watching, timeout=GONE_S)
         assert not late, f"cancelled and not gone: {len(late)} watchers"
         assert service.watcher_count == 0, service.watcher_count
 
@@ -267,4 +270,13 @@ async def _all_ended() -> None:
 def live(plan: Plan, record: Path, pulse_fd: int) -> Any:
     """Run one life to its end; for a child process."""
     parts.BOOT_ID = plan.boot or parts.BOOT_ID
-    asyncio.run(Life(plan, Recorder(record), PulseAt(pulse_fd)).run())
+
+    async def guarded() -> None:
+        try:
+            await Life(plan, Recorder(record), PulseAt(pulse_fd)).run()
+        except BaseException:
+            # At once: what does not let itself be cancelled would hold up the end of the loop.
+            traceback.print_exc()
+            os._exit(1)
+
+    asyncio.run(guarded())

@@ -1,8 +1,6 @@
 """What is there when the power comes back: by the letter of POSIX, and on a disk whose power is cut."""
 
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,31 +11,6 @@ from tests.kill import programs
 ROUNDS = 25
 CUTS = 40
 SEED = int(os.environ.get("MODELHOST_TEST_SEED", "1"))
-
-
-@pytest.fixture
-def disk(root: Path) -> Iterator[Path]:
-    """A folder for images and a mount; skips where a file cannot be mounted."""
-    if os.geteuid() != 0:
-        pytest.skip("a loop mount needs root")
-    image, mounted = root / "probe", root / "probed"
-    mounted.mkdir()
-    with image.open("wb") as file:
-        file.truncate(8 << 20)
-    for command in (
-        ["mkfs.ext4", "-q", "-F", str(image)],
-        ["mount", "-o", "loop", str(image), str(mounted)],
-        ["umount", str(mounted)],
-    ):
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
-        except FileNotFoundError:
-            pytest.skip(f"{command[0]} is not present")
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"no loop mounts here: {command[0]}: {error.stderr.strip()}")
-    yield root / "power"
-    # A program that was ended from outside leaves its disk mounted.
-    subprocess.run(["umount", str(root / "power" / "disk")], check=False, capture_output=True)
 
 
 def test_what_is_told_to_be_there_was_synced_before(root: Path, hub: LoopbackHub) -> None:
