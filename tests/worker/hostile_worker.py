@@ -54,11 +54,12 @@ def answer(control, frame):
             os._exit(1)
         version = 99 if MODE == "version" else frames.PROTOCOL_VERSION
         hello = worker_pb2.HelloResponse(protocol_version=version, pid=os.getpid())
-        body = hello.SerializeToString()
+        body = b"\xff\xff\xff" if MODE == "bad-hello" else hello.SerializeToString()
         control.sendall(frames.encode(Kind.HELLO, frames.FINAL, frame.request, 0, body))
         return False
     kind = Kind.CHECKED if MODE == "wrong-answer" else Kind.LOADED
-    control.sendall(frames.encode(kind, frames.FINAL, frame.request, frame.generation))
+    body = b"\xff\xff\xff" if MODE == "bad-loaded" else b""
+    control.sendall(frames.encode(kind, frames.FINAL, frame.request, frame.generation, body))
     return True
 
 

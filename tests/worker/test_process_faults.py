@@ -206,7 +206,9 @@ async def test_a_worker_that_breaks_the_protocol_is_dropped(mode, tmp_path):
         await listener.wait(exits=1)
 
 
-@pytest.mark.parametrize("mode", ["silent", "version", "exit-early", "wrong-answer"])
+@pytest.mark.parametrize(
+    "mode", ["silent", "version", "exit-early", "wrong-answer", "bad-hello", "bad-loaded"]
+)
 async def test_a_worker_that_cannot_be_greeted_fails_the_load(mode, tmp_path):
     """A worker that never gets ready fails who waits for it, with the reason, and nothing hangs."""
     config = dataclasses.replace(hostile(mode, tmp_path), start_timeout_s=1.0)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
@@ -21,22 +22,29 @@ _ANSWERS = {
 }
 _PHASES = frozenset({Phase.LOADING, Phase.CHECKING})
 
+BYTES_MAX = 1 << 50
+"""A petabyte: what a worker says of sizes beyond it is no size, and sums of them would fit no message."""
+
+T = TypeVar("T")
+
 
 class _Command:
-    __slots__ = ("answer", "generation", "kind", "model", "report")
+    __slots__ = ("answer", "generation", "kind", "model", "read", "report")
 
     def __init__(
         self,
         kind: Kind,
         generation: int,
+        read: Callable[[bytes], Any],
         model: str,
         report: Callable[[Progress], None] | None,
     ) -> None:
         self.kind = kind
         self.generation = generation
+        self.read = read
         self.model = model
         self.report = report
-        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
 class Commands:
@@ -54,17 +62,18 @@ class Commands:
         kind: Kind,
         generation: int,
         header: Message,
+        read: Callable[[bytes], T],
         *,
         model: str = "",
         report: Callable[[Progress], None] | None = None,
-    ) -> tuple[int, "asyncio.Future[bytes]"]:
-        """Send a command; return its number and the future of its answer's header.
+    ) -> tuple[int, "asyncio.Future[T]"]:
+        """Send a command; return its number and the future of what ``read`` makes of its answer's header.
 
-        The future raises the worker's typed error. The answer is awaited by the worker's end of the
+        An answer that ``read`` raises at is the end of the worker. The future raises the worker's typed error. The answer is awaited by the worker's end of the
         protocol even where nobody here waits any more.
         """
         self._next += 1
-        command = self._in_flight[self._next] = _Command(kind, generation, model, report)
+        command = self._in_flight[self._next] = _Command(kind, generation, read, model, report)
         if self._gone is not None:
             del self._in_flight[self._next]
             command.answer.set_exception(self._gone(model))
@@ -91,13 +100,16 @@ class Commands:
             return
         if frame.kind not in (Kind.ERROR, _ANSWERS[command.kind]):
             raise ProtocolError(f"kind {frame.kind} in answer to kind {command.kind}")
+        # Read before it is taken off the list: what cannot be read leaves it to fail with the worker.
+        read = errors.from_header if frame.kind == Kind.ERROR else command.read
+        answer = read(frame.header)
         del self._in_flight[frame.request]
         if command.answer.done():
             return
         if frame.kind == Kind.ERROR:
-            command.answer.set_exception(errors.from_header(frame.header))
+            command.answer.set_exception(answer)
         else:
-            command.answer.set_result(frame.header)
+            command.answer.set_result(answer)
 
     def fail_all(self, error: Callable[[str], ModelhostError]) -> None:
         """Answer everything in flight with ``error(model)``, and whatever is asked from now on."""
@@ -114,6 +126,10 @@ class Commands:
         if command.kind != Kind.LOAD:
             raise ProtocolError(f"load progress in answer to kind {command.kind}")
         header = worker_pb2.LoadProgressHeader.FromString(frame.header)
+        if max(header.done_bytes, header.total_bytes) > BYTES_MAX:
+            raise ProtocolError(
+                f"load progress of {header.done_bytes} of {header.total_bytes} bytes"
+            )
         if command.report is None or header.phase not in _PHASES:
             return
         command.report(

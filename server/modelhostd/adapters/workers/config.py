@@ -68,6 +68,8 @@ class WorkersConfig:
     """Requests in flight in one worker; one more is refused with QUEUE_FULL."""
     executor_threads: int = 0
     """Threads that run inference in a worker; 0 = by the number of cores, 2 to 4."""
+    compute_threads: int = 0
+    """Threads that one computation on the CPU may take; 0 = what the environment or the library says."""
     heartbeat_interval_s: float = 1.0
     hang_timeout_s: float = 60.0
     """Without a heartbeat, or without progress of a request that runs, for this long a worker is hung."""
@@ -99,4 +101,6 @@ def environment(config: WorkersConfig, own: Mapping[str, str]) -> dict[str, str]
         for name, value in own.items()
         if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
     }
-    return {**passed, **OWN, **config.environment}
+    # Read when a library of the worker is imported; torch and the BLAS libraries all follow it.
+    threads = {"OMP_NUM_THREADS": str(config.compute_threads)} if config.compute_threads else {}
+    return {**passed, **OWN, **threads, **config.environment}

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterable
 
 from google.protobuf import json_format
 
-from modelhostd.adapters.workers.commands import Commands
+from modelhostd.adapters.workers.commands import BYTES_MAX, Commands
 from modelhostd.adapters.workers.config import WorkersConfig
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.resources import Health, Progress
 from modelhostd.ports import Loaded, LoadSpec, TensorSpec
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
-from modelhostd.worker.wire.frames import Kind
+from modelhostd.worker.wire.frames import Kind, ProtocolError
+
+SECONDS_MAX = 366 * 86_400.0
 
 log = logging.getLogger("modelhostd.workers")
 
@@ -36,13 +38,13 @@ class Control(Commands):
         )
         for name, target in config.allowed_backends():
             hello.backends.add(name=name, target=target)
-        _, answer = self.send(Kind.HELLO, 0, hello)
-        return worker_pb2.HelloResponse.FromString(await answer)
+        _, answer = self.send(Kind.HELLO, 0, hello, worker_pb2.HelloResponse.FromString)
+        return await answer
 
     def load(
         self, spec: LoadSpec, report: Callable[[Progress], None]
-    ) -> tuple[int, "asyncio.Future[bytes]"]:
-        """Send LOAD; return its number, and the future of an answer for :func:`to_loaded`."""
+    ) -> tuple[int, "asyncio.Future[Loaded]"]:
+        """Send LOAD; return its number and the future of its answer."""
         config = spec.config
         header = worker_pb2.LoadHeader(
             instance=spec.instance,
@@ -57,12 +59,14 @@ class Control(Commands):
             predicted_bytes=spec.predicted_bytes,
         )
         json_format.ParseDict(dict(config.backend_options), header.backend_options)
-        return self.send(Kind.LOAD, spec.generation, header, model=spec.model, report=report)
+        return self.send(
+            Kind.LOAD, spec.generation, header, to_loaded, model=spec.model, report=report
+        )
 
     async def unload(self, instance: str, generation: int) -> None:
         """Free an instance; returns when the worker did, or is gone itself."""
         header = worker_pb2.UnloadHeader(instance=instance)
-        _, answer = self.send(Kind.UNLOAD, generation, header)
+        _, answer = self.send(Kind.UNLOAD, generation, header, bytes)
         await asyncio.wait((answer,))
         if (error := answer.exception()) is not None:
             log.info("an unload ended with its worker: %s", error)
@@ -70,10 +74,10 @@ class Control(Commands):
     async def check(self, instance: str, generation: int, timeout_s: float) -> tuple[Health, str]:
         """Run a health check; one that is not answered in time says UNHEALTHY."""
         header = worker_pb2.CheckHeader(instance=instance)
-        _, answer = self.send(Kind.CHECK, generation, header)
+        _, answer = self.send(Kind.CHECK, generation, header, worker_pb2.CheckedHeader.FromString)
         try:
             async with asyncio.timeout(timeout_s):
-                checked = worker_pb2.CheckedHeader.FromString(await answer)
+                checked = await answer
         except TimeoutError:
             return Health.UNHEALTHY, f"The health check was not answered within {timeout_s:g} s."
         except ModelhostError as error:
@@ -83,8 +87,10 @@ class Control(Commands):
 
 
 def to_loaded(data: bytes) -> Loaded:
-    """Return what a LOADED frame says."""
+    """Return what a LOADED frame says. Raises :class:`ProtocolError` for numbers that none can be."""
     header = worker_pb2.LoadedHeader.FromString(data)
+    if header.measured_bytes > BYTES_MAX or not 0 <= header.load_s <= SECONDS_MAX:
+        raise ProtocolError(f"{header.measured_bytes} bytes loaded in {header.load_s} s")
     return Loaded(
         backend=header.backend,
         platform=header.platform,

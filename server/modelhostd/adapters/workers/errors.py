@@ -1,20 +1,27 @@
 """The errors of the daemon's side, and those of a worker as they come over the wire."""
 
-from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.errors import REASONS, ModelhostError, Reason
 from modelhostd.worker.v1 import worker_pb2
 
 RETRY_S = 1.0
+RETRY_MAX_S = 86_400.0
 
 
 def from_header(data: bytes) -> ModelhostError:
-    """Return what an ERROR frame says. A reason that is not known becomes INTERNAL."""
+    """Return what an ERROR frame says, with nothing in it that the contract has not.
+
+    A reason that is not known becomes INTERNAL. Raises DecodeError for bytes that are no header.
+    """
     header = worker_pb2.ErrorHeader.FromString(data)
     try:
         reason = Reason(header.reason)
     except ValueError:
         return ModelhostError(Reason.INTERNAL, "A worker answered with an unknown error.")
     delay_s = header.retry_delay_s if header.HasField("retry_delay_s") else None
-    return ModelhostError(reason, header.message, dict(header.metadata), delay_s)
+    if delay_s is not None and not 0 <= delay_s <= RETRY_MAX_S:
+        delay_s = RETRY_S
+    known = {key: header.metadata[key] for key in REASONS[reason].keys if key in header.metadata}
+    return ModelhostError(reason, header.message, known, delay_s)
 
 
 def lost(device: str, model: str, exit: str, retry_s: float = RETRY_S) -> ModelhostError:

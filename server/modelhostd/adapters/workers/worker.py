@@ -10,7 +10,7 @@ from modelhostd.adapters.workers import process as processes
 from modelhostd.adapters.workers.arenas import Arenas
 from modelhostd.adapters.workers.calls import Calls
 from modelhostd.adapters.workers.config import WorkersConfig
-from modelhostd.adapters.workers.control import Control, to_loaded
+from modelhostd.adapters.workers.control import Control
 from modelhostd.adapters.workers.liveness import Hang, Liveness
 from modelhostd.adapters.workers.streams import FrameStream, StderrTail
 from modelhostd.core.errors import ModelhostError
@@ -112,7 +112,7 @@ class Worker:
         """Load an instance; see :meth:`modelhostd.ports.Workers.load`."""
         number, answer = self._control.load(spec, report)
         try:
-            return to_loaded(await asyncio.shield(answer))
+            return await asyncio.shield(answer)
         except asyncio.CancelledError:
             self._control.cancel(number, command=True)
             await asyncio.shield(self._own(self._take_back(spec, answer)))
@@ -196,7 +196,7 @@ class Worker:
         self.kill(sentence)
         return errors.lost(self.device, "", sentence)
 
-    async def _take_back(self, spec: LoadSpec, answer: "asyncio.Future[bytes]") -> None:
+    async def _take_back(self, spec: LoadSpec, answer: "asyncio.Future[Loaded]") -> None:
         # The load may have been done before its cancellation came; then it has to be undone.
         done, _ = await asyncio.wait((answer,), timeout=self._config.load_cancel_timeout_s)
         if not done:
