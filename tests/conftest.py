@@ -24,6 +24,10 @@ hypothesis.settings.register_profile(
     derandomize=bool(os.environ.get("CI")),
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
+# CONTRIBUTING.md says how: as many examples as an hour has room for, never the same ones twice.
+hypothesis.settings.register_profile(
+    "soak", hypothesis.settings.get_profile("modelhost"), max_examples=10_000, derandomize=False
+)
 hypothesis.settings.load_profile("modelhost")
 
 # What would make a test depend on the machine: tokens, endpoints, proxies, the service manager.

@@ -15,7 +15,8 @@ from modelhostd.ports import RemoteFile
 RENEWALS_MAX = 3
 """Fresh locations in a row that refuse us before the refusal is believed."""
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+# Digits that int() takes, whatever the server sends.
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
 def no_credential() -> Credential | None:

@@ -8,6 +8,8 @@ RETRY_BASE_S = 0.5
 RETRY_CAP_S = 30.0
 RETRY_AFTER_CAP_S = 300.0
 OFFLINE_CAP_S = 15.0
+RETRY_TOLD_CAP_S = 366 * 86_400.0
+"""What a server may say it wants; more would not fit into a Duration, which events carry it in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +55,17 @@ class RetryPolicy:
 def retry_after_seconds(value: str | None, now: float) -> float | None:
     """Return the seconds a Retry-After header asks for (a number or an HTTP date), or None.
 
-    RFC 9110 section 10.2.3. ``now`` is seconds since the epoch. Garbage and negative numbers: None.
+    RFC 9110 section 10.2.3. ``now`` is seconds since the epoch. At most ``RETRY_TOLD_CAP_S``; garbage
+    and negative numbers: None.
     """
     if value is None or len(value) > 64:
         return None
     value = value.strip()
     if value.isascii() and value.isdigit():
-        return float(value)
+        return min(float(value), RETRY_TOLD_CAP_S)
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
+        wait_s = parsedate_to_datetime(value).timestamp() - now
+        return min(max(0.0, wait_s), RETRY_TOLD_CAP_S)
     except (ValueError, TypeError, OverflowError):
         return None
 
