@@ -22,6 +22,7 @@ MIB = 2**20
 GIB = 2**30
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+SOURCES = ("hf", "https", "github", "ollama", "file")
 LOG_FORMATS = ("auto", "json", "console")
 
 
@@ -74,8 +75,23 @@ class Limits:
 class DownloadConfig:
     """How sources are spoken to. Concurrency and rate are settings (below)."""
 
-    endpoint: str = key("https://huggingface.co", values.text, variables=("HF_ENDPOINT",))
-    """The Hub. Another one allows that host, on any port, and nothing else."""
+    sources: tuple[str, ...] = key(SOURCES, values.texts, choices=SOURCES)
+    """The kinds of sources that may be used, by scheme; ``https`` stands for ``http`` too."""
+    hosts: tuple[str, ...] = key(("*",), values.hosts)
+    """Hosts that may be asked, redirects included: names or patterns (``*.example.com``). What is named
+    in the keys below may be asked anyway."""
+    private_hosts: tuple[str, ...] = key((), values.hosts)
+    """Hosts that may be at addresses that are not public: of this machine, of the local network."""
+    http_hosts: tuple[str, ...] = key((), values.hosts)
+    """Hosts that may be asked without TLS."""
+    endpoint: str = key("https://huggingface.co", values.endpoint, variables=("HF_ENDPOINT",))
+    """The Hub. One of the operator's own may have any port and any address."""
+    mirrors: tuple[str, ...] = key((), values.endpoints)
+    """Endpoints that are asked for the Hub's repositories, in turn, where the one above is not reached."""
+    github_endpoint: str = key("https://api.github.com", values.endpoint)
+    """The API of the GitHub whose releases ``github://`` names."""
+    ollama_endpoint: str = key("https://registry.ollama.ai", values.endpoint)
+    """The registry of ``ollama://``."""
     cache: Path | None = key(None, values.absolute, variables=("HF_HUB_CACHE",))
     """Hugging Face's cache; a file that is in it is taken from there. Default: where it usually is."""
     file_roots: tuple[Path, ...] = key((), values.absolutes)
@@ -87,6 +103,16 @@ class DownloadConfig:
         only_variable=True,
     )
     """The Hub's token; sent to the endpoint's own origin only."""
+    github_token: Secret | None = key(
+        None,
+        lambda value: Secret(values.text(value).strip()),
+        variables=("GITHUB_TOKEN",),
+        only_variable=True,
+    )
+    """GitHub's token; sent to the API's own origin only."""
+    credentials: Path | None = key(None, values.absolute)
+    """A file of mode 0600 with tokens by origin; see ``core.credential_file``. Default: the credential
+    ``modelhost`` of the service manager, where there is one."""
     connect_timeout_s: float = key(10.0, values.seconds, least=0.1, most=600)
     """How long a connection may take."""
     read_timeout_s: float = key(60.0, values.seconds, least=0.1, most=3600)

@@ -265,7 +265,9 @@ def parse(name: str, rule: Rule, given: Given) -> Any:
         if name == "grpc":
             for one in value:
                 address(one)
-        if rule.choices and value not in rule.choices:
+        if rule.choices and not set(value if isinstance(value, tuple) else (value,)) <= set(
+            rule.choices
+        ):
             raise Expected("one of " + ", ".join(rule.choices))
         if isinstance(value, int | float) and not isinstance(value, bool):
             if rule.least is not None and value < rule.least:

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 EXIT_CODE = 78
 """EX_CONFIG of sysexits.h: a service manager need not try again."""
@@ -21,6 +22,7 @@ _UNITS = {
     **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", start=1)},
 }
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([a-z]*)")
+_HOST = re.compile(r"[a-z0-9*?_:-][a-z0-9*?._:-]{0,252}")
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
 _TOKEN_SHOWN = 60
@@ -171,6 +173,34 @@ def texts(value: Any) -> tuple[str, ...]:
 def absolutes(value: Any) -> tuple[Path, ...]:
     """Return a list of absolute paths; in a variable or flag they are separated by commas."""
     return tuple(absolute(part) for part in texts(value))
+
+
+def hosts(value: Any) -> tuple[str, ...]:
+    """Return a list of host names, addresses or patterns such as ``*.example.com``, in lower case."""
+    found = tuple(part.lower().strip("[]") for part in texts(value))
+    if not all(_HOST.fullmatch(part) for part in found):
+        raise Expected(
+            "host names or patterns such as *.example.com, without scheme, port and path"
+        )
+    return found
+
+
+def endpoint(value: Any) -> str:
+    """Return the URL of a service: scheme, host, perhaps port and path."""
+    url = text(value).rstrip("/")
+    try:
+        parts = urlsplit(url)
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        named = False
+    if not named or parts.scheme not in {"http", "https"} or "@" in url or set(url) & set("?# \\"):
+        raise Expected("a URL such as https://host or https://host:port/path")
+    return url
+
+
+def endpoints(value: Any) -> tuple[str, ...]:
+    """Return a list of URLs of services; in a variable or flag they are separated by commas."""
+    return tuple(endpoint(part) for part in texts(value))
 
 
 def sizes_by_name(value: Any) -> dict[str, int]:

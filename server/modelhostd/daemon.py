@@ -2,7 +2,7 @@
 
 The only module that knows all of them. Start: registry, workers' listener, listeners, READY. Stop, each
 step with a deadline and the whole with one: refuse, last bookmarks, calls in flight, downloads, workers,
-database.
+database. A second signal ends the wait for calls in flight.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import platform
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 
 from modelhostd import config_load, process
@@ -26,12 +26,8 @@ from modelhostd.adapters.database import FILE_NAME, SqliteDatabase
 from modelhostd.adapters.devices import MachineDevices
 from modelhostd.adapters.downloads import SourceDownloads
 from modelhostd.adapters.files import FileStore
-from modelhostd.adapters.hub import Hub, HubConfig
-from modelhostd.adapters.local_files import LocalConfig, LocalFiles
 from modelhostd.adapters.notify import Notifier
-from modelhostd.adapters.source import SourceAdapter
 from modelhostd.adapters.trees import TreeStore
-from modelhostd.adapters.wire import Limits
 from modelhostd.adapters.workers.config import WorkersConfig
 from modelhostd.adapters.workers.supervisor import ProcessWorkers
 from modelhostd.api.facts import Backend, SourceStatus
@@ -42,12 +38,12 @@ from modelhostd.core.errors import ModelhostError
 from modelhostd.core.resources import Event, Kind, Settings
 from modelhostd.core.tallies import Tallies
 from modelhostd.core.tasks import BACKEND_TASKS
-from modelhostd.core.transfer import RetryPolicy
 from modelhostd.gateway.gateway import Gateway
 from modelhostd.gateway.sources import Sources
 from modelhostd.host import Host, HostConfig
 from modelhostd.host.registry import History
 from modelhostd.process import ProcessSetting
+from modelhostd.source_setup import SourceSetup
 
 log = logs.get_logger(__name__)
 
@@ -81,7 +77,8 @@ class Daemon:
         self._store = BlobStore(StoreConfig(home=config.home))
         trees = TreeStore(self._store)
         self._files = FileStore(self._store, trees)
-        self._downloads = SourceDownloads(_adapters(config), self._store, trees)
+        self._setup = SourceSetup(config.downloads)
+        self._downloads = SourceDownloads(self._setup.adapters, self._store, trees)
         self._database = SqliteDatabase(config.home / FILE_NAME)
         self._workers = ProcessWorkers(_workers_config(config))
         self.host = Host(
@@ -101,7 +98,7 @@ class Daemon:
         """Start, wait for a signal, stop. Raises ModelhostError when it cannot start."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._on_stop)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         # What the last run left half-done, before a download could take it for its own.
         await self._files.recover()
@@ -133,18 +130,24 @@ class Daemon:
 
     # --- stopping -------------------------------------------------------------------------------
 
+    def _on_stop(self) -> None:
+        if self._stop.is_set() and self._api is not None:
+            log.info("asked to stop once more: calls in flight are not waited for")
+            self._api.hurry()
+        self._stop.set()
+
     async def _shut_down(self) -> None:
         shutdown = self.config.shutdown
         total = shutdown.drain_timeout_s + shutdown.worker_timeout_s + shutdown.exit_timeout_s
         log.info("stopping", deadline_s=total)
         self._notifier.stopping("draining")
         self._notifier.extend_timeout(total)
-        # Even a loop that is stuck must not keep the process: this thread does not depend on it.
+        # Even a loop that is stuck must not keep the process: this thread does not depend on it. It goes
+        # with the process, since what comes after the last step (tasks, threads) may be stuck as well.
         last_resort = threading.Timer(total, os._exit, (EXIT_STUCK,))
         last_resort.daemon = True
         last_resort.start()
         await self._stop_parts(shutdown.drain_timeout_s)
-        last_resort.cancel()
         log.info("stopped")
 
     async def _stop_parts(self, grace_s: float) -> None:
@@ -277,12 +280,8 @@ class Daemon:
 
     def _sources(self) -> Sequence[SourceStatus]:
         """Return the sources that this daemon can ask, and what became of the last question."""
-        downloads = self.config.downloads
-        asked = {"hf": (downloads.endpoint, downloads.token is not None)}
-        if downloads.file_roots:
-            asked["file"] = ("", False)
         statuses = []
-        for scheme, (endpoint, has_credential) in asked.items():
+        for scheme, endpoint in self._setup.offered.items():
             contact = self._downloads.contact_with(scheme)
             statuses.append(
                 SourceStatus(
@@ -291,7 +290,7 @@ class Daemon:
                     contact.state,
                     contact.message,
                     contact.time,
-                    has_credential=has_credential,
+                    has_credential=self._setup.has_credential(scheme),
                 )
             )
         return statuses
@@ -315,26 +314,6 @@ def _host_config(config: Config) -> HostConfig:
     )
 
 
-def _adapters(config: Config) -> Mapping[str, SourceAdapter]:
-    """Return what models can be fetched from, by scheme."""
-    return {
-        "hf": Hub(_hub_config(config)),
-        "file": LocalFiles(LocalConfig(config.downloads.file_roots)),
-    }
-
-
-def _hub_config(config: Config) -> HubConfig:
-    downloads = config.downloads
-    token = downloads.token
-    return HubConfig(
-        endpoint=downloads.endpoint,
-        token=lambda: token.value if token is not None else None,
-        limits=Limits(connect_s=downloads.connect_timeout_s, stall_s=downloads.read_timeout_s),
-        retry=RetryPolicy(tries=downloads.attempts),
-        version=metadata.version("modelhost"),
-    )
-
-
 def _workers_config(config: Config) -> WorkersConfig:
     return WorkersConfig(
         backends=config.worker.backends,
@@ -342,6 +321,7 @@ def _workers_config(config: Config) -> WorkersConfig:
         max_message_bytes=config.limits.inference_message_bytes,
         start_timeout_s=config.worker.start_timeout_s,
         hang_timeout_s=config.worker.hang_timeout_s,
+        compute_threads=config.worker.threads,
         log_level=config.log_level,
     )
 

@@ -13,12 +13,16 @@ import pytest
 
 from bench.loopback_hub import LoopbackHub
 from modelhostd.adapters.blobs import BlobStore, StoreConfig
+from modelhostd.adapters.connections import Credential
+from modelhostd.adapters.credentials import Credentials
 from modelhostd.adapters.downloads import HubDownloads
 from modelhostd.adapters.files import FileStore
 from modelhostd.adapters.hub import HubConfig
+from modelhostd.adapters.transfer import StreamConfig
 from modelhostd.adapters.trees import TreeStore
 from modelhostd.adapters.wire import Limits
 from modelhostd.core.errors import ModelhostError
+from modelhostd.core.origins import Origin
 from modelhostd.core.resources import Phase, Progress
 from modelhostd.core.sources import parse_source
 from modelhostd.core.transfer import RetryPolicy
@@ -47,6 +51,15 @@ def tiny(data_bytes: int = 1000, seed: int = 0) -> dict[str, bytes]:
     }
 
 
+RANGED = StreamConfig(
+    connections=4,
+    connections_first=4,
+    ranged_bytes=200_000,
+    piece_bytes_min=150_000,
+    piece_bytes_max=150_000,
+)
+"""Several connections at once for files of a few hundred kilobytes."""
+
 SIZE = 2_000_000
 FILES = tiny(SIZE)
 """A repository of two megabytes, nearly all of it in one LFS file."""
@@ -68,6 +81,7 @@ class Site:
     free_bytes: Callable[[], tuple[int, int]] | None = None
     sync_bytes: int = 1 << 20
     endpoint: str = ""
+    streams: StreamConfig | None = None
 
     def __post_init__(self) -> None:
         config = StoreConfig(
@@ -82,14 +96,20 @@ class Site:
         self.downloads = HubDownloads(
             HubConfig(
                 endpoint=self.endpoint or self.hub.endpoint,
-                token=lambda: self.token,
+                credential=self.credential,
                 retry=self.retry,
                 limits=self.limits,
             ),
             self.store,
             self.trees,
+            streams=self.streams,
         )
         self.reports: list[Progress] = []
+
+    def credential(self, origin: Origin) -> Credential | None:
+        """Return the token as it is now."""
+        variables = {origin: ("HF_TOKEN", self.token)} if self.token else {}
+        return Credentials((), variables).for_origin(origin)
 
     async def fetch(
         self,

@@ -58,7 +58,9 @@ class Credentials:
     ) -> None:
         """``variables``: origin -> (the variable's name, the token)."""
         self._places = tuple(places)
-        self._variables = dict(variables or {})
+        self._variables = {
+            origin: (name, Login(token)) for origin, (name, token) in (variables or {}).items()
+        }
         self._lock = threading.Lock()
         self._read: dict[Place, _Read] = {}
         self._states: dict[tuple[Origin, Login], str] = {}
@@ -101,9 +103,7 @@ class Credentials:
         for place in reversed(self._places):
             shown = str(place.path)
             found.update((origin, (shown, login)) for origin, login in self._logins(place).items())
-        for origin, (variable, token) in self._variables.items():
-            found[origin] = (variable, Login(token))
-        return found
+        return found | self._variables
 
     def _logins(self, place: Place) -> Mapping[Origin, Login]:
         with self._lock:

@@ -36,8 +36,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 
 
-def no_token() -> str | None:
-    """Return no token."""
+def nobody(_: Origin) -> Credential | None:
+    """Return no credential."""
     return None
 
 
@@ -47,8 +47,8 @@ class HubConfig:
 
     endpoint: str = PUBLIC_ENDPOINT
     """HF_ENDPOINT: this host is allowed on any port, whatever its address; http only if it says so."""
-    token: Callable[[], str | None] = field(default=no_token, repr=False)
-    """HF_TOKEN, asked anew for each request, so that it can be changed; sent to the endpoint only."""
+    credential: Callable[[Origin], Credential | None] = nobody
+    """Returns the endpoint's token; asked for each request, so that it can be changed."""
     limits: Limits = field(default_factory=Limits)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     files_at_once: int = 4
@@ -78,32 +78,20 @@ class Hub:
         """Files of one download that are fetched side by side."""
         return self.config.files_at_once
 
-    @property
-    def user_agent(self) -> str:
-        """What the requests of the pump call themselves."""
-        return f"modelhost/{self.config.version}"
-
     def connections(self, canceller: Canceller, source: Source) -> Connections:
         """Return the connections for one transfer from the Hub."""
         return Connections(self._policy, self.config.limits, canceller, source.uri)
 
     def credential(self) -> Credential | None:
         """Return the token as it is now, bound to the endpoint's origin."""
-        token = self.config.token()
-        if not token:
-            return None
-        if not token.isascii() or not token.isprintable() or " " in token:
-            raise ModelhostError(
-                Reason.AUTHENTICATION_REQUIRED,
-                "HF_TOKEN holds characters that no token has; set it anew",
-                {"credential": "HF_TOKEN is malformed"},
-            )
-        return Credential(self.origin, token)
+        return self.config.credential(self.origin)
 
     def asked(self, source: Source, file: str = "") -> Asked:
         """Return what the error messages need to know."""
         page = f"{self._endpoint}/{hub_repo(source)}"
-        return Asked(source.uri, page, source.revision, file, has_token=bool(self.config.token()))
+        return Asked(
+            source.uri, page, source.revision, file, has_token=self.credential() is not None
+        )
 
     def resolve_url(self, source: Source, commit: str, path: str) -> str:
         """Return the address of one file of a commit at the endpoint."""
@@ -208,7 +196,10 @@ class Hub:
                 locate,
                 refused,
                 credential=self.credential,
-                headers={"User-Agent": self.user_agent, "X-HF-Download-Counter": "1"},
+                headers={
+                    "User-Agent": f"modelhost/{self.config.version}",
+                    "X-HF-Download-Counter": "1",
+                },
                 home=self.origin,
             )
         )

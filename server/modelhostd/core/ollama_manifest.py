@@ -101,7 +101,7 @@ def parse_challenge(header: str) -> str | None:
     kind, _, rest = header.strip().partition(" ")
     if kind.lower() != "bearer" or len(rest) > 2048:
         return None
-    told = {key.lower(): value for key, value in _PAIR.findall(rest)}
+    told: dict[str, str] = {key.lower(): value for key, value in _PAIR.findall(rest)}
     realm = told.get("realm", "")
     try:
         parts = urlsplit(realm)

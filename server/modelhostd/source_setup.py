@@ -1,0 +1,135 @@
+"""From the configuration to the sources: which there are, under which policy, with which credentials.
+
+A part of the composition root; see ``daemon``.
+"""
+
+import os
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+from modelhostd.adapters.credentials import Credentials, Known, Place
+from modelhostd.adapters.github import GitHub
+from modelhostd.adapters.http_source import HttpSourceConfig
+from modelhostd.adapters.hub import Hub, HubConfig
+from modelhostd.adapters.hub_endpoints import HubEndpoints
+from modelhostd.adapters.local_files import LocalConfig, LocalFiles
+from modelhostd.adapters.not_allowed import NotAllowed
+from modelhostd.adapters.ollama import Ollama
+from modelhostd.adapters.source import SourceAdapter, TransferConfig
+from modelhostd.adapters.urls import Urls
+from modelhostd.adapters.wire import Limits
+from modelhostd.config import SOURCES, DownloadConfig
+from modelhostd.core.errors import ModelhostError
+from modelhostd.core.origins import Origin, OriginPolicy, parse_target
+from modelhostd.core.transfer import RetryPolicy
+
+SERVICE_CREDENTIAL = "modelhost"
+"""The name under which the service manager may hand over a file of credentials."""
+
+
+class SourceSetup:
+    """The sources of one daemon."""
+
+    def __init__(
+        self, config: DownloadConfig, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._config = config
+        self.credentials = _credentials(config, os.environ if environment is None else environment)
+        self.adapters = self._adapters()
+        """By scheme; those that the operator left out refuse."""
+
+    @property
+    def offered(self) -> Mapping[str, str]:
+        """What may be used: scheme -> where it is asked, empty for schemes without one place."""
+        config = self._config
+        places = {
+            "hf": config.endpoint,
+            "https": "",
+            "github": config.github_endpoint,
+            "ollama": config.ollama_endpoint,
+            "file": "",
+        }
+        offered = {scheme: place for scheme, place in places.items() if scheme in config.sources}
+        if not config.file_roots:
+            offered.pop("file", None)
+        return offered
+
+    def has_credential(self, scheme: str) -> bool:
+        """Tell whether there is a token for a scheme's endpoint; for ``https``, for any host."""
+        endpoint = self.offered.get(scheme)
+        try:
+            if scheme == "https":
+                return bool(self.credentials.known())
+            return (
+                bool(endpoint) and self.credentials.for_origin(_origin(endpoint or "")) is not None
+            )
+        except ModelhostError:
+            return False
+
+    def known(self) -> tuple[Known, ...]:
+        """Return what credentials there are, as they may be shown. Raises ModelhostError when a file
+        of them cannot be used.
+        """
+        return tuple(self.credentials.known())
+
+    def _adapters(self) -> Mapping[str, SourceAdapter]:
+        config = self._config
+        policy = OriginPolicy(
+            trusted_hosts=frozenset(config.private_hosts),
+            http_hosts=frozenset(config.http_hosts),
+            hosts=config.hosts,
+        )
+        transfer = TransferConfig(
+            limits=Limits(connect_s=config.connect_timeout_s, stall_s=config.read_timeout_s),
+            retry=RetryPolicy(tries=config.attempts),
+            version=metadata.version("modelhost"),
+        )
+        plain = HttpSourceConfig(policy, self.credentials, transfer)
+        urls = Urls(plain)
+        every: dict[str, SourceAdapter] = {
+            "hf": self._hub(policy, transfer),
+            "https": urls,
+            "github": GitHub(plain, config.github_endpoint),
+            "ollama": Ollama(plain, config.ollama_endpoint),
+            "file": LocalFiles(LocalConfig(config.file_roots, transfer)),
+        }
+        chosen = {
+            scheme: every[scheme] if scheme in config.sources else NotAllowed("downloads.sources")
+            for scheme in SOURCES
+        }
+        return {**chosen, "http": chosen["https"]}
+
+    def _hub(self, policy: OriginPolicy, transfer: TransferConfig) -> SourceAdapter:
+        hubs = [
+            Hub(
+                HubConfig(
+                    endpoint=endpoint,
+                    credential=self.credentials.for_origin,
+                    limits=transfer.limits,
+                    retry=transfer.retry,
+                    policy=policy,
+                    version=transfer.version,
+                )
+            )
+            for endpoint in (self._config.endpoint, *self._config.mirrors)
+        ]
+        return HubEndpoints(hubs) if len(hubs) > 1 else hubs[0]
+
+
+def _credentials(config: DownloadConfig, environment: Mapping[str, str]) -> Credentials:
+    places = [Place(config.credentials)] if config.credentials is not None else []
+    if directory := environment.get("CREDENTIALS_DIRECTORY"):
+        # systemd guards these itself, and shows the mode of their access list.
+        path = Path(directory) / SERVICE_CREDENTIAL
+        places.append(Place(path, guarded=True, required=False))
+    variables = {}
+    if config.token is not None:
+        variables[_origin(config.endpoint)] = ("HF_TOKEN", config.token.value)
+    if config.github_token is not None:
+        variables[_origin(config.github_endpoint)] = ("GITHUB_TOKEN", config.github_token.value)
+    return Credentials(places, variables)
+
+
+def _origin(endpoint: str) -> Origin:
+    return parse_target(endpoint, endpoint).origin

@@ -1,0 +1,132 @@
+"""From the configuration to the sources: what is offered, what is refused, where tokens may go."""
+
+from pathlib import Path
+
+import pytest
+
+from modelhostd.adapters.cancel import Canceller
+from modelhostd.config_load import load
+from modelhostd.config_values import ConfigError
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.origins import Origin, parse_target
+from modelhostd.core.sources import SCHEMES, parse_source
+from modelhostd.source_setup import SERVICE_CREDENTIAL, SourceSetup
+
+HUB = Origin("https", "huggingface.co", 443)
+API = Origin("https", "api.github.com", 443)
+
+
+def setup(environment: dict[str, str] | None = None, **variables: str) -> SourceSetup:
+    """Return the sources of a configuration given as variables (``MODELHOST_DOWNLOADS_*``)."""
+    given = {"HOME": "/home/ada", **(environment or {})}
+    given |= {f"MODELHOST_DOWNLOADS_{name.upper()}": value for name, value in variables.items()}
+    return SourceSetup(load(None, given).downloads, given)
+
+
+def test_the_public_sources_are_offered_by_default() -> None:
+    """Files of this machine are not, until somebody lists where they may be."""
+    assert set(setup().offered) == {"hf", "https", "github", "ollama"}
+    assert "file" in setup(file_roots="/srv/models").offered
+    assert {f"{scheme}://" for scheme in setup().adapters} - {"http://"} == set(SCHEMES) - {"s3://"}
+
+
+@pytest.mark.parametrize(
+    ("uri", "scheme"),
+    [
+        ("hf://org/x", "hf"),
+        ("https://example.com/x.gguf", "https"),
+        ("http://example.com/x.gguf", "https"),
+        ("github://o/r", "github"),
+        ("ollama://x", "ollama"),
+        ("file:///srv/x", "file"),
+    ],
+)
+def test_a_kind_of_source_that_is_not_listed_is_refused(uri: str, scheme: str) -> None:
+    """SOURCE_NOT_ALLOWED names the setting, before anything is looked up."""
+    others = ",".join({"hf", "https", "github", "ollama", "file"} - {scheme})
+    source = parse_source(uri)
+    adapter = setup(sources=others).adapters[uri.partition(":")[0]]
+    with pytest.raises(ModelhostError) as caught:
+        adapter.connections(Canceller(), source)
+    assert caught.value.reason is Reason.SOURCE_NOT_ALLOWED
+    assert caught.value.metadata["setting"] == "downloads.sources"
+
+
+def test_the_operators_hosts_are_what_the_policy_says() -> None:
+    """Named hosts may be private or without TLS; each exception is for what it names alone."""
+    adapter = setup(
+        hosts="*.example.com", private_hosts="nas.lan", http_hosts="plain.example.com"
+    ).adapters["https"]
+    policy = adapter.connections(Canceller(), parse_source("https://a.example.com/x")).policy
+    policy.check_target(parse_target("https://a.example.com/x", "x"), "x")
+    policy.check_target(parse_target("https://nas.lan/x", "x"), "x")
+    policy.check_address("nas.lan", "192.168.1.2", "x")
+    policy.check_target(parse_target("http://plain.example.com/x", "x"), "x")
+    for url in ("https://example.com/x", "https://evil.com/x", "http://nas.lan/x"):
+        with pytest.raises(ModelhostError):
+            policy.check_target(parse_target(url, "x"), "x")
+    with pytest.raises(ModelhostError):
+        policy.check_address("plain.example.com", "192.168.1.2", "x")
+
+
+def test_an_endpoint_opens_its_own_kind_of_source_alone() -> None:
+    """A Hub in the local network makes no private address reachable for URLs."""
+    made = setup(endpoint="http://hub.lan:8080", mirrors="https://mirror.lan")
+    hub = made.adapters["hf"].connections(Canceller(), parse_source("hf://o/x")).policy
+    urls = made.adapters["https"].connections(Canceller(), parse_source("https://x/y")).policy
+    for host in ("hub.lan", "mirror.lan"):
+        hub.check_address(host, "10.0.0.1", "x")
+        with pytest.raises(ModelhostError):
+            urls.check_address(host, "10.0.0.1", "x")
+
+
+def test_tokens_belong_to_their_endpoints(tmp_path: Path) -> None:
+    """From variables, from a file of the operator's, from the service manager, in this order."""
+    file, service = tmp_path / "credentials", tmp_path / SERVICE_CREDENTIAL
+    file.write_text("https://huggingface.co from-file\nhttps://a.example from-file\n")
+    file.chmod(0o600)
+    service.write_text("https://a.example from-service\nhttps://b.example from-service\n")
+    service.chmod(0o440)
+    made = setup(
+        {"HF_TOKEN": "hf_x", "GITHUB_TOKEN": "gh_x", "CREDENTIALS_DIRECTORY": str(tmp_path)},
+        credentials=str(file),
+    )
+    wanted = {
+        HUB: "hf_x",
+        API: "gh_x",
+        Origin("https", "a.example", 443): "from-file",
+        Origin("https", "b.example", 443): "from-service",
+        Origin("https", "a.example", 8443): None,
+        Origin("http", "a.example", 80): None,
+        Origin("https", "registry.ollama.ai", 443): None,
+    }
+    for origin, token in wanted.items():
+        found = made.credentials.for_origin(origin)
+        assert (found.token if found else None) == token, origin
+    assert made.has_credential("hf")
+    assert made.has_credential("github")
+    assert made.has_credential("https")
+    assert not made.has_credential("ollama")
+    assert "hf_x" not in repr(made.known()) + repr(vars(made.credentials))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("endpoint", "huggingface.co"),
+        ("endpoint", "ftp://host"),
+        ("endpoint", "https://u:p@host"),
+        ("endpoint", "https://host?x=1"),
+        ("endpoint", "https://host:0"),
+        ("endpoint", "https://[::1"),
+        ("mirrors", "https://a,b"),
+        ("hosts", "https://host"),
+        ("hosts", "host/path"),
+        ("private_hosts", "a b"),
+        ("sources", "hf,ftp"),
+    ],
+)
+def test_a_wrong_value_stops_the_start(key: str, value: str) -> None:
+    """With what was expected, instead of a policy that means something else."""
+    with pytest.raises(ConfigError, match="expected"):
+        setup(**{key: value})
