@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,6 +41,40 @@ def test_nothing_happens_by_default() -> None:
     failpoints.hit(NAME)
     failpoints.configure("database.after_commit=eio")
     failpoints.hit(NAME)
+
+
+def test_a_process_without_the_variable_has_nothing_armed() -> None:
+    """What is not asked for in the environment is not there, at any of the points."""
+    program = (
+        "from modelhostd.adapters import failpoints as f\n"
+        "assert not f._armed\n"
+        "for name in f.NAMES: f.hit(name)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != failpoints.VARIABLE}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**environment, "PYTHONPATH": str(ROOT / "server")},
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 0
+
+
+def test_a_point_costs_one_look_while_nothing_is_armed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing armed: no lock is taken, no name looked up, no visit counted."""
+    monkeypatch.setattr(failpoints, "_lock", None)
+    monkeypatch.setattr(failpoints, "NAMES", None)
+    failpoints.hit(NAME)
+
+
+def test_the_daemon_only_visits() -> None:
+    """The source visits each point that there is, and arms none: that is the environment's alone."""
+    others = (p for p in (ROOT / "server").rglob("*.py") if p.name != "failpoints.py")
+    texts = [text for p in others if "failpoints" in (text := p.read_text())]
+    imported = {line for t in texts for line in t.splitlines() if "failpoints" in line}
+    assert imported == {"from modelhostd.adapters.failpoints import hit"}
+    visited = {name for text in texts for name in re.findall(r'\bhit\("([^"]+)"\)', text)}
+    assert visited == set(failpoints.NAMES)
 
 
 @pytest.mark.parametrize(

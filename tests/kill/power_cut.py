@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tests.kill.kill_loop import Loop, prepare, report
 from tests.kill.look import Disk
+from tests.support import wait_until
 
 IMAGE_BYTES = 32 << 20
 SETTLED_S = 0.01
@@ -70,12 +71,15 @@ class PowerLoop(Loop):
 def _copy(image: Path, copy: Path) -> None:
     """Copy an image at one moment: again, if it was written to meanwhile."""
     while True:
-        before = image.stat().st_mtime_ns
-        if time.time_ns() - before > SETTLED_S * 1e9:
-            _run("cp", "--sparse=always", str(image), str(copy))
-            if image.stat().st_mtime_ns == before:
-                return
-        time.sleep(SETTLED_S / 5)
+        wait_until(lambda: time.time_ns() - _written(image) > SETTLED_S * 1e9)
+        before = _written(image)
+        _run("cp", "--sparse=always", str(image), str(copy))
+        if _written(image) == before:
+            return
+
+
+def _written(image: Path) -> int:
+    return image.stat().st_mtime_ns
 
 
 def _run(*command: str) -> None:
