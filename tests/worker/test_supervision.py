@@ -99,6 +99,14 @@ def test_a_worker_sees_no_secret_of_the_daemon():
     assert not {"HF_TOKEN", "HTTPS_PROXY", "AWS_SECRET_ACCESS_KEY", "HF_ENDPOINT"} & seen.keys()
 
 
+def test_the_operators_threads_bound_the_libraries_of_a_worker():
+    """``worker.threads`` of the configuration goes over the daemon's own environment; 0 leaves that, or the library's choice."""
+    own = {"OMP_NUM_THREADS": "8"}
+    assert environment(WorkersConfig(compute_threads=2), own)["OMP_NUM_THREADS"] == "2"
+    assert environment(WorkersConfig(), own)["OMP_NUM_THREADS"] == "8"
+    assert "OMP_NUM_THREADS" not in environment(WorkersConfig(), {})
+
+
 def test_a_worker_is_started_isolated():
     """The interpreter ignores environment and working directory; both import roots are named."""
     line = command(WorkersConfig(python="python9", import_paths=("/extra",)), {"control": 4})
