@@ -20,6 +20,7 @@ CODES = {
     "INSTANCE_NOT_FOUND": (grpc.StatusCode.NOT_FOUND, "ResourceInfo"),
     "OPERATION_NOT_FOUND": (grpc.StatusCode.NOT_FOUND, "ResourceInfo"),
     "DEVICE_NOT_FOUND": (grpc.StatusCode.NOT_FOUND, "ResourceInfo"),
+    "SLOT_NOT_FOUND": (grpc.StatusCode.NOT_FOUND, "ResourceInfo"),
     "LEASE_NOT_FOUND": (grpc.StatusCode.NOT_FOUND, "ResourceInfo"),
     "SOURCE_NOT_FOUND": (grpc.StatusCode.NOT_FOUND, "ResourceInfo"),
     "ALREADY_EXISTS": (grpc.StatusCode.ALREADY_EXISTS, "ResourceInfo"),

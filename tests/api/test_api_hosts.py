@@ -321,12 +321,26 @@ async def test_an_import_has_a_bound(tmp_path: Path) -> None:
         assert "16777216" in found.message
 
 
-async def test_slots_of_a_document_are_refused(tmp_path: Path) -> None:
-    """Slots are not implemented: a document with some is UNIMPLEMENTED rather than half imported."""
+async def test_slots_come_with_their_models(tmp_path: Path) -> None:
+    """An exported slot is there after the import, and an other one of its name only where asked for."""
     async with served(tmp_path) as it:
-        found = await _refused(it, _document(GOOD, slots=[{"id": "s", "model": "x"}]))
-        assert found.reason == "UNIMPLEMENTED"
-        assert not it.host.models.list()
+        document = _document(GOOD, {**GOOD, "id": "other"}, slots=[{"id": "s", "model": "x"}])
+        done = await _import(it, document)
+        assert list(done.slots) == ["slots/s"]
+        assert it.host.registry.committed.slots["s"].model == "x"
+        assert not (await _import(it, document, conflict=Import.SKIP)).slots
+        other = _document(slots=[{"id": "s", "model": "other"}])
+        assert (await _refused(it, other)).reason == "ALREADY_EXISTS"
+        assert not (await _import(it, other, conflict=Import.SKIP)).slots
+        assert list((await _import(it, other, conflict=Import.UPDATE)).slots) == ["slots/s"]
+        exported = b"".join([chunk async for chunk in it.host.registry_io.export()])
+        assert json.loads(exported)["slots"] == [{"id": "s", "model": "other"}]
+        for slot, says in (
+            ({"id": "t", "model": "no"}, "'no'"),
+            ({"id": "../s", "model": "x"}, "slots[0]"),
+            ({"id": "x", "model": "x"}, "another id for the slot"),
+        ):
+            assert says in (await _refused(it, _document(slots=[slot]))).message
 
 
 async def test_an_import_decides_again_when_a_model_comes_meanwhile(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from modelhostd.core import names
 from modelhostd.core.errors import ModelhostError, Reason, invalid
 from modelhostd.core.resources import Device, Settings
 from modelhostd.host import Host
-from modelhostd.host.registry_io import DOCUMENT_BYTES_MAX, FAIL, Imported
+from modelhostd.host.import_plan import FAIL
+from modelhostd.host.registry_io import DOCUMENT_BYTES_MAX, Imported
 
 STORAGE_MODELS_MAX = 1000
 API_VERSIONS = ("modelhost.v1", "inference")
@@ -248,6 +249,7 @@ class HostService:
             created_models=named(done.created),
             updated_models=named(done.updated),
             skipped_models=named(done.skipped),
+            slots=[convert_values.named("slots", slot) for slot in done.slots],
             settings_changed=done.settings_changed,
             sequence=self._host.registry.journal.last_sequence,
             store_id=self._host.registry.store_id,

@@ -12,12 +12,13 @@ from modelhostd.api.addressing import instance, model_id
 from modelhostd.api.calls import Call
 from modelhostd.api.errors import unimplemented
 from modelhostd.api.methods import Service
+from modelhostd.api.slots import SlotMethods
 from modelhostd.core import names
 from modelhostd.core import operations as op_rules
 from modelhostd.core import residency as rules
 from modelhostd.core.errors import ModelhostError, Reason, invalid
 from modelhostd.core.resources import Instance, InstanceState, Lease
-from modelhostd.core.state import State, instance_key
+from modelhostd.core.state import instance_key
 from modelhostd.host import Host
 from modelhostd.host.occupancy import predicted_bytes
 
@@ -28,15 +29,8 @@ def residency_service(host: Host) -> Service:
     return Service(descriptor, ResidencyService(host))
 
 
-class ResidencyService:
+class ResidencyService(SlotMethods):
     """What is in memory."""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-
-    @property
-    def _state(self) -> State:
-        return self._host.registry.committed
 
     # --- loading --------------------------------------------------------------------------------
 

@@ -7,10 +7,6 @@ UNIMPLEMENTED_METHODS = frozenset(
     {
         "modelhost.v1.ModelService/UploadModelFiles",
         "modelhost.v1.ModelService/ListCatalogModels",
-        "modelhost.v1.ResidencyService/ListSlots",
-        "modelhost.v1.ResidencyService/GetSlot",
-        "modelhost.v1.ResidencyService/SwitchSlot",
-        "modelhost.v1.ResidencyService/ClearSlot",
         "modelhost.v1.HostService/PruneStorage",
         "modelhost.v1.HostService/ListQuarantine",
         "modelhost.v1.HostService/RestoreQuarantined",

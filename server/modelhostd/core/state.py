@@ -127,6 +127,14 @@ class State:
             raise not_found("devices", key, "devices here: " + ", ".join(sorted(self.devices)))
         return found
 
+    def slot(self, key: str) -> Slot:
+        """Return a slot or raise SLOT_NOT_FOUND."""
+        found = self.slots.get(key)
+        if found is None:
+            hint = "ListSlots lists those that there are, SwitchSlot makes one"
+            raise not_found("slots", key, hint)
+        return found
+
     def instances_of(self, model: str) -> Iterator[Instance]:
         """Return the instances of one model."""
         return (i for i in self.instances.values() if i.model == model)

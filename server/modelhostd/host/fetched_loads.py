@@ -14,7 +14,6 @@ from modelhostd.core.resources import (
     FINAL_STATES,
     Operation,
     OperationKind,
-    OperationState,
     Phase,
 )
 from modelhostd.host.operations import Operations
@@ -102,7 +101,7 @@ class FetchedLoads:
             download = await self._transfers.download(
                 operation.model, priority=priority or 0, principal=principal
             )
-            await self._follow(download.id, operation.id)
+            await self._operations.follow(download.id, operation.id)
             if self._registry.decided.operation(operation.id).state not in FINAL_STATES:
                 self._residency.loads.want_for(
                     operation.model, operation.id, device=device, priority=priority
@@ -110,14 +109,6 @@ class FetchedLoads:
         except ModelhostError as error:
             failure = error
             await self._operations.settle(lambda: self._operations.failed(operation.id, failure))
-
-    async def _follow(self, download: str, load: str) -> None:
-        """Show the download's progress as the load's until it ends; raise its error."""
-        async for state in self._operations.watch(download):
-            if state.state not in FINAL_STATES:
-                self._operations.report(load, state.progress)
-            elif state.state is not OperationState.SUCCEEDED and state.error is not None:
-                raise op_rules.raised(state.error)
 
     def _ended(self, operation: Operation, task: "asyncio.Task[None]") -> None:
         del self._tasks[operation.id]

@@ -30,6 +30,7 @@ from modelhostd.host.registry_io import RegistryIo
 from modelhostd.host.reloads import Reloads
 from modelhostd.host.residency import Residency
 from modelhostd.host.routes import Routes
+from modelhostd.host.slots import Slots
 from modelhostd.host.storage import Storage
 from modelhostd.host.transfers import Transfers
 from modelhostd.host.worker_counts import WorkerCounts
@@ -102,7 +103,8 @@ class Host:
         self.reloads = Reloads(self.registry, self.operations, self.residency)
         self.registry_io = RegistryIo(self.registry, self.transfers)
         self.storage = Storage(self.registry, self.operations, files)
-        self.inference = Inference(self.registry, self.residency, workers, self.routes)
+        self.slots = Slots(self.registry, self.operations, self.residency)
+        self.inference = Inference(self.registry, self.residency, workers, self.routes, self.slots)
         self.start_time = clock.time()
         self.worker_counts = WorkerCounts(self.residency)
         workers.set_listener(self.worker_counts)

@@ -10,6 +10,7 @@ from modelhostd.core.resources import Event, InstanceState, Kind, Model
 from modelhostd.host.registry import Registry
 from modelhostd.host.residency import Residency
 from modelhostd.host.routes import Route, Routes
+from modelhostd.host.slots import Slots
 from modelhostd.ports import InferReply, Workers
 
 
@@ -36,12 +37,18 @@ class Inference:
     """Routes requests, waits for models that are on their way, and counts."""
 
     def __init__(
-        self, registry: Registry, residency: Residency, workers: Workers, routes: Routes
+        self,
+        registry: Registry,
+        residency: Residency,
+        workers: Workers,
+        routes: Routes,
+        slots: Slots,
     ) -> None:
         self._registry = registry
         self._residency = residency
         self._workers = workers
         self._routes = routes
+        self._slots = slots
         self._clock = registry.clock
         self._accepting = True
         self.figures: dict[tuple[str, int], Figures] = {}
@@ -152,6 +159,8 @@ class Inference:
         """Return the model's route once it is open, with this request counted in it."""
         try:
             async with asyncio.timeout(timeout_s):
+                if self._slots.shut(name):
+                    await self._slots.opened(name)
                 model = self.model_for(name)
                 route = self._routes.get(model.id)
                 if route is not None and route.open and self._accepting:

@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from modelhostd.core import leases, sources
+from modelhostd.core import deletions, sources
 from modelhostd.core import operations as op_rules
 from modelhostd.core import registry as rules
-from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import (
     FINAL_STATES,
     Artifact,
@@ -171,7 +170,9 @@ class Models:
         if instance is not None and instance.state in (InstanceState.FAILED, InstanceState.BLOCKED):
             instance = None  # it holds nothing
         if not force and (instance is not None or self._downloading(model, version)):
-            raise _in_use(model, instance)
+            raise deletions.in_use(model, instance)
+        if not force and not keep_entry:
+            deletions.refuse_in_slot(self._registry.decided, model)
         work = partial(self._delete, model_id, keep_entry, version)
         return await self._operations.start(
             OperationKind.DELETE,
@@ -231,11 +232,7 @@ class Models:
     def _removed(self, model_id: str, keep_entry: bool, versions: Sequence[int]) -> Sequence[Edit]:
         model = self._registry.decided.model(model_id)
         if not keep_entry:
-            held = [x for x in self._registry.decided.leases.values() if x.model == model_id]
-            return [
-                *(leases.ended(lease, "MODEL_DELETED") for lease in held),
-                Edit(Kind.MODEL, model_id, None, "DELETED"),
-            ]
+            return deletions.entry(self._registry.decided, model_id)
         kept = tuple(a for a in model.artifacts if a.version not in versions)
         return [rules.model_edit(replace(model, artifacts=kept), "FILES_DELETED")]
 
@@ -283,19 +280,4 @@ def _canonical(source: Source) -> Source:
         revision=source.revision,
         allow_patterns=source.allow_patterns,
         ignore_patterns=source.ignore_patterns,
-    )
-
-
-def _in_use(model: Model, instance: Instance | None) -> ModelhostError:
-    if instance is None:
-        return ModelhostError(
-            Reason.WRONG_STATE,
-            f"model '{model.id}' is being downloaded; cancel that, or delete with force",
-            {"name": f"models/{model.id}", "state": model.state.value},
-        )
-    return ModelhostError(
-        Reason.MODEL_LOADED,
-        f"model '{model.id}' has an instance ({instance.state.value} on devices/"
-        f"{instance.device or 'none'}); unload it first, or delete with force",
-        {"model": model.id, "instance": f"models/{model.id}/instances/{instance.id}"},
     )

@@ -20,6 +20,7 @@ from modelhostd.core.resources import (
     Kind,
     Operation,
     OperationKind,
+    OperationState,
     Phase,
     Progress,
 )
@@ -221,6 +222,14 @@ class Operations(OperationTable):
                     return False
                 await self._registry.clock.sleep(delay)
                 delay = min(delay * 2, COMMIT_RETRY_MAX_S)
+
+    async def follow(self, key: str, follower: str) -> None:
+        """Show an operation's progress as another one's until it ends; raise its error."""
+        async for state in self.watch(key):
+            if state.state not in FINAL_STATES:
+                self.report(follower, state.progress)
+            elif state.state is not OperationState.SUCCEEDED and state.error is not None:
+                raise rules.raised(state.error)
 
     def on_cancel(self, key: str, cancel: Callable[[], None]) -> None:
         """Set what CancelOperation calls while this operation is unfinished."""
