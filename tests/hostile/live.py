@@ -1,13 +1,16 @@
 """A real daemon with a real worker and a hub on loopback, for everything that is done to it."""
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from prometheus_client.parser import text_string_to_metric_families
 
 from bench.loopback_hub import LoopbackHub, Repo
 from modelhost import Client
@@ -51,6 +55,8 @@ class Live:
     pid: int
     tcp: str = ""
     """HOST:PORT of its users' TCP address."""
+    http: int = 0
+    """The port of its metrics."""
     workers: Sequence[int] = field(default_factory=tuple)
     """The process ids of its workers when the models were loaded."""
 
@@ -82,6 +88,21 @@ class Live:
         """Return how many descriptors it has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
+    def open_calls(self) -> dict[str, int]:
+        """Return how many calls of each method have begun and not ended, by its own counts."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=CALL_S)
+        with contextlib.closing(connection):
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+        calls: Counter[str] = Counter()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                sign = {"grpc_server_started_total": 1, "grpc_server_handled_total": -1}
+                calls[sample.labels.get("grpc_method", "")] += int(
+                    sign.get(sample.name, 0) * sample.value
+                )
+        return {method: count for method, count in calls.items() if count}
+
     def rss_bytes(self) -> int:
         """Return its resident memory."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
@@ -105,7 +126,9 @@ def live(*flags: str, models: Sequence[str] = ("m",)) -> Iterator[Live]:
             folder / "d",
             flags=(
                 *("--set", "worker.backends=identity"),  # which starts without torch
+                *("--set", "downloads.hosts=127.0.0.1"),  # nothing leaves this machine
                 *("--grpc", "127.0.0.1:0"),
+                *("--http", f"127.0.0.1:{(port := free_port())}"),
                 *flags,
             ),
             environment={"HF_ENDPOINT": hub.endpoint},
@@ -118,10 +141,17 @@ def live(*flags: str, models: Sequence[str] = ("m",)) -> Iterator[Live]:
         channel = stack.enter_context(
             grpc.insecure_channel(daemon.admin, options=list(CLIENT_OPTIONS))
         )
-        made = Live(daemon, hub, channel, daemon.pid)
+        made = Live(daemon, hub, channel, daemon.pid, http=port)
         made.tcp = next(x.address for x in made.host().listeners if ":/" not in x.address)
         made.workers = made.worker_pids()
         yield made
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def have(client: Client, model: str) -> None:

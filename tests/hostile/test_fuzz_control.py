@@ -1,5 +1,6 @@
 """Every RPC but ModelInfer, from its descriptor, with anything in its fields, against the real daemon."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.field_mask_pb2 import FieldMask
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,13 +27,19 @@ from modelhost.v1.host_service_pb2_grpc import HostServiceStub
 from modelhost.v1.operation_service_pb2_grpc import OperationServiceStub
 from tests import event_validators as validate
 from tests.hostile.good import good
+from tests.hostile.json_values import encoded
 from tests.hostile.judge import typed
 from tests.hostile.live import CALL_S, Live, Recorder, have, live, snapshot
 from tests.hostile.messages import UNKNOWN_OPERATION, mutated, payloads
+from tests.hostile.profile import examples
+from tests.support import wait_until
 
-EXAMPLES = 60
-SOAK_EXAMPLES = 2000
+EXAMPLES = 50
 WAIT_S = 1.0
+DESCRIPTORS_MORE = 8
+"""Connections to the hub that are kept, files of the database: some, however many the calls were."""
+NEWER = {"grpc.reflection.v1.ServerReflection"}
+"""The same messages by another name."""
 
 _FILES = (
     *(model_service_pb2, residency_service_pb2, operation_service_pb2, event_service_pb2),
@@ -57,6 +64,7 @@ class Scene:
     at: Live
     recorder: Recorder
     document: bytes
+    descriptors: int
 
     def operations(self) -> Sequence[str]:
         """Return the names of the newest operations."""
@@ -74,7 +82,7 @@ def scene() -> Iterator[Scene]:
             host_service_pb2.ExportRegistryRequest(), timeout=CALL_S
         )
         document = b"".join(part.chunk for part in export)
-        yield Scene(at, recorder, document)
+        yield Scene(at, recorder, document, at.descriptors())
         recorder.cancel()
 
 
@@ -147,14 +155,16 @@ def documents(document: bytes) -> st.SearchStrategy[bytes]:
         )
         return made.SerializeToString()
 
-    return st.builds(request, mutated(document), kinds, st.booleans(), st.booleans())
+    damaged = encoded(json.loads(document), mutated)
+    return st.builds(request, damaged, kinds, st.booleans(), st.booleans())
 
 
-def fuzz(method: MethodDescriptor, scene: Scene, examples: int) -> None:
-    """Call one method many times; the daemon goes on."""
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.containing_service.name}.{m.name}")
+def test_any_request_is_answered_in_type(method: MethodDescriptor, scene: Scene) -> None:
+    """Whatever a request holds, it succeeds or gets an error of the contract; never INTERNAL."""
 
     @settings(
-        max_examples=examples,
+        max_examples=examples(EXAMPLES),
         suppress_health_check=list(HealthCheck),
         # What an example does depends on what those before it did: there is nothing to replay.
         database=None,
@@ -169,18 +179,21 @@ def fuzz(method: MethodDescriptor, scene: Scene, examples: int) -> None:
     scene.at.check_log()
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.containing_service.name}.{m.name}")
-def test_any_request_is_answered_in_type(method: MethodDescriptor, scene: Scene) -> None:
-    """Whatever a request holds, it succeeds or gets an error of the contract; never INTERNAL."""
-    fuzz(method, scene, EXAMPLES)
+def test_every_service_of_the_daemon_is_among_them(scene: Scene) -> None:
+    """What reflection lists is what is called here, and ModelInfer with its stream elsewhere."""
+    ask = reflection_pb2.ServerReflectionRequest(list_services="")
+    (answer,) = reflection_pb2_grpc.ServerReflectionStub(scene.at.channel).ServerReflectionInfo(
+        iter([ask]), timeout=CALL_S
+    )
+    served = {service.name for service in answer.list_services_response.service}
+    assert served - NEWER == {method.containing_service.full_name for method in METHODS}
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(0)
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.containing_service.name}.{m.name}")
-def test_any_request_is_answered_in_type_for_long(method: MethodDescriptor, scene: Scene) -> None:
-    """The same, longer."""
-    fuzz(method, scene, SOAK_EXAMPLES)
+def test_no_call_and_no_descriptor_is_left_over(scene: Scene) -> None:
+    """However they were broken off, all calls have ended but the one that is still listened to."""
+    wait_until(lambda: scene.at.open_calls() == {"WatchEvents": 1}, what="all calls end")
+    most = scene.descriptors + DESCRIPTORS_MORE
+    wait_until(lambda: scene.at.descriptors() <= most, what="the descriptors return")
 
 
 def test_what_all_of_this_leaves_is_whole(scene: Scene) -> None:

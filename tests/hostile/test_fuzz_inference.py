@@ -12,10 +12,10 @@ from modelhost.oip import open_inference_pb2 as oip
 from tests.hostile.judge import typed
 from tests.hostile.live import CALL_S, Live, live
 from tests.hostile.messages import entry, mutated, payloads
+from tests.hostile.profile import examples
 
 EXAMPLES = 2000
 STREAMS = 100
-SOAK_EXAMPLES = 20_000
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -92,12 +92,14 @@ def check_answer(asked: bytes, answered: bytes) -> None:
             assert content == expected
 
 
-def fuzz(at: Live, examples: int) -> None:
-    """Send many requests, one at a time; the worker is the same at the end."""
+def test_any_request_is_answered_by_the_model_that_it_names(at: Live) -> None:
+    """Thousands of damaged requests: an answer of the right model or a typed error, and no crash."""
     answered = 0
     infer = at.channel.unary_unary(INFER)
 
-    @settings(max_examples=examples, suppress_health_check=list(HealthCheck), database=None)
+    @settings(
+        max_examples=examples(EXAMPLES), suppress_health_check=list(HealthCheck), database=None
+    )
     @given(requests)
     def attempt(request: bytes) -> None:
         nonlocal answered
@@ -111,29 +113,19 @@ def fuzz(at: Live, examples: int) -> None:
 
     attempt()
     # Else it would be refused at the door, and the worker be spared.
-    assert answered > examples // 10
+    assert answered > examples(EXAMPLES) // 10
     at.check_alive()
     at.check_log()
     assert at.worker_pids() == at.workers
-
-
-def test_any_request_is_answered_by_the_model_that_it_names(at: Live) -> None:
-    """Thousands of damaged requests: an answer of the right model or a typed error, and no crash."""
-    fuzz(at, EXAMPLES)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(0)
-def test_any_request_is_answered_by_the_model_that_it_names_for_long(at: Live) -> None:
-    """The same, longer."""
-    fuzz(at, SOAK_EXAMPLES)
 
 
 def test_each_request_of_a_stream_has_one_answer_whatever_it_holds(at: Live) -> None:
     """In a stream a wrong request is answered in band, in its place, and those behind it go on."""
     stream = at.channel.stream_stream(STREAM)
 
-    @settings(max_examples=STREAMS, suppress_health_check=list(HealthCheck), database=None)
+    @settings(
+        max_examples=examples(STREAMS), suppress_health_check=list(HealthCheck), database=None
+    )
     @given(st.lists(requests, max_size=8))
     def attempt(asked: list[bytes]) -> None:
         whole = [*asked, GOOD[0].SerializeToString()]
