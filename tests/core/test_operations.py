@@ -105,7 +105,7 @@ def test_an_error_is_remembered_as_it_was(
         metadata,
         delay,
     )
-    assert rules.code_of(rules.stored(error)) is error.code
+    assert again.code is error.code
     assert isinstance(error.code, Code)
 
 

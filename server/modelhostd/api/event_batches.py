@@ -40,9 +40,6 @@ class EventFigures:
     batches_encoded: int = 0
     batches_sent: int = 0
     events_sent: int = 0
-    bookmarks_sent: int = 0
-    snapshots_sent: int = 0
-    samples_sent: int = 0
 
 
 @dataclass(frozen=True, slots=True)

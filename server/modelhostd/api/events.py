@@ -113,7 +113,6 @@ class EventService:
                     sample_due = now + SAMPLE_S
                     if data:
                         yield data
-                        self.figures.samples_sent += 1
                         bookmark_due = loop.time() + every
                 if now >= bookmark_due:
                     yield self._bookmark(cursor - 1)
@@ -135,11 +134,9 @@ class EventService:
             for key, resource in state.table(kind).items()
             if wanted.passes_resource(kind, key, resource)
         ]
-        self.figures.snapshots_sent += 1
         return snapshot_messages(resources)
 
     def _bookmark(self, sequence: int) -> bytes:
-        self.figures.bookmarks_sent += 1
         bookmark = events_pb2.Bookmark(
             sequence=sequence,
             store_id=self._host.registry.store_id,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from modelhostd.core.errors import Code, ModelhostError, Reason, invalid
+from modelhostd.core.errors import ModelhostError, Reason, invalid
 from modelhostd.core.lifecycle import OPERATION, step
 from modelhostd.core.resources import (
     FINAL_STATES,
@@ -81,11 +81,6 @@ def raised(error: StoredError) -> ModelhostError:
     return ModelhostError(
         Reason(error.reason), error.message, dict(error.metadata), error.retry_delay_s
     )
-
-
-def code_of(error: StoredError) -> Code:
-    """Return the gRPC code of a remembered error."""
-    return raised(error).code
 
 
 def edit(operation: Operation, reason: str = "") -> Edit:

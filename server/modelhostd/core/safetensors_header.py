@@ -53,17 +53,6 @@ class Header:
         """Bytes of all tensors as they are stored."""
         return self.tensors[-1].end if self.tensors else 0
 
-    def bytes_as(self, dtype: str) -> int:
-        """Bytes of all tensors when the floating-point ones are cast to ``dtype``."""
-        bits = DTYPE_BITS[dtype]
-        total = 0
-        for tensor in self.tensors:
-            own = DTYPE_BITS[tensor.dtype]
-            floating = tensor.dtype.startswith(("F", "BF"))
-            size = tensor.end - tensor.start
-            total += size * bits // own if floating else size
-        return total
-
 
 def header_length(prefix: bytes, file_bytes: int, name: str) -> int:
     """Return the header's length from a file's first 8 bytes, checked against the file's size.
