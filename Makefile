@@ -141,9 +141,7 @@ bench-gpu: ## measure what needs a GPU (not there yet)
 	@$(PY) bench/gpu.py $(ARGS)
 
 .PHONY: soak
-soak: ## kill and load for MINUTES=n (not there yet)
-	$(call script,bench/soak.py)
-	@$(MAKE) $(READY)
+soak: $(READY) ## kill daemons and cut the power until MINUTES=n are up
 	@$(PY) bench/soak.py --minutes $(MINUTES) $(ARGS)
 
 # --- giving it away -------------------------------------------------------------------------------

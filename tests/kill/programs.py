@@ -3,18 +3,22 @@
 import contextlib
 import json
 import os
+import random
+import shutil
+import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from bench.loopback_hub import Fault, LoopbackHub, Repo
-from tests.adapters.downloads_support import safetensors
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+MEMORY = Path("/dev/shm")
 BROKEN = "org/r3", "v2"
 """What is served with a flipped bit, each time: it must never become a model."""
 
@@ -30,9 +34,13 @@ def repositories() -> dict[str, Repo]:
 
 
 def _files(seed: int) -> dict[str, bytes]:
+    size = 1000 + seed
+    entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    header = json.dumps({"w": entry}).encode()
+    tensor = random.Random(seed).randbytes(size)
     return {
         "config.json": b'{"model_type": "bert"}',
-        "model.safetensors": safetensors(1000 + seed, seed),
+        "model.safetensors": struct.pack("<Q", len(header)) + header + tensor,
         "nested/shared.txt": b"shared" * 50,
     }
 
@@ -47,6 +55,20 @@ def serving() -> Iterator[LoopbackHub]:
     with LoopbackHub(repos) as hub:
         hub.fault(Fault(f"*{weights.sha256}*", where="cdn", times=1 << 30, corrupt_at=500))
         yield hub
+
+
+@contextlib.contextmanager
+def memory() -> Iterator[Path]:
+    """Give a folder with a short path, in memory where there is room.
+
+    SIGKILL takes nothing of it, and syncs cost nothing.
+    """
+    place = MEMORY if os.access(MEMORY, os.W_OK) else None
+    path = Path(tempfile.mkdtemp(prefix="mh-kill-", dir=place))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class ProgramFailed(AssertionError):
