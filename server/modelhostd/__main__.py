@@ -2,6 +2,7 @@
 
 Exit codes: 0 ended as asked, 1 failure (fsck: findings), 2 usage, 75 the home is in use or the daemon
 could not end in time, 78 the configuration is wrong (sysexits.h's EX_TEMPFAIL and EX_CONFIG).
+Signals: SIGTERM and SIGINT end it in order, a second one without waiting for calls in flight; SIGHUP reloads.
 """
 
 import argparse
