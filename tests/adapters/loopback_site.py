@@ -90,12 +90,9 @@ class LoopbackSite:
                 page = site.answer(where, self.path) or (
                     site.pages if where == "home" else site.cdn_pages
                 ).get(self.path, Page(b"not here", 404))
-                status = self.reply(page)
-                with site._lock:
-                    told = {name.lower(): value for name, value in self.headers.items()}
-                    site.requests.append(Seen(where, self.path, told, status))
+                self.reply(page)
 
-            def reply(self, page: Page) -> int:
+            def reply(self, page: Page) -> None:
                 status, data, headers = page.status, page.data, dict(page.headers)
                 if page.token and self.headers.get("Authorization", "") != page.token:
                     status, data = 401, b"who is that?"
@@ -119,6 +116,9 @@ class LoopbackSite:
                     else:
                         headers["Content-Range"] = f"bytes {start}-{last}/{len(data)}"
                         status, data = 206, data[int(start) : last + 1]
+                with site._lock:
+                    told = {name.lower(): value for name, value in self.headers.items()}
+                    site.requests.append(Seen(where, self.path, told, status))
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
@@ -132,7 +132,6 @@ class LoopbackSite:
                     self.wfile.write(data)
                 except OSError:
                     self.close_connection = True
-                return status
 
             def log_message(self, *_: Any) -> None:
                 pass

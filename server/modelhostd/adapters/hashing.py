@@ -10,30 +10,36 @@ from collections.abc import Callable
 from typing import Any
 
 from modelhostd.adapters.parts import Part
+from modelhostd.ports import RemoteFile
 
 READ_BYTES = 1 << 20
 
 
 class Digests:
-    """SHA-256 of a file, and git's SHA-1 of it where that is all the source says."""
+    """SHA-256 of a file, and the digest that its source tells where that is another."""
 
-    def __init__(self, size: int, *, git: bool) -> None:
-        self._size = size
-        self._git = git
+    def __init__(self, file: RemoteFile) -> None:
+        self._file = file
         self.restart()
 
     def restart(self) -> None:
         """Forget every byte."""
+        file = self._file
         self._sha256: Any = hashlib.sha256()
-        # git's name of a blob is the SHA-1 of a header with its length, and its bytes.
-        header = b"blob %d\0" % self._size
-        self._sha1: Any = hashlib.sha1(header, usedforsecurity=False) if self._git else None
+        self._told: Any = None
+        if file.git_sha1 and not file.sha256:
+            # git's name of a blob is the SHA-1 of a header with its length, and its bytes.
+            header = b"blob %d\0" % file.size_bytes
+            self._told = hashlib.sha1(header, usedforsecurity=False)
+        elif file.checksum and not file.sha256:
+            kind = file.checksum.partition(":")[0]
+            self._told = hashlib.new(kind, usedforsecurity=False)
 
     def update(self, data: memoryview) -> None:
         """Add the next bytes."""
         self._sha256.update(data)
-        if self._sha1 is not None:
-            self._sha1.update(data)
+        if self._told is not None:
+            self._told.update(data)
 
     @property
     def sha256(self) -> str:
@@ -41,9 +47,15 @@ class Digests:
         return str(self._sha256.hexdigest())
 
     @property
-    def git_sha1(self) -> str:
-        """The same of git's; empty where it was not asked for."""
-        return str(self._sha1.hexdigest()) if self._sha1 is not None else ""
+    def expected(self) -> str:
+        """What the source tells; empty where it tells none."""
+        file = self._file
+        return file.sha256 or file.git_sha1 or file.checksum.partition(":")[2]
+
+    @property
+    def actual(self) -> str:
+        """What came, as the same kind of digest."""
+        return self.sha256 if self._told is None else str(self._told.hexdigest())
 
 
 class Hasher:

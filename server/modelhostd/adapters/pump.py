@@ -64,13 +64,12 @@ def kept_whole(
 
 def _fill(transfer: Transfer, file: RemoteFile, part: Part) -> str:
     """Bring a part to its full size with the right digest; return its SHA-256."""
-    digests = Digests(file.size_bytes, git=bool(file.git_sha1))
+    digests = Digests(file)
     hasher = Hasher(part, digests, transfer.canceller.check)
     resumed = part.done_bytes > 0
     while True:
         FileStreams(transfer, file, part, hasher).run()
-        expected = file.sha256 or file.git_sha1
-        actual = digests.sha256 if file.sha256 else digests.git_sha1
+        expected, actual = digests.expected, digests.actual
         if not expected or actual == expected:
             return digests.sha256
         if not resumed:

@@ -64,7 +64,7 @@ class Urls(HttpSource):
             )
         else:
             probe = self._probe(connections, source, url)
-            file = _with_checksum(RemoteFile(check_path(probe.name), 0), checksum)
+            file = _with_checksum(RemoteFile(check_path(probe.name, source.uri), 0), checksum)
             chosen = _chosen((file.path,), source, allow_unsafe=allow_unsafe, named=True)
             files = (_as_found(file, probe),)
         told = [(f.path, f.size_bytes, f.sha256, f.checksum, f.validator) for f in files]
@@ -138,7 +138,7 @@ class Urls(HttpSource):
             raise bad_reply(source.uri, "a list that is no text") from None
         except BadList as error:
             raise bad_reply(source.uri, f"a list with {error}") from None
-        checksums = {check_path(file.path): file.checksum for file in listed}
+        checksums = {check_path(file.path, source.uri): file.checksum for file in listed}
         chosen = _chosen(tuple(checksums), source, allow_unsafe=allow_unsafe, named=False)
         files = [_with_checksum(RemoteFile(path, 0), checksums[path]) for path in chosen.chosen]
         return files, chosen

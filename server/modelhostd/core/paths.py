@@ -66,10 +66,10 @@ def path_key(path: str) -> str:
     return unicodedata.normalize("NFC", path).casefold()
 
 
-def check_path(path: str) -> str:
-    """Return ``path`` if it may be used, else raise UNSAFE_FILE naming it."""
+def check_path(path: str, source: str = "") -> str:
+    """Return ``path`` if it may be used, else raise UNSAFE_FILE naming it, and who gave it."""
     if fault := path_fault(path):
-        raise unsafe_path(path, fault)
+        raise unsafe_path(path, fault, source)
     return path
 
 
