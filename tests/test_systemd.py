@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from modelhostd.config import Config, flat
+from modelhostd.config import Config, flat, rules
 from modelhostd.config_load import load
 from modelhostd.config_values import ConfigError
 
@@ -146,14 +146,14 @@ def test_the_example_configuration_is_the_services() -> None:
 
 
 def test_what_the_example_comments_out_is_valid(tmp_path: Path) -> None:
-    """Every key that the example shows is known, has a valid value, and mostly the default's."""
+    """The example shows every key, with a valid value that is the default's, but for a few examples."""
     path = tmp_path / EXAMPLE.name
     path.write_text(re.sub(r"(?m)^#(?=[\[a-z])", "", EXAMPLE.read_text()))
     shown = loaded(path)
-    assert shown.explicit > {"grpc", "budgets", "settings.keep_alive_s", "downloads.endpoint"}
+    assert shown.explicit == {name for name, rule in rules().items() if not rule.only_variable}
     shipped = flat(loaded(EXAMPLE))
     different = {name for name, value in flat(shown).items() if value != shipped[name]}
-    assert different == {"budgets", "downloads.file_roots"}
+    assert different == {"budgets", "downloads.credentials", "downloads.file_roots"}
 
 
 def test_the_service_keeps_its_state_where_the_unit_says() -> None:
@@ -162,7 +162,6 @@ def test_the_service_keeps_its_state_where_the_unit_says() -> None:
     assert config.home == Path("/var/lib/modelhost")
     assert config.grpc == ("127.0.0.1:7411", "unix:/run/modelhost/modelhost.sock")
     assert config.admin_socket == Path("/run/modelhost/admin.sock")
-    assert config.downloads.cache == Path("/var/cache/modelhost/huggingface/hub")
 
 
 def test_the_unit_waits_longer_than_the_daemon_takes_to_stop() -> None:
