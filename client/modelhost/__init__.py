@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from modelhost._async.client import AsyncClient
     from modelhost._async.events import AsyncWatch
+    from modelhost._async.holds import AsyncLease
     from modelhost._async.operations import AsyncOperationHandle
     from modelhost._errors import (
         AlreadyExists,
@@ -35,12 +36,14 @@ if TYPE_CHECKING:
     from modelhost._inference import Classification
     from modelhost._sync.client import Client
     from modelhost._sync.events import Watch
+    from modelhost._sync.holds import Lease
     from modelhost._sync.operations import OperationHandle
     from modelhost._watch import Reset, WatchItem
 
 __all__ = [
     "AlreadyExists",
     "AsyncClient",
+    "AsyncLease",
     "AsyncOperationHandle",
     "AsyncWatch",
     "Cancelled",
@@ -51,6 +54,7 @@ __all__ = [
     "DataLoss",
     "Internal",
     "InvalidArgument",
+    "Lease",
     "ModelhostError",
     "NotFound",
     "OperationHandle",
@@ -72,10 +76,12 @@ __all__ = [
 
 _HOMES = {
     "AsyncClient": "modelhost._async.client",
+    "AsyncLease": "modelhost._async.holds",
     "AsyncOperationHandle": "modelhost._async.operations",
     "AsyncWatch": "modelhost._async.events",
     "Classification": "modelhost._inference",
     "Client": "modelhost._sync.client",
+    "Lease": "modelhost._sync.holds",
     "OperationHandle": "modelhost._sync.operations",
     "Reset": "modelhost._watch",
     "Watch": "modelhost._sync.events",

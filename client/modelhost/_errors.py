@@ -235,7 +235,7 @@ _HINTS: Mapping[str, str] = {
     "UNSAFE_FILE": "`--allow-unsafe`, if you trust the source",
     "SEQUENCE_COMPACTED": "start again with the whole state: `modelhost events --snapshot`",
     "SEQUENCE_IN_FUTURE": "start again with the whole state: `modelhost events --snapshot`",
-    "PERMISSION_DENIED": "ask through the admin socket: `--target unix:.../admin.sock`",
+    "PERMISSION_DENIED": "ask through the admin socket (`modelhost status` shows where it is): `--target unix:PATH`",
     "UNREACHABLE": "start it with `modelhost serve`, or name another with --target or MODELHOST_TARGET",
 }
 

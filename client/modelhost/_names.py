@@ -34,6 +34,11 @@ def device_name(device: str | None) -> str:
     return _name("devices", device) if device else ""
 
 
+def slot_name(slot: str) -> str:
+    """Return ``slots/{slot}`` for an id or a name."""
+    return _name("slots", slot)
+
+
 def short(name: str) -> str:
     """Return what people call a resource: the id behind the collection."""
     return name.partition("/")[2] or name

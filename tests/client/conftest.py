@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from google.protobuf import empty_pb2
 
 from modelhost import AsyncClient, Client
 from modelhost.cli.app import app
@@ -17,6 +18,7 @@ from modelhost.v1 import (
     model_service_pb2,
     operation_service_pb2,
     residency_service_pb2,
+    slots_pb2,
 )
 from tests.client.double import Double
 from tests.client.told import DEVICE, DONE, INSTANCE, MODEL, RUNNING
@@ -91,5 +93,15 @@ def told(double: Double) -> Double:
         double.on(method, RUNNING)
     double.on("CreateModel", MODEL)
     double.on("PinModel", MODEL)
+    double.on("AcquireLease", slots_pb2.Lease(name="leases/one", model="models/mini"))
+    double.on("ReleaseLease", empty_pb2.Empty())
+    double.on("ClearSlot", empty_pb2.Empty())
+    double.on(
+        "ListSlots",
+        residency_service_pb2.ListSlotsResponse(
+            slots=[slots_pb2.Slot(name="slots/role", model="models/mini", etag="1")]
+        ),
+    )
+    double.on("SwitchSlot", DONE)
     double.on("UnpinModel", MODEL)
     return double

@@ -45,6 +45,9 @@ ASKS = [
     (["ps", "--device", "cpu"], "ListInstances", {"page_size": 1000, "device": "devices/cpu"}),
     (["pin", "mini"], "PinModel", {"name": "models/mini"}),
     (["unpin", "mini"], "UnpinModel", {"name": "models/mini"}),
+    (["slots", "--model", "mini"], "ListSlots", {"page_size": 1000, "model": "models/mini"}),
+    (["switch", "role", "mini", "--unload-previous"], "SwitchSlot",
+     {"slot": "slots/role", "model": "models/mini", "unload_previous": True}),
     (["budget", "cpu", "8GiB"], "UpdateDevice",
      {"device": {"name": "devices/cpu", "budget_bytes": 8 * 2**30}, "update_mask": {"paths": ["budget_bytes"]}}),
     (["budget", "cpu", "default"], "UpdateDevice",
@@ -127,6 +130,35 @@ def test_waiting_too_long_is_7_and_cancels_nothing(told: Double, run) -> None:
     assert done.exit_code == 7
     assert f"modelhost ops wait {ID}" in done.stderr
     assert told.requests("CancelOperation") == []
+
+
+def test_a_lease_lasts_as_long_as_the_command(told: Double, run, tmp_path: Path) -> None:
+    """lease holds the model, runs the command with its own options, releases, and exits as it did."""
+    mark = tmp_path / "mark"
+    for code in (0, 3):
+        done = run("lease", "mini", "sh", "-c", f"echo ran >> {mark}; exit {code}")
+        assert done.exit_code == code, done.output
+    assert mark.read_text() == "ran\n" * 2
+    asked = told.requests("AcquireLease")
+    assert [(r.model, r.time_to_live.seconds) for r in asked] == [("models/mini", 60)] * 2
+    assert [r.name for r in told.requests("ReleaseLease")] == ["leases/one"] * 2
+
+
+def test_a_lease_without_its_command_is_released(told: Double, run) -> None:
+    """A command that is not there is an error of the command line, and holds nothing."""
+    assert run("lease", "mini", "no-such-command-here").exit_code == 2
+    assert len(told.requests("ReleaseLease")) == 1
+
+
+def test_switch_takes_a_model_or_clears(told: Double, run) -> None:
+    """One of the two: both or neither is a wrong command line."""
+    assert run("switch", "role").exit_code == 2
+    assert run("switch", "role", "mini", "--clear").exit_code == 2
+    done = run("switch", "role", "--clear", "--etag", "2")
+    assert (done.exit_code, done.stdout) == (0, "role is cleared\n")
+    assert told.requests("ClearSlot")[0] == residency_service_pb2.ClearSlotRequest(
+        name="slots/role", etag="2"
+    )
 
 
 def test_ops_wait_follows_to_the_end(told: Double, run) -> None:

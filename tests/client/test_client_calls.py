@@ -4,9 +4,11 @@ from datetime import timedelta
 
 import grpc
 import pytest
+from google.protobuf.empty_pb2 import Empty
 
 from modelhost import (
     AlreadyExists,
+    AsyncClient,
     AsyncOperationHandle,
     Client,
     InvalidArgument,
@@ -23,6 +25,7 @@ from modelhost.v1 import (
     operations_pb2,
     residency_service_pb2,
     settings_pb2,
+    slots_pb2,
     storage_pb2,
 )
 from tests.client.double import Double, failure
@@ -102,6 +105,12 @@ CALLS = [
     (lambda c: c.check_instance("models/a/instances/7"), residency_service_pb2.CheckInstanceRequest(name="models/a/instances/7"), instances_pb2.Instance()),
     (lambda c: c.pin("a"), residency_service_pb2.PinModelRequest(name="models/a"), Model()),
     (lambda c: c.unpin("a"), residency_service_pb2.UnpinModelRequest(name="models/a"), Model()),
+    (lambda c: c.slot("role"), residency_service_pb2.GetSlotRequest(name="slots/role"), slots_pb2.Slot()),
+    (
+        lambda c: c.switch("role", "a", etag="1", unload_previous=True),
+        residency_service_pb2.SwitchSlotRequest(slot="slots/role", model="models/a", etag="1", unload_previous=True),
+        DONE,
+    ),
     (lambda c: c.unblock("a"), residency_service_pb2.UnblockModelRequest(name="models/a"), Model()),
     (lambda c: c.host(), host_service_pb2.GetHostRequest(), host_pb2.Host()),
     (lambda c: c.device("cpu"), host_service_pb2.GetDeviceRequest(name="devices/cpu"), devices_pb2.Device()),
@@ -321,3 +330,50 @@ def test_words_that_the_contract_does_not_have_are_refused(double: Double, both,
     with pytest.raises(InvalidArgument):
         both(call)
     assert double.calls == []
+
+
+@pytest.fixture
+def leased(double: Double) -> Double:
+    """A double that gives out one lease."""
+    for method in ("AcquireLease", "RenewLease"):
+        double.on(method, slots_pb2.Lease(name="leases/one", model="models/a"))
+    for method in ("ReleaseLease", "ClearSlot"):
+        double.on(method, Empty())
+    return double
+
+
+def asked_of_lease(double: Double) -> list[object]:
+    """Return what was asked for: acquired for, renewed for, released."""
+    return [
+        *((r.model, r.time_to_live.ToMilliseconds()) for r in double.requests("AcquireLease")),
+        *((r.name, r.time_to_live.ToMilliseconds()) for r in double.requests("RenewLease")),
+        *(r.name for r in double.requests("ReleaseLease")),
+    ]
+
+
+LEASED = [("models/a", 90_500), ("leases/one", 10_000), "leases/one"]
+
+
+def test_a_lease_lasts_as_long_as_its_block(leased: Double, client: Client) -> None:
+    """It is asked for in seconds, renewed by name, and released at the end of its block."""
+    with client.lease("a", 90.5) as held:
+        assert (held.name, held.model) == ("leases/one", "models/a")
+        held.renew(10)
+    assert asked_of_lease(leased) == LEASED
+
+
+async def test_a_lease_of_the_other_twin(leased: Double) -> None:
+    """The asynchronous client's lease is released at the end of its block, too."""
+    async with (
+        AsyncClient(leased.target, retries=False) as client,
+        await client.lease("a", 90.5) as held,
+    ):
+        await held.renew(10)
+    assert asked_of_lease(leased) == LEASED
+
+
+def test_a_slot_is_cleared(leased: Double, both) -> None:
+    """clear_slot names slot and etag."""
+    both(lambda c: c.clear_slot("role", etag="1"))
+    (sent,) = leased.requests("ClearSlot")
+    assert sent == residency_service_pb2.ClearSlotRequest(name="slots/role", etag="1")

@@ -10,6 +10,7 @@ from modelhost._errors import ModelhostError
 from modelhost.cli import (
     daemon,
     failures,
+    holds,
     host,
     infer,
     observe,
@@ -28,7 +29,7 @@ SECTIONS: Mapping[str, Sequence[click.Command]] = {
     ),
     "Memory": (
         *(residency.load, residency.unload, residency.ps, residency.pin, residency.unpin),
-        *(residency.plan, host.budget),
+        *(residency.plan, host.budget, holds.lease, holds.slots, holds.switch),
     ),
     "Use": (infer.infer,),
     "Work and events": (operations.ops, operations.cancel, observe.events),

@@ -22,12 +22,14 @@ from modelhost.v1 import (
     model_service_pb2,
     models_pb2,
     operations_pb2,
+    slots_pb2,
 )
 
 Model = models_pb2.Model
 Artifact = models_pb2.Artifact
 Instance = instances_pb2.Instance
 Operation = operations_pb2.Operation
+Slot = slots_pb2.Slot
 Health = instances_pb2.Health
 Pairs = Iterator[tuple[str, object]]
 Loaded = dict[str, Instance]
@@ -167,6 +169,14 @@ INSTANCE_COLUMNS: list[Column[Instance]] = [
     Column("REQUESTS", lambda i: i.activity.request_count, right=True),
     Column("LAST USED", lambda i: when(i.activity.last_used_time), ago),
     Column("UNTIL", lambda i: when(i.activity.expire_time), lambda v: ago(v) if v else "for ever"),
+]
+
+
+SLOT_COLUMNS: list[Column[Slot]] = [
+    Column("SLOT", lambda s: short(s.name)),
+    Column("MODEL", lambda s: short(s.model)),
+    Column("SWITCHED", lambda s: when(s.update_time), ago),
+    Column("ETAG", lambda s: s.etag),
 ]
 
 
