@@ -1,6 +1,7 @@
-"""A process that downloads one model, to be killed: ``python download_child.py HOME ENDPOINT [N]``.
+"""A process that downloads one model, to be killed: ``python download_child.py HOME ENDPOINT [N [ranged]]``.
 
-Prints ``done`` when the artifact is published. With N it deletes and downloads again, N times.
+Prints ``done`` when the artifact is published. With N it deletes and downloads again, N times; with
+``ranged`` by several connections.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from modelhostd.adapters.hub import HubConfig
 from modelhostd.adapters.trees import TreeStore
 from modelhostd.core.resources import Source
 from modelhostd.ports import DownloadJob
+from tests.adapters.downloads_support import RANGED
 
 
 async def main() -> None:
@@ -23,7 +25,8 @@ async def main() -> None:
     store = BlobStore(StoreConfig(home, sync_bytes=256 << 10, reserve_bytes=0))
     trees = TreeStore(store)
     files = FileStore(store, trees)
-    downloads = HubDownloads(HubConfig(endpoint=endpoint), store, trees)
+    streams = RANGED if "ranged" in sys.argv[4:] else None
+    downloads = HubDownloads(HubConfig(endpoint=endpoint), store, trees, streams=streams)
     await files.recover()
     for round_number in range(rounds):
         if round_number:

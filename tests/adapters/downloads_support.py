@@ -3,8 +3,11 @@
 import asyncio
 import hashlib
 import json
+import os
 import random
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +32,7 @@ from modelhostd.core.transfer import RetryPolicy
 from modelhostd.ports import DownloadJob, Fetched
 from tests.support import wait_until
 
+ROOT = Path(__file__).resolve().parents[2]
 URI = "hf://org/tiny"
 PATIENT = RetryPolicy(tries=4, base_s=0.001, cap_s=0.002)
 """Several tries, next to no waiting between them."""
@@ -170,6 +174,17 @@ class Site:
             if not seen or seen[-1] is not report.phase:
                 seen.append(report.phase)
         return seen
+
+
+def start_child(site: Site, *arguments: object, **environment: str) -> "subprocess.Popen[bytes]":
+    """Start a process that downloads into the home; see ``download_child``."""
+    path = os.pathsep.join(str(ROOT / part) for part in ("server", "client", "."))
+    child = ROOT / "tests" / "adapters" / "download_child.py"
+    return subprocess.Popen(
+        [sys.executable, str(child), str(site.home), site.hub.endpoint, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        stdout=subprocess.PIPE,
+    )
 
 
 async def failure(site: Site, uri: str = URI) -> ModelhostError:

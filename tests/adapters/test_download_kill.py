@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,10 +18,9 @@ from modelhostd.adapters.parts import BOOT_ID, Journal, kept_spans
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.findings import FindingKind
 from modelhostd.core.spans import Spans
-from tests.adapters.downloads_support import Site, tiny
+from tests.adapters.downloads_support import Site, start_child, tiny
 from tests.support import wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZE = 3_000_000
 FILES = tiny(SIZE)
 WEIGHTS = FILES["model.safetensors"]
@@ -42,22 +40,6 @@ def hub() -> Iterator[LoopbackHub]:
 def site(tmp_path: Path, hub: LoopbackHub) -> Site:
     """The home that the child works in, seen from here."""
     return Site(tmp_path / "home", hub)
-
-
-def start(site: Site, rounds: int = 1, **environment: str) -> "subprocess.Popen[bytes]":
-    """Start a child that downloads into the home."""
-    path = os.pathsep.join(str(ROOT / part) for part in ("server", "client", "."))
-    return subprocess.Popen(
-        [
-            sys.executable,
-            str(ROOT / "tests" / "adapters" / "download_child.py"),
-            str(site.home),
-            site.hub.endpoint,
-            str(rounds),
-        ],
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        stdout=subprocess.PIPE,
-    )
 
 
 def kill(child: "subprocess.Popen[bytes]") -> bytes:
@@ -95,7 +77,7 @@ async def test_a_killed_download_fetches_exactly_what_is_missing(
 ) -> None:
     """SIGKILL in mid-file: the next process asks for the rest, byte for byte."""
     hub.fault(Fault(f"/{SHA256}", stall_after=2_000_000))
-    child = start(site)
+    child = start_child(site)
     await asyncio.to_thread(
         wait_until, lambda: [p for p in site.parts() if p.stat().st_size == 2_000_000]
     )
@@ -112,7 +94,7 @@ async def test_a_killed_download_fetches_exactly_what_is_missing(
 async def test_a_kill_at_each_step_is_recovered_from(site: Site, point: str) -> None:
     """Before and after every rename and sync of a download, and of a deletion."""
     rounds = 2 if point.startswith("delete.") else 1
-    child = start(site, rounds, **{failpoints.VARIABLE: f"{point}=kill"})
+    child = start_child(site, rounds, **{failpoints.VARIABLE: f"{point}=kill"})
     out, _ = await asyncio.to_thread(child.communicate, None, 60)
     assert child.returncode == -signal.SIGKILL
     assert out == b""
@@ -132,7 +114,7 @@ async def test_kills_at_random_moments_leave_nothing_half(site: Site) -> None:
         site.hub.rate = rng.choice([0, 30_000_000])
         point = f"{rng.choice(POINTS)}=kill@{rng.randrange(1, 12)}" if rng.random() < 0.5 else ""
         goal = total_sent(site.hub) + rng.randrange(2 * SIZE)
-        child = start(site, 1000, **{failpoints.VARIABLE: point})
+        child = start_child(site, 1000, **{failpoints.VARIABLE: point})
 
         def over(child: "subprocess.Popen[bytes]" = child, goal: int = goal) -> bool:
             return child.poll() is not None or total_sent(site.hub) >= goal
@@ -223,7 +205,7 @@ def test_a_torn_second_line_costs_what_was_not_synced(
 async def test_a_journal_that_claims_more_than_there_is(site: Site, hub: LoopbackHub) -> None:
     """As after a power cut: zeros where the journal says bytes. The digest decides."""
     hub.fault(Fault(f"/{SHA256}", stall_after=1_000_000))
-    child = start(site)
+    child = start_child(site)
     await asyncio.to_thread(
         wait_until, lambda: [p for p in site.parts() if p.stat().st_size == 1_000_000]
     )

@@ -307,9 +307,10 @@ class HubDownloads(SourceDownloads):
         store: BlobStore,
         trees: TreeStore,
         *,
+        streams: StreamConfig | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__({"hf": Hub(config)}, store, trees, now=now)
+        super().__init__({"hf": Hub(config)}, store, trees, streams=streams, now=now)
 
     @property
     def contact(self) -> Contact:

@@ -28,17 +28,19 @@ async def ticking(
     report: Callable[[Progress], None] | None,
 ) -> AsyncIterator[None]:
     """Sample progress and end standing connections while the body runs; close everything after it."""
+    last: Progress | None = None
+
+    def sample(now: float) -> None:
+        nonlocal last
+        if meter is not None and report is not None and (new := meter.snapshot(now)) != last:
+            last = new
+            report(new)
 
     async def tick() -> None:
-        last: Progress | None = None
         while True:
             now = time.monotonic()
             canceller.expire(now)
-            if meter is not None and report is not None:
-                sample = meter.snapshot(now)
-                if sample != last:
-                    report(sample)
-                    last = sample
+            sample(now)
             await asyncio.sleep(TICK_S)
 
     ticker = asyncio.create_task(tick())
@@ -50,3 +52,5 @@ async def ticking(
             await asyncio.gather(ticker, return_exceptions=True)
         finally:
             connections.close()
+            # How far it came, also when it failed.
+            sample(time.monotonic())

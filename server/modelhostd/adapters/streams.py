@@ -22,12 +22,14 @@ from modelhostd.core.ramp import Ramp
 from modelhostd.core.spans import Span, next_piece
 from modelhostd.ports import RemoteFile
 
-BUFFER_BYTES = 256 << 10
+BUFFER_BYTES = 1 << 20
 GAIN_BYTES_MIN = 64 << 10
 """A failure after fewer bytes does not start the count of tries anew: a drip must end."""
 ATTEMPTS_MAX = 1000
 RESTARTS_MAX = 3
 """How often a file may change at the source while it is fetched."""
+BEHIND_BYTES_MAX = 32 << 20
+"""How far the hashing may fall behind before more connections are of no use."""
 TICK_S = 0.05
 
 
@@ -51,7 +53,8 @@ class FileStreams:
             transfer.canceller,
             lambda retry: transfer.meter.retrying(file.path, retry),
         )
-        self._ramp = Ramp(transfer.streams.connections)
+        streams = transfer.streams
+        self._ramp = Ramp(streams.connections, streams.connections_first)
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._taken: list[Span] = []
@@ -70,6 +73,7 @@ class FileStreams:
         for _ in range(RESTARTS_MAX):
             streams, left = self._transfer.streams, self._file.size_bytes - self._part.done_bytes
             ranged = left >= streams.ranged_bytes and self._ramp.limit > 1
+            self._over, self._failure = False, None
             try:
                 if ranged:
                     self._side_by_side()
@@ -160,7 +164,6 @@ class FileStreams:
     # --- several connections -----------------------------------------------------------------------
 
     def _side_by_side(self) -> None:
-        self._over, self._failure = False, None
         hashing = threading.Thread(target=self._hash, name="modelhost-hash", daemon=True)
         hashing.start()
         try:
@@ -189,13 +192,19 @@ class FileStreams:
                 if self._failure is not None or whole:
                     return
                 if not self._waiting:
-                    wanted = self._ramp.sample(time.monotonic(), self._part.done_bytes)
+                    wanted = self._wanted()
                     while len(self._threads) < wanted and self._piece() is not None:
                         if self._threads and not self._transfer.places.take():
                             break
                         self._start()
                 self._changed.wait(TICK_S)
             self._transfer.canceller.check()
+
+    def _wanted(self) -> int:
+        """Return how many connections there should be: no more while the hashing cannot keep up."""
+        if self._part.prefix - self._hasher.position > BEHIND_BYTES_MAX:
+            self._ramp.enough(time.monotonic())
+        return self._ramp.sample(time.monotonic(), self._part.done_bytes)
 
     def _start(self) -> None:
         extra = bool(self._threads)

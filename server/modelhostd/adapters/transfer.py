@@ -19,6 +19,8 @@ class StreamConfig:
 
     connections: int = 8
     """Of one file, at most."""
+    connections_first: int = 1
+    """Of one file, before it is known whether more are of use."""
     connections_in_all: int = 16
     """Of one download, all its files together, at most (each file has at least one)."""
     ranged_bytes: int = 16 << 20

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 MEASURE_S = 0.3
 """How long a number of connections is measured; a new one needs some round trips to get going."""
-GAIN = 1.15
+GAIN = 1.25
 """How much faster twice the connections must be to stay."""
 AGAIN_S = 15.0
 """When another try is made after one that did not help: lines change."""
@@ -48,6 +48,10 @@ class Ramp:
 
     def failed(self, now: float) -> None:
         """Take notice that a connection failed: one less, and no more for a while."""
-        self.wanted, self._before = max(1, self.wanted - 1), 0
-        self._since = None
+        self.wanted = max(1, self.wanted - 1)
+        self.enough(now)
+
+    def enough(self, now: float) -> None:
+        """Stay with what there is for a while."""
+        self._before, self._since = 0, None
         self._quiet_until = now + AGAIN_S
