@@ -116,20 +116,16 @@ class Ollama(HttpSource):
 
     def _manifest(self, connections: Connections, source: Source) -> bytes:
         url = f"{self._endpoint}/v2/{_repo(source)}/manifests/{source.revision or 'latest'}"
-        for _ in range(2):
+        for renewals_left in (1, 0):
             response = connections.request(
                 "GET", url, self.headers(MEDIA_TYPE), credential=self._credential(source)
             )
             if response.status == 200:
                 return response.read_all(MANIFEST_BYTES_MAX)
             error = self._refused(response, source, "the model or its tag")
-            renewed = (
-                response.status == 401
-                and response.origin == self._home
-                and self._renew(connections, source, response)
-            )
             response.skip()
-            if not renewed:
+            wanted = response.status == 401 and response.origin == self._home
+            if not (renewals_left and wanted and self._renew(connections, source, response)):
                 break
         raise error
 
@@ -138,9 +134,7 @@ class Ollama(HttpSource):
         realm = parse_challenge(response.headers.get("WWW-Authenticate", ""))
         if realm is None or self.credential(self._endpoint, source) is not None:
             return False
-        answer = connections.request(
-            "GET", realm, self.headers("application/json"), redirects=0
-        )
+        answer = connections.request("GET", realm, self.headers("application/json"), redirects=0)
         if answer.status != 200:
             # Most realms want a signature for what is private: that is the registry's "no".
             answer.skip()
