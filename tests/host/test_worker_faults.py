@@ -9,7 +9,8 @@ from modelhostd.core.resources import (
     InstanceState,
 )
 from tests.fakes.clock import settle
-from tests.host.support import World
+from tests.host.support import Running, World
+from tests.support import wait_until_async
 
 
 @pytest.fixture
@@ -108,3 +109,52 @@ async def test_a_load_that_raises_fails(world: World) -> None:
         assert done.error.reason == "LOAD_FAILED"
         run.workers.load = works  # type: ignore[method-assign]
         await run.load("a")
+
+
+async def test_models_come_back_by_last_use_also_after_the_second_crash(world: World) -> None:
+    """Coming back is no use: what was used last is first again, however often the worker ends meanwhile."""
+    async with world.host() as run:
+        for model in ("a", "b", "c"):
+            await run.have(model, size=100)
+            await run.load(model)
+        for model in ("b", "c", "a"):
+            await world.clock.advance(1.0)
+            await run.infer(model)
+        for _ in range(2):
+            await world.clock.advance(1.0)
+            start = run.host.registry.journal.last_sequence + 1
+            gates = {model: run.workers.load_gate(model) for model in ("a", "c", "b")}
+            for gate in gates.values():
+                gate.close()
+            run.workers.crash("sim-0")
+            for model, gate in gates.items():
+                await world.clock.advance(1.0)
+                gate.open()
+                await wait_until_async(lambda model=model: _open(run, model))
+            await run.host.registry.flush()
+            events = await run.host.registry.journal.read(start)
+            for reason in ("CRASHED", "LOADING"):
+                told = [e.key.split("/")[0] for e in events if e.reason == reason]
+                assert told == ["a", "c", "b"]
+
+
+def _open(run: Running, model: str) -> bool:
+    route = run.host.residency.routes.get(model)
+    return route is not None and route.open
+
+
+async def test_the_last_words_are_told_with_the_model_that_bears_the_blame(world: World) -> None:
+    """CRASHED says how the worker ended, and with the blamed model the end of what it wrote."""
+    async with world.host() as run:
+        for model in ("a", "b"):
+            await run.have(model)
+            await run.load(model)
+        start = run.host.registry.journal.last_sequence + 1
+        tail = "x" * 5_000 + "last words"
+        run.workers.crash("sim-0", exit="exit code 1", blamed="a", stderr_tail=tail)
+        await settle()
+        events = await run.host.registry.journal.read(start)
+        told = {e.key.split("/")[0]: e.details for e in events if e.reason == "CRASHED"}
+        assert {d["exit"] for d in told.values()} == {"exit code 1"}
+        assert told["a"]["stderr"] == tail[-2_000:]
+        assert "stderr" not in told["b"]

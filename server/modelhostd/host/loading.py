@@ -173,6 +173,10 @@ class Loading:
         )
         route.loaded = loaded
         route.ready_since = route.last_used = clock.monotonic()
+        if wanted.lost is not None:
+            # Coming back is no use: the order of last use is the one from before the loss.
+            route.last_used = wanted.lost.last_used
+            route.last_used_time = wanted.lost.last_used_time
         result = {
             "instance": instance_key(instance.model, instance.id),
             "device": route.device,

@@ -122,10 +122,12 @@ class Loads:
         wanted = self._wanted.get(model_id) or self._admitted(model, device, priority)
         self._attach(wanted, operation)
 
-    def want_for_queue(self, model_id: str, principal: str) -> None:
+    def want_for_queue(self, model_id: str, principal: str, lost: Route | None = None) -> None:
         """Load a model because requests wait for it or its worker was lost; a refusal ends them."""
         try:
             self.want(model_id, principal=principal, keep=True)
+            if lost is not None and (wanted := self._wanted.get(model_id)) is not None:
+                wanted.lost = lost
         except ModelhostError as error:
             log.warning("a model does not come back", model=model_id, reason=error.reason)
             self._occupancy.routes.fail(model_id, error)

@@ -26,7 +26,7 @@ from modelhostd.core.resources import (
     Tier,
 )
 from modelhostd.core.state import Edit
-from modelhostd.host.crashes import Crashes
+from modelhostd.host.crashes import STDERR_MAX, Crashes
 from modelhostd.host.loads import Loads
 from modelhostd.host.occupancy import Occupancy, changed, gone
 from modelhostd.host.registry import Request
@@ -299,10 +299,13 @@ class Residency:
         if instance is None:
             return
         details = {"exit": exit.exit, "blamed": exit.blamed, "pid": str(exit.pid)}
+        if exit.blamed == route.model and exit.stderr_tail:
+            # With one of them only: it may be long, and a worker may have had many models.
+            details["stderr"] = exit.stderr_tail[-STDERR_MAX:]
         why = self._crashes.blocked(route.model)
         if why is None:
             self._registry.record(gone(instance, "CRASHED", details))
-            self.loads.want_for_queue(route.model, "recovery")
+            self.loads.want_for_queue(route.model, "recovery", lost=route)
             return
         blocked = replace(
             instance,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from modelhostd.core import residency as rules
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.host.routes import Route
 
 WORKER_LOST_RETRIES = 1
 
@@ -32,6 +33,8 @@ class Wanted:
     stays: bool = False
     """Whether the requests that wait for the model go on waiting when this load is stopped."""
     evicted: list[str] = field(default_factory=list)
+    lost: Route | None = None
+    """The way to the instance that went with its worker, where this load brings it back."""
 
     @property
     def ask(self) -> rules.Want:
