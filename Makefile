@@ -131,8 +131,8 @@ proto: $(READY) ## protos to typed stubs
 script = @test -f $(1) || { echo "make $@: not there yet ($(1))" >&2; exit 1; }
 
 .PHONY: bench
-bench: $(READY) ## measure the hot path beside a bare server
-	@$(PY) bench/hot_path.py $(ARGS)
+bench: $(READY) ## every promised figure beside its reference, to bench/RESULTS.md; ARGS='--part start'
+	@$(PY) bench/figures.py $(ARGS)
 
 .PHONY: bench-gpu
 bench-gpu: ## measure what needs a GPU (not there yet)

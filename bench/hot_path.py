@@ -1,31 +1,25 @@
-"""ModelInfer of an identity model through daemon and worker, beside a bare grpc.aio servicer.
+"""The servers of the hot path: a daemon that serves an identity model, and the bare servers beside it.
 
-Both run at once and take turns, case by case and round by round, so that what the machine does meanwhile
-meets both; ratios are of medians. Read ratios, not rates. ``make bench`` or::
-
-    python bench/hot_path.py --rounds 5
+All run at once and take turns, case by case and round by round, so that what the machine does meanwhile
+meets them all; ratios are of medians. Read ratios, not rates.
 """
 
-import argparse
 import contextlib
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# Run as a script, `python bench/hot_path.py`: the repository's root is not on the path by itself.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import grpc
 
-from bench.demo import daemon
-from bench.h2_load import Load, Measured
+from bench import loop_lag
 from bench.loopback_hub import LoopbackHub, Repo
+from bench.running import running
 from modelhost.oip import open_inference_pb2 as oip
 from modelhost.v1 import (
     host_service_pb2,
@@ -42,62 +36,22 @@ from modelhost.v1.residency_service_pb2_grpc import ResidencyServiceStub
 
 PATH = "/inference.GRPCInferenceService/ModelInfer"
 MODEL = "identity"
-MIB = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Case:
-    """One measurement: its name, bytes of the tensor, requests at a time, requests in a round."""
-
-    name: str
-    tensor_bytes: int
-    concurrency: int
-    requests: int
-    goal: float
-    """What the daemon's rate shall be at least, as a share of the bare server's."""
-
-
-CASES = (
-    Case("16 floats, c=1", 64, 1, 2000, 0.85),
-    Case("16 floats, c=16", 64, 16, 6000, 0.65),
-    Case("1 MiB, c=1", MIB, 1, 150, 1.0),
-    Case("1 MiB, c=16", MIB, 16, 250, 1.0),
-)
 BARE, TUNED, OURS = "bare", "bare, our settings", "modelhost"
 
 
-def main() -> int:
-    """Run the bench; returns 0 whatever the figures are."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--scale", type=float, default=1.0, help="requests per round, times this")
-    parser.add_argument("--json", action="store_true", help="print figures for a machine")
-    arguments = parser.parse_args()
-    with servers() as targets:
-        found = measure(targets, arguments.rounds, arguments.scale)
-    if arguments.json:
-        print_json(found)
-    else:
-        print_table(found)
-    return 0
+@dataclass(frozen=True)
+class Server:
+    """A server under test: where it listens, its processes, and where its loop's lag is noted."""
 
+    name: str
+    target: str
+    pids: Sequence[int]
+    lag: Path
 
-def measure(
-    targets: Mapping[str, str], rounds: int, scale: float
-) -> Mapping[tuple[str, str], Sequence[Measured]]:
-    """Return what each server did in each round of each case."""
-    found: dict[tuple[str, str], list[Measured]] = {}
-    for round_number in range(rounds + 1):
-        for case in CASES:
-            for server, target in targets.items():
-                message = request(case.tensor_bytes)
-                requests = max(case.concurrency, int(case.requests * scale))
-                with Load(target, PATH) as load:
-                    load.run(message, concurrency=case.concurrency, requests=case.concurrency * 2)
-                    run = load.run(message, concurrency=case.concurrency, requests=requests)
-                if round_number:  # the first warms everything up
-                    found.setdefault((case.name, server), []).append(run)
-    return found
+    def cpu_s(self) -> float:
+        """Return the CPU time that its processes have used."""
+        # The kernel's number for the CPU clock of another process; /proc counts only ticks of 10 ms.
+        return sum(time.clock_gettime((~pid << 3) | 2) for pid in self.pids)
 
 
 def request(tensor_bytes: int) -> bytes:
@@ -108,39 +62,41 @@ def request(tensor_bytes: int) -> bytes:
     return made.SerializeToString()
 
 
-# --- the servers ------------------------------------------------------------------------------------
-
-
 @contextmanager
-def servers() -> Iterator[Mapping[str, str]]:
-    """Start the three servers; yields where each listens."""
+def servers() -> Iterator[Sequence[Server]]:
+    """Start the three servers: bare, bare with our process settings, and the daemon with its model."""
     with (
-        tempfile.TemporaryDirectory(prefix="modelhost-bench-") as scratch,
+        tempfile.TemporaryDirectory(prefix="mh-bench-") as scratch,
         contextlib.ExitStack() as stack,
     ):
         folder = Path(scratch)
         repo = Repo({"config.json": b"{}", "model.safetensors": safetensors()})
         hub = stack.enter_context(LoopbackHub({f"bench/{MODEL}": repo}))
-        users, _ = stack.enter_context(daemon(folder / "home", hub.endpoint, folder / "s"))
-        with_model(users)
-        print_settings(users)
-        bare = stack.enter_context(bare_server(f"unix:{folder}/bare.sock"))
-        tuned = stack.enter_context(bare_server(f"unix:{folder}/tuned.sock", "--tuned"))
-        yield {BARE: bare, TUNED: tuned, OURS: users}
+        lag = folder / "lag"
+        program = (loop_lag.__file__, str(lag))
+        daemon = stack.enter_context(running(endpoint=hub.endpoint, program=program))
+        with_model(daemon.users)
+        print_settings(daemon.users)
+        bare = stack.enter_context(bare_server(BARE, folder / "bare"))
+        tuned = stack.enter_context(bare_server(TUNED, folder / "tuned", "--tuned"))
+        yield bare, tuned, Server(OURS, daemon.users, (daemon.pid, *daemon.workers()), lag)
 
 
 @contextmanager
-def bare_server(address: str, *flags: str) -> Iterator[str]:
-    """Start the reference server."""
+def bare_server(name: str, folder: Path, *flags: str) -> Iterator[Server]:
+    """Start a reference server that keeps its socket and its lag in ``folder``."""
+    folder.mkdir()
     script = Path(__file__).with_name("bare_server.py")
+    lag = folder / "lag"
+    target = f"unix:{folder}/socket"
     process = subprocess.Popen(
-        [sys.executable, str(script), address, *flags], stdout=subprocess.PIPE
+        [sys.executable, str(script), target, "--lag", str(lag), *flags], stdout=subprocess.PIPE
     )
     try:
         assert process.stdout is not None
         if process.stdout.readline() != b"serving\n":
             raise RuntimeError("the reference server did not start")
-        yield address
+        yield Server(name, target, (process.pid,), lag)
     finally:
         process.kill()
         process.wait()
@@ -186,52 +142,3 @@ def finish(channel: grpc.Channel, operation: operations_pb2.Operation) -> None:
     done = OperationServiceStub(channel).WaitOperation(asked)
     if done.state != operations_pb2.Operation.SUCCEEDED:
         raise RuntimeError(f"{done.name}: {done.error.message}")
-
-
-# --- what came of it --------------------------------------------------------------------------------
-
-
-def rate(found: Mapping[tuple[str, str], Sequence[Measured]], case: Case, server: str) -> float:
-    """Return the median rate of a server in a case."""
-    return statistics.median(run.rate for run in found[case.name, server])
-
-
-def p99_ms(found: Mapping[tuple[str, str], Sequence[Measured]], case: Case, server: str) -> float:
-    """Return the median over rounds of the 99th percentile of latency."""
-    return statistics.median(run.percentile(0.99) * 1e3 for run in found[case.name, server])
-
-
-def print_table(found: Mapping[tuple[str, str], Sequence[Measured]]) -> None:
-    """Print rates, ratios and tails."""
-    print(
-        f"{'ModelInfer, identity':22}{'server':22}{'requests/s':>11}{'of bare':>9}{'goal':>6}{'p99 ms':>9}"
-    )
-    for case in CASES:
-        bare = rate(found, case, BARE)
-        for server in (BARE, TUNED, OURS):
-            own = rate(found, case, server)
-            goal = f"{case.goal:.2f}" if server == OURS else ""
-            tail = p99_ms(found, case, server)
-            print(f"{case.name:22}{server:22}{own:11.0f}{own / bare:9.2f}{goal:>6}{tail:9.2f}")
-
-
-def print_json(found: Mapping[tuple[str, str], Sequence[Measured]]) -> None:
-    """Print one JSON object per case and server."""
-    for case in CASES:
-        for server in (BARE, TUNED, OURS):
-            print(
-                json.dumps(
-                    {
-                        "case": case.name,
-                        "server": server,
-                        "requests_per_second": rate(found, case, server),
-                        "share_of_bare": rate(found, case, server) / rate(found, case, BARE),
-                        "goal": case.goal if server == OURS else None,
-                        "p99_ms": p99_ms(found, case, server),
-                    }
-                )
-            )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +52,13 @@ class Running:
 
 
 @contextmanager
-def running(*flags: str, endpoint: str = "") -> Iterator[Running]:
-    """Start the unchanged daemon with ``flags`` on a home of its own; ``endpoint`` is its hub."""
+def running(
+    *flags: str, endpoint: str = "", program: Sequence[str] = ("-m", "modelhostd")
+) -> Iterator[Running]:
+    """Start the unchanged daemon with ``flags`` on a home of its own; ``endpoint`` is its hub.
+
+    ``program`` = what Python is to run, where that is not the daemon by itself.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="mh-bench-") as scratch,
         contextlib.ExitStack() as stack,
@@ -63,7 +68,7 @@ def running(*flags: str, endpoint: str = "") -> Iterator[Running]:
         environment = {**os.environ, "RUNTIME_DIRECTORY": scratch}
         if endpoint:
             environment["HF_ENDPOINT"] = endpoint
-        command = [sys.executable, "-m", "modelhostd", "--home", str(folder / "home")]
+        command = [sys.executable, *program, "--home", str(folder / "home")]
         command += ["--grpc", users, "--grpc", "127.0.0.1:0", "--http", "off"]
         command += ["--log-level", "warning", *flags]
         log = folder / "log"

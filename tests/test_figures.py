@@ -1,0 +1,27 @@
+"""The tooling of the figures: it measures, judges and writes, and keeps what is written by hand."""
+
+from pathlib import Path
+
+from bench import figures
+from bench.figure import Figure
+
+
+def test_a_part_is_measured_and_what_stands_by_hand_is_kept(tmp_path: Path) -> None:
+    """A run writes a table with a verdict, and leaves alone what follows the marker."""
+    output = tmp_path / "RESULTS.md"
+    output.write_text(f"of last time\n\n{figures.BY_HAND}\n\nwhat we think of it\n")
+    assert figures.main(["--quick", "--part", "start", "--output", str(output)]) == 0
+    text = output.read_text()
+    assert "of last time" not in text
+    assert "start to READY, empty | at most 0.4 s" in text
+    assert "- commit: " in text
+    assert text.endswith(f"{figures.BY_HAND}\n\nwhat we think of it\n")
+
+
+def test_a_figure_is_held_against_its_goal() -> None:
+    """A goal is of the number itself or of its share of the reference, from above or from below."""
+    assert Figure("a", 2.0, "s", 1.0).met is False
+    assert Figure("a", 2.0, "s", 0.5, at_least=True).met is True
+    assert Figure("a", 2.0, "s", 0.5, reference=8.0, of_reference=True).met is True
+    assert Figure("a", 2.0, "s", 0.5, True, reference=8.0, of_reference=True).met is False
+    assert Figure("a", 2.0, "s").met is None
