@@ -54,6 +54,7 @@ class Urls(HttpSource):
 
         One attempt; the revision is a digest of names, sizes, checksums and validators.
         """
+        parse_target(source.uri, source.uri)
         url, fragment = urldefrag(source.uri)
         checksum = fragment.replace("=", ":")
         if is_list(_last(url)):

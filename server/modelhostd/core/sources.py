@@ -114,6 +114,12 @@ def scheme_of(source: Source) -> str:
     return source.uri.partition("://")[0]
 
 
+def host_of(source: Source) -> str:
+    """Return whose limits a source falls under: its host, or its scheme where that means one place."""
+    scheme, _, rest = source.uri.partition("://")
+    return rest.partition("/")[0] if scheme in {"http", "https"} else scheme
+
+
 def hub_repo(source: Source) -> str:
     """Return ``org/name`` (or a bare canonical ``name``) of an ``hf://`` source."""
     assert source.uri.startswith("hf://"), source.uri
@@ -186,11 +192,13 @@ def _http(rest: str, text: str, field: str) -> SourceName:
 
 
 def _url(scheme: str, default_port: int, rest: str, text: str, field: str) -> SourceName:
-    parts = urlsplit(f"{scheme}://{rest}")
+    try:
+        parts = urlsplit(f"{scheme}://{rest}")
+        named = parts.hostname
+    except ValueError:
+        raise invalid(field, f"{scheme}://host/path with a host name", f"{scheme}://...") from None
     if "@" in parts.netloc:
-        raise invalid(
-            field, "no user name or password in a URL", f"{scheme}://***@{parts.hostname}/..."
-        )
+        raise invalid(field, "no user name or password in a URL", f"{scheme}://***@{named}/...")
     try:
         port = parts.port
     except ValueError:

@@ -51,8 +51,8 @@ def parse_list(name: str, text: str) -> Sequence[Listed]:
     assert match is not None, name
     kind = match[2].lower()
     files: dict[str, Listed] = {}
-    for line in map(str.rstrip, text.splitlines()):
-        if not line or line.startswith("#"):
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("#"):
             continue
         found = _LINE.fullmatch(line)
         if found is None or len(found[1]) != CHECKSUM_CHARS[kind]:
