@@ -53,8 +53,10 @@ class Method:
 class Service:
     """A service to offer. The mappings override, by method name, what the descriptor says.
 
-    ``rights`` is for services whose protos state none; ``raw`` names methods whose handlers take bytes;
-    ``limits`` are bytes of one message; ``timeouts`` seconds (None = the handler bounds itself).
+    ``rights`` is for services whose protos are not ours and state none: what it does not name is not
+    offered, since such a service grows with the library that brings it. ``raw`` names methods whose
+    handlers take bytes; ``limits`` are bytes of one message; ``timeouts`` seconds (None = the handler
+    bounds itself).
     """
 
     descriptor: ServiceDescriptor
@@ -73,8 +75,12 @@ class Service:
         return self.offered_as or str(self.descriptor.full_name)
 
     def methods(self, control_bytes_max: int = CONTROL_BYTES_MAX) -> Mapping[str, Method]:
-        """Return every method of the service by its name."""
-        return {m.name: self._method(m, control_bytes_max) for m in self.descriptor.methods}
+        """Return every method that is offered by its name."""
+        return {
+            m.name: self._method(m, control_bytes_max)
+            for m in self.descriptor.methods
+            if not self.rights or m.name in self.rights
+        }
 
     def _method(self, method: MethodDescriptor, control_bytes_max: int) -> Method:
         name = method.name
