@@ -21,7 +21,7 @@ FIELDS = {"name": MODEL, "model": MODEL, "device": "devices/sim-0", "slot": "slo
 # Unset they mean all, or whichever is best.
 OPTIONAL = {
     *(("ListInstances", field) for field in ("model", "device")),
-    *(("ListOperations", "model"), ("ListSlots", "model")),
+    *((method, "model") for method in ("ListOperations", "ListSlots", "ListQuarantine")),
     *((method, "device") for method in ("LoadModel", "PlanLoad", "CheckCompatibility")),
 }
 # A model's name is the daemon's to give; there is one settings.

@@ -7,6 +7,7 @@ import pytest
 
 from modelhost.v1 import model_service_pb2, operation_service_pb2
 from modelhostd.api.unimplemented import UNIMPLEMENTED_METHODS
+from modelhostd.core.errors import ModelhostError, Reason
 from tests.api import bad_models, bad_others
 from tests.api.bad_input import METHODS, NEVER_REFUSED, Bad, answer
 from tests.api.bad_models import MODEL
@@ -75,6 +76,47 @@ async def test_bytes_that_are_no_message_are_refused_by_every_method(
                 continue
             assert (found.reason, found.metadata["field"]) == ("INVALID_ARGUMENT", "request"), name
             assert method.input_type.full_name in found.message
+
+
+SOURCE_FAILURES = {
+    Reason.NETWORK_ERROR: grpc.StatusCode.UNAVAILABLE,
+    Reason.OFFLINE: grpc.StatusCode.UNAVAILABLE,
+    Reason.BAD_SOURCE_REPLY: grpc.StatusCode.UNAVAILABLE,
+    Reason.RATE_LIMITED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.AUTHENTICATION_REQUIRED: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.ACCESS_DENIED: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.GATED: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.SOURCE_NOT_ALLOWED: grpc.StatusCode.FAILED_PRECONDITION,
+}
+
+
+@pytest.mark.parametrize("reason", SOURCE_FAILURES)
+async def test_a_source_that_is_unreachable_or_denied_is_told(
+    tmp_path: Path, reason: Reason
+) -> None:
+    """By InspectSource at once, by a download in its operation; the model stays as it was."""
+    uri = "hf://org/minilm"
+    error = ModelhostError(reason, f"{uri}: no; do that next", {"source": uri}, retry_delay_s=7.0)
+    async with served(tmp_path) as it:
+        before = await it.add()
+        it.running.world.downloads.fail(uri, error, times=2)
+        request = model_service_pb2.InspectSourceRequest()
+        request.source.uri = uri
+        found = await failure(it.tcp.models.InspectSource(request))
+        assert (found.reason, found.code) == (reason.value, SOURCE_FAILURES[reason])
+        assert (found.metadata, found.message) == ({"source": uri}, error.message)
+        assert found.details["RetryInfo"].retry_delay.seconds == 7  # type: ignore[attr-defined]
+        download = model_service_pb2.DownloadModelRequest(name=MODEL)
+        begun = await it.tcp.models.DownloadModel(download, timeout=CALL_S)
+        ended = await it.tcp.operations.WaitOperation(
+            operation_service_pb2.WaitOperationRequest(name=begun.name), timeout=CALL_S
+        )
+        assert (ended.error.reason, ended.error.message) == (reason.value, error.message)
+        after = await it.tcp.models.GetModel(
+            model_service_pb2.GetModelRequest(name=MODEL), timeout=CALL_S
+        )
+        assert (after.source, after.config) == (before.source, before.config)
+        assert [artifact.error.reason for artifact in after.artifacts] == [reason.value]
 
 
 async def test_a_page_token_belongs_to_its_query(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """The daemon as a process: one per home, ends when asked, comes back after a kill, says what is wrong."""
 
+import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -109,6 +111,22 @@ def test_a_corrupt_database_is_named_and_left_alone(make_daemon: Make, content: 
     with pytest.raises(DaemonFailed) as caught:
         daemon.start()
     assert "fsck" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    assert database.read_bytes() == content
+
+
+def test_a_database_of_a_newer_daemon_is_named_and_left_alone(make_daemon: Make) -> None:
+    """An older daemon never opens what it may not understand, and the newer one finds it as it was."""
+    daemon = make_daemon()
+    daemon.start()
+    assert daemon.stop() == 0
+    database = daemon.home / "modelhost.db"
+    with contextlib.closing(sqlite3.connect(database)) as edited, edited:
+        edited.execute("UPDATE meta SET value = '99' WHERE key = 'schema_version'")
+    content = database.read_bytes()
+    with pytest.raises(DaemonFailed) as caught:
+        daemon.start()
+    assert "newer modelhostd" in str(caught.value)
     assert "Traceback" not in str(caught.value)
     assert database.read_bytes() == content
 
