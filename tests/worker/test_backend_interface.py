@@ -100,6 +100,10 @@ def test_a_backend_without_its_packages_is_listed_with_what_is_missing(monkeypat
     monkeypatch.setattr(identity, "packages", ("numpy", "no_such_package"))
     found = registry.find([("identity", "")])
     assert found.unavailable == {"identity": "missing packages: no_such_package"}
+    with pytest.raises(ModelhostError) as caught:
+        found.choose("m", "", "feature-extraction")
+    assert caught.value.reason is Reason.UNSUPPORTED_MODEL
+    assert "not identity (missing packages: no_such_package)" in caught.value.message
 
 
 def test_the_interface_is_the_five_methods():

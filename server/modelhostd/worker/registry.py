@@ -47,10 +47,11 @@ class Registry:
         for candidate, backend in self.backends.items():
             if task in backend.tasks:
                 return candidate, backend
+        absent = "".join(f"; not {name} ({why})" for name, why in self.unavailable.items())
         raise ModelhostError(
             Reason.UNSUPPORTED_MODEL,
-            f"No available backend serves task '{task}' of model '{model}'. Available: {available}; "
-            "set config.backend, or the task if it is wrong.",
+            f"No available backend serves task '{task}' of model '{model}'. Available: {available}"
+            f"{absent}; set config.backend, or the task if it is wrong.",
             {"model": model, "task": task, "cause": "no backend serves the task"},
         )
 
