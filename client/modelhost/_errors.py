@@ -229,6 +229,7 @@ _HINTS: Mapping[str, str] = {
     "MODEL_LOADED": "`modelhost unload {model}` first, or repeat it with `--force`",
     "OUT_OF_DEVICE_MEMORY": "`modelhost plan {model}` shows who would have to go; `modelhost unload` and `modelhost unpin` make room",
     "MODEL_TOO_LARGE": "`modelhost budget` shows and sets what a device may use",
+    "UNSUPPORTED_MODEL": "where the task is wrong: `modelhost rm {model}`, then `modelhost pull SOURCE --task TASK`",
     "GATED": "accept the licence at the source, and give the daemon a token (HF_TOKEN)",
     "AUTHENTICATION_REQUIRED": "give the daemon a token (HF_TOKEN)",
     "OFFLINE": "the daemon is configured to stay offline",
