@@ -219,6 +219,18 @@ _ROWS = [
         Bad(f"{method} not offered", method, b"", "UNIMPLEMENTED", (method, "README"))
         for method in NOT_OFFERED
     ),
+    # --- storage
+    Bad("prune by an odd id", "PruneStorage",
+        host_service_pb2.PruneStorageRequest(request_id="no spaces"), "INVALID_ARGUMENT",
+        ("request_id",)),
+    Bad("quarantine of unknown", "ListQuarantine",
+        host_service_pb2.ListQuarantineRequest(model="models/no"), "MODEL_NOT_FOUND", ("'no'",)),
+    Bad("restore what is not there", "RestoreQuarantined",
+        host_service_pb2.RestoreQuarantinedRequest(name="quarantine/1-0123456789ab"),
+        "INVALID_ARGUMENT", ("ListQuarantine",)),
+    Bad("delete by path", "DeleteQuarantined",
+        host_service_pb2.DeleteQuarantinedRequest(name="quarantine/../blobs"),
+        "INVALID_ARGUMENT", ("quarantine/{id}",)),
     # --- inference
     *(
         Bad(f"{method} of unknown", method, request(name="no"), "MODEL_NOT_FOUND",

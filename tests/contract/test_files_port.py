@@ -1,5 +1,6 @@
 """What every implementation of the files port does: the store on disk, and the fake."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +13,7 @@ from modelhostd.adapters.trees import TreeStore
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.findings import FindingKind
 from modelhostd.core.resources import ModelFile, Progress
-from modelhostd.ports import Files
+from modelhostd.ports import Files, Pruned
 from tests.adapters.store_support import publish
 from tests.fakes.files import FakeFiles
 
@@ -207,3 +208,36 @@ async def test_use_counts_shared_bytes_once_and_per_model(world: World) -> None:
     assert dict(use.model_bytes) == {"one": total, "two": total}
     assert use.reclaimable_bytes == use.staging_bytes == use.quarantine_bytes == 0
     assert 0 < use.free_bytes <= use.total_bytes
+
+
+async def test_pruning_takes_what_no_model_has(world: World) -> None:
+    """The blobs of a lost artifact go and are counted; those that a model has stay."""
+    world.put("tiny", 1, CONTENT)
+    world.put("gone", 1, {"x": b"only here", "config.json": b"{}"})
+    before = await world.files.use()
+    await _forget(world, "gone")
+    pruned = await world.files.prune(())
+    assert (pruned.freed_bytes, pruned.blob_count) == (len(b"only here"), 1)
+    after = await world.files.use()
+    assert before.blob_bytes - after.blob_bytes == pruned.freed_bytes
+    assert after.reclaimable_bytes == 0
+    assert await world.files.check({"tiny": [1]}, deep=True, repair=False) == ()
+    assert await world.files.prune(()) == Pruned(0, 0)
+
+
+async def _forget(world: World, model: str) -> None:
+    """Leave a model's blobs to nobody, as a crash between two steps of its deletion does."""
+    if isinstance(world, RealWorld):
+        shutil.rmtree(world.home / "models" / model)
+    else:
+        world.lose(model, 1)
+
+
+async def test_an_empty_quarantine_is_empty(world: World) -> None:
+    """Nothing is listed, nothing can be released, and what is gone may be deleted again."""
+    assert list(await world.files.quarantined()) == []
+    name = f"{1_700_000_000}-{'a' * 12}"
+    with pytest.raises(ModelhostError) as caught:
+        await world.files.restore_quarantined(name)
+    assert caught.value.reason is Reason.INVALID_ARGUMENT
+    await world.files.delete_quarantined(name)

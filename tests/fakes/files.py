@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.errors import ModelhostError, Reason, invalid
 from modelhostd.core.findings import FindingKind
 from modelhostd.core.resources import ModelFile, Phase, Progress
-from modelhostd.ports import StorageFinding, StorageUse
+from modelhostd.ports import Pruned, Quarantined, StorageFinding, StorageUse
 
 FREE_BYTES = 1 << 40
 
@@ -35,6 +35,10 @@ class FakeFiles:
         self.fail_next: ModelhostError | None = None
         """Raised once by the next call that touches the disk."""
         self.free_bytes = FREE_BYTES
+        self.staged: dict[str, int] = {}
+        """Bytes that an interrupted download left, by model."""
+        self.quarantine: dict[str, Quarantined] = {}
+        self.restored: list[str] = []
 
     # What a download does, and what tests do.
 
@@ -154,13 +158,42 @@ class FakeFiles:
         return StorageUse(
             blob_bytes=blob_bytes,
             blob_count=len(self.blobs),
-            staging_bytes=0,
-            quarantine_bytes=0,
-            reclaimable_bytes=sum(len(d) for key, d in self.blobs.items() if key not in linked),
+            staging_bytes=sum(self.staged.values()),
+            quarantine_bytes=sum(entry.size_bytes for entry in self.quarantine.values()),
+            reclaimable_bytes=sum(len(d) for key, d in self.blobs.items() if key not in linked)
+            + sum(self.staged.values()),
             free_bytes=self.free_bytes,
             total_bytes=self.free_bytes + blob_bytes,
             model_bytes=models,
         )
+
+    async def prune(self, busy: Collection[str]) -> Pruned:
+        """Drop the blobs that no tree names and what was left of the models that are not busy."""
+        self._fail()
+        linked = {file.sha256 for tree in self.trees.values() for file in tree.files.values()}
+        stray = self.blobs.keys() - linked
+        freed = sum(len(self.blobs.pop(digest)) for digest in stray)
+        freed += sum(self.staged.pop(model) for model in list(self.staged) if model not in busy)
+        return Pruned(freed, len(stray))
+
+    async def quarantined(self) -> Sequence[Quarantined]:
+        """Return what was put into ``quarantine``, the newest first."""
+        self._fail()
+        return sorted(self.quarantine.values(), key=lambda q: (-q.create_time, q.name))
+
+    async def restore_quarantined(self, name: str) -> str:
+        """Take an entry out; its name is in ``restored``."""
+        self._fail()
+        entry = self.quarantine.pop(name, None)
+        if entry is None:
+            raise invalid("name", "a file in quarantine; ListQuarantine lists them", name)
+        self.restored.append(name)
+        return entry.model
+
+    async def delete_quarantined(self, name: str) -> None:
+        """Forget an entry."""
+        self._fail()
+        self.quarantine.pop(name, None)
 
     def _stray_blobs(self, *, repair: bool) -> list[StorageFinding]:
         linked = {file.sha256 for tree in self.trees.values() for file in tree.files.values()}

@@ -195,7 +195,7 @@ class BlobStore:
     def quarantine_part(self, part: Part, facts: Mapping[str, str]) -> str:
         """Move a part that is not what it should be out of the way, with a note why; return its name."""
         with self.home.directory(*PARTS) as parts:
-            name = self._quarantine(parts, f"{part.key}.part", facts)
+            name = self._quarantine(parts, f"{part.key}.part", {**facts, "key": part.key})
             with suppress(FileNotFoundError):
                 os.unlink(f"{part.key}.json", dir_fd=parts)
         return name
@@ -290,7 +290,7 @@ class BlobStore:
     def quarantine_blob(self, sha256: str, facts: Mapping[str, str]) -> str:
         """Take a blob whose bytes changed out of the store, so that the next download fetches it."""
         with self.commit, self.home.parent(blob_at(sha256)) as (blobs, name):
-            return self._quarantine(blobs, name, facts)
+            return self._quarantine(blobs, name, {**facts, "key": sha256})
 
     def drop_blob(self, sha256: str) -> int:
         """Remove a blob that no tree links; return the bytes freed.

@@ -112,7 +112,8 @@ class FileCheck:
         blob = self._store.home.stat(blob_at(file.sha256))
         if blob is None or blob.st_ino != inode:
             return ""
-        facts = {"file": name, "expected": file.sha256, "actual": actual}
+        model = name.partition("/")[0]
+        facts = {"model": model, "file": file.path, "expected": file.sha256, "actual": actual}
         where = self._store.quarantine_blob(file.sha256, facts)
         return f", now in quarantine as {where}"
 

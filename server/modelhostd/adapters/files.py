@@ -11,13 +11,15 @@ from typing import TypeVar
 
 from modelhostd.adapters.blobs import BlobStore, Stopped
 from modelhostd.adapters.layout import FILES, disk_errors, tree_at
+from modelhostd.adapters.pruning import Pruning
+from modelhostd.adapters.quarantine import Quarantine
 from modelhostd.adapters.storage_check import StorageCheck
 from modelhostd.adapters.threads import in_thread
 from modelhostd.adapters.trees import TreeStore
 from modelhostd.core.manifest import Manifest
 from modelhostd.core.resources import ModelFile, Phase, Progress
 from modelhostd.core.transfer import RateMeter
-from modelhostd.ports import StorageFinding, StorageUse
+from modelhostd.ports import Pruned, Quarantined, StorageFinding, StorageUse
 
 REPORTS_APART_S = 0.1
 THREADS_MAX = 4
@@ -35,6 +37,8 @@ class FileStore:
         self._store = store
         self._trees = trees
         self._check = StorageCheck(store, trees, now)
+        self._pruning = Pruning(store, now)
+        self._quarantine = Quarantine(store)
         self._slots = asyncio.Semaphore(THREADS_MAX)
 
     def model_dir(self, model: str, version: int) -> Path:
@@ -91,6 +95,22 @@ class FileStore:
     async def use(self) -> StorageUse:
         """Count bytes."""
         return await self._run(self._check.use)
+
+    async def prune(self, busy: Collection[str]) -> Pruned:
+        """Remove blobs of no artifact and what interrupted downloads left, but for ``busy`` models'."""
+        return await self._run(partial(self._pruning.run, frozenset(busy)))
+
+    async def quarantined(self) -> Sequence[Quarantined]:
+        """Return what is in quarantine, the newest first."""
+        return await self._run(self._quarantine.list)
+
+    async def restore_quarantined(self, name: str) -> str:
+        """Make a file a fetched one, under the digest that it has; return its model."""
+        return await self._run(partial(self._quarantine.restore, name))
+
+    async def delete_quarantined(self, name: str) -> None:
+        """Delete a file of the quarantine for good."""
+        await self._run(partial(self._quarantine.delete, name))
 
     async def recover(self) -> None:
         """Finish what a crash interrupted; at start, before the first download."""

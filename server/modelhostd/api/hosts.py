@@ -2,19 +2,14 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from modelhost.v1 import (
-    devices_pb2,
-    host_pb2,
-    operations_pb2,
-    settings_pb2,
-    storage_pb2,
-)
+from modelhost.v1 import devices_pb2, host_pb2, settings_pb2
 from modelhost.v1 import host_service_pb2 as pb
 from modelhostd.api import convert, convert_from, convert_values, lists, masks
 from modelhostd.api.calls import Call
 from modelhostd.api.facts import Facts
 from modelhostd.api.methods import Service
 from modelhostd.api.statistics import Statistics
+from modelhostd.api.storage import StorageMethods
 from modelhostd.core import names
 from modelhostd.core.errors import ModelhostError, Reason, invalid
 from modelhostd.core.resources import Device, Settings
@@ -22,7 +17,6 @@ from modelhostd.host import Host
 from modelhostd.host.import_plan import FAIL
 from modelhostd.host.registry_io import DOCUMENT_BYTES_MAX, Imported
 
-STORAGE_MODELS_MAX = 1000
 API_VERSIONS = ("modelhost.v1", "inference")
 
 Listeners = Callable[[], Sequence[host_pb2.Host.Listener]]
@@ -34,13 +28,13 @@ def host_service(host: Host, facts: Facts, statistics: Statistics, listeners: Li
     return Service(descriptor, HostService(host, facts, statistics, listeners))
 
 
-class HostService:
+class HostService(StorageMethods):
     """The host as a whole."""
 
     def __init__(
         self, host: Host, facts: Facts, statistics: Statistics, listeners: Listeners
     ) -> None:
-        self._host = host
+        super().__init__(host, facts.home)
         self._facts = facts
         self._statistics = statistics
         self._listeners = listeners
@@ -73,6 +67,15 @@ class HostService:
                     has_credential=s.has_credential,
                 )
                 for s in facts.sources()
+            ],
+            credentials=[
+                host_pb2.Host.Credential(
+                    origin=c.origin,
+                    kept_in=c.kept_in,
+                    state=host_pb2.Host.Credential.State.Value(c.state),
+                    message=c.message,
+                )
+                for c in facts.credentials()
             ],
             process_settings=[
                 host_pb2.Host.ProcessSetting(
@@ -156,42 +159,8 @@ class HostService:
         self, request: pb.GetStatisticsRequest, call: Call
     ) -> host_pb2.Statistics:
         """See GetStatistics in the contract."""
+        convert_from.few("models", request.models, MODELS_MAX)
         return self._statistics.take([names.parse("models", "models", m) for m in request.models])
-
-    # --- storage --------------------------------------------------------------------------------
-
-    async def get_storage(self, request: pb.GetStorageRequest, call: Call) -> storage_pb2.Storage:
-        """See GetStorage in the contract."""
-        use = await self._host.storage.use()
-        by_size = sorted(use.model_bytes.items(), key=lambda item: (-item[1], item[0]))
-        return storage_pb2.Storage(
-            home=str(self._facts.home),
-            blob_bytes=use.blob_bytes,
-            blob_count=use.blob_count,
-            staging_bytes=use.staging_bytes,
-            quarantine_bytes=use.quarantine_bytes,
-            reclaimable_bytes=use.reclaimable_bytes,
-            free_bytes=use.free_bytes,
-            total_bytes=use.total_bytes,
-            models=[
-                storage_pb2.Storage.ModelUse(
-                    model=convert_values.named("models", m), size_bytes=size
-                )
-                for m, size in by_size[:STORAGE_MODELS_MAX]
-            ],
-        )
-
-    async def check_storage(
-        self, request: pb.CheckStorageRequest, call: Call
-    ) -> operations_pb2.Operation:
-        """See CheckStorage in the contract."""
-        operation = await self._host.storage.check(
-            deep=request.deep,
-            repair=request.repair,
-            principal=call.principal,
-            request=convert_from.request(call.method, request),
-        )
-        return convert.operation(operation)
 
     # --- the registry as a file -----------------------------------------------------------------
 

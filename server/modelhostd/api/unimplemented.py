@@ -7,19 +7,13 @@ UNIMPLEMENTED_METHODS = frozenset(
     {
         "modelhost.v1.ModelService/UploadModelFiles",
         "modelhost.v1.ModelService/ListCatalogModels",
-        "modelhost.v1.HostService/PruneStorage",
-        "modelhost.v1.HostService/ListQuarantine",
-        "modelhost.v1.HostService/RestoreQuarantined",
-        "modelhost.v1.HostService/DeleteQuarantined",
     }
 )
 
 UNIMPLEMENTED_FIELDS = frozenset(
     {
-        "modelhost.v1.DownloadModelRequest.rate_limit_bytes_per_second",
         "modelhost.v1.DownloadModelRequest.allow_unsafe",
         "modelhost.v1.UnloadModelRequest.keep_warm",
         "modelhost.v1.UnloadModelRequest.force",
-        "modelhost.v1.Operation.rate_limit_bytes_per_second",
     }
 )

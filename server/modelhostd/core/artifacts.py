@@ -4,7 +4,7 @@ Pure: each function takes the state as it is and returns edits. A download and i
 in one commit; the artifact names its operation while that works on it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from modelhostd.core import operations as op_rules
@@ -17,6 +17,7 @@ from modelhostd.core.resources import (
     ArtifactState,
     Model,
     Operation,
+    OperationKind,
     OperationState,
 )
 from modelhostd.core.state import Edit, State
@@ -131,6 +132,30 @@ def accepted(
     newest = model.newest
     assert newest is not None
     return model, newest, gone
+
+
+def superfluous(state: State) -> tuple[Sequence[tuple[str, int]], Sequence[Edit]]:
+    """Return the artifacts (model, version) that are neither current nor kept for rollback nor in use,
+    and the edits that take them out of the registry.
+    """
+    removed: list[tuple[str, int]] = []
+    edits: list[Edit] = []
+    for model in state.models.values():
+        in_use = {i.artifact_version for i in state.instances_of(model.id)} | {model.chosen_version}
+        kept, gone = rules.superseded(model, in_use)
+        if gone:
+            removed += [(model.id, version) for version in gone]
+            edits.append(rules.model_edit(kept, "PRUNED"))
+    return removed, edits
+
+
+def downloading(state: State) -> Collection[str]:
+    """Return the models that an unfinished download works on or will go on with."""
+    return {
+        operation.model
+        for operation in state.operations.values()
+        if operation.kind is OperationKind.DOWNLOAD and operation.state not in FINAL_STATES
+    }
 
 
 def recovered(state: State) -> Sequence[Edit]:

@@ -1,16 +1,17 @@
-"""Storage and registry as a whole: checks against the disk, and export and import of the registry."""
+"""Storage as a whole: checked against the registry, pruned, and what is in its quarantine."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 import structlog
 
+from modelhostd.core.artifacts import downloading, superfluous
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.leftovers import leftovers, suspects
-from modelhostd.core.resources import ArtifactState, Operation, OperationKind, Phase
+from modelhostd.core.resources import ArtifactState, Model, Operation, OperationKind, Phase
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry, Request
-from modelhostd.ports import Files, StorageFinding, StorageUse
+from modelhostd.ports import Files, Quarantined, StorageFinding, StorageUse
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +44,38 @@ class Storage:
             begun=lambda o: self._operations.run(o.id, Phase.VERIFYING, work, cancellable=True),
         )
 
+    async def prune(self, principal: str = "", request: Request | None = None) -> Operation:
+        """Remove what nobody needs; the operation's result says how much."""
+        answered = await self._registry.answered(request)
+        if answered is not None:
+            return self._operations.get(answered)
+        return await self._operations.start(
+            OperationKind.PRUNE,
+            join_key="prune",
+            principal=principal,
+            request=request,
+            begun=lambda o: self._operations.run(o.id, Phase.VERIFYING, self._prune),
+        )
+
+    async def quarantined(self, model: str = "") -> Sequence[Quarantined]:
+        """Return what is in quarantine, all or one model's, the newest first."""
+        found = await self._files.quarantined()
+        return [entry for entry in found if model in ("", entry.model)]
+
+    async def restore_quarantined(self, name: str) -> Model:
+        """Have the next download of its model take a quarantined file as it is; return the model.
+
+        Raises INVALID_ARGUMENT (no such file) and MODEL_NOT_FOUND (its model is deleted).
+        """
+        for entry in await self._files.quarantined():
+            if entry.name == name:
+                self._registry.decided.model(entry.model)
+        return self._registry.decided.model(await self._files.restore_quarantined(name))
+
+    async def delete_quarantined(self, name: str) -> None:
+        """Delete a quarantined file for good."""
+        await self._files.delete_quarantined(name)
+
     async def take_away_leftovers(self) -> None:
         """Take away files that are not to be seen, since a crash came between them and their row.
 
@@ -56,6 +89,20 @@ class Storage:
                 log.info("took away what a crash left", model=left.model, version=left.version)
         except ModelhostError as error:
             log.error("files that a crash left are still there", message=error.message)
+
+    async def _prune(self) -> Mapping[str, object]:
+        removed, edits = superfluous(self._registry.decided)
+        if edits:
+            await self._registry.stage(edits)
+        freed = 0
+        for model, version in removed:
+            freed += await self._files.delete_artifact(model, version)
+        pruned = await self._files.prune(downloading(self._registry.decided))
+        return {
+            "freed_bytes": freed + pruned.freed_bytes,
+            "blob_count": pruned.blob_count,
+            "artifact_count": len(removed),
+        }
 
     async def _check(self, deep: bool, repair: bool) -> Mapping[str, object]:
         findings = await self._files.check(self.expected(), deep=deep, repair=repair)

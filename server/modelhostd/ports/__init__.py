@@ -4,8 +4,8 @@ Each port has one contract suite under ``tests/contract`` that the real adapter 
 Every method that fails raises :class:`modelhostd.core.errors.ModelhostError` and nothing else.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,11 @@ from modelhostd.core.resources import (
     Resource,
     Source,
 )
+from modelhostd.ports.files import Files as Files
+from modelhostd.ports.files import Pruned as Pruned
+from modelhostd.ports.files import Quarantined as Quarantined
+from modelhostd.ports.files import StorageFinding as StorageFinding
+from modelhostd.ports.files import StorageUse as StorageUse
 
 
 class Clock(Protocol):
@@ -148,6 +153,17 @@ class DownloadJob:
     source: Source
     manifest: Mapping[str, Any]
     allow_unsafe: bool = False
+    rate_limit: int = 0
+    """Bytes a second; 0 = none of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileProgress:
+    """How far one file of a running download is."""
+
+    path: str
+    done_bytes: int
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,69 +189,16 @@ class Downloads(Protocol):
         nothing visible. ``report`` is called in the loop's thread, at most 10 times a second.
         """
 
+    def limit(self, rate: int) -> None:
+        """Let all downloads together fetch ``rate`` bytes a second from now on; 0 = no limit."""
 
-# --- files --------------------------------------------------------------------------------------
+    def limit_one(self, operation: str, rate: int) -> None:
+        """The same for one download that is being fetched; its limit before was its job's."""
 
-
-@dataclass(frozen=True, slots=True)
-class StorageFinding:
-    """One difference between registry and disk. ``repaired`` says what was done, if anything."""
-
-    kind: str
-    name: str
-    message: str
-    repairable: bool = False
-    repaired: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class StorageUse:
-    """Bytes under the home directory, by what they are for."""
-
-    blob_bytes: int
-    blob_count: int
-    staging_bytes: int
-    quarantine_bytes: int
-    reclaimable_bytes: int
-    free_bytes: int
-    total_bytes: int
-    model_bytes: Mapping[str, int] = field(default_factory=dict)
-
-
-class Files(Protocol):
-    """The model trees and the blob store below one home directory."""
-
-    def model_dir(self, model: str, version: int) -> Path:
-        """Return where the files of one artifact are (they exist when it is AVAILABLE)."""
-
-    async def list_files(self, model: str, version: int) -> Sequence[ModelFile]:
-        """Return the manifest's files. Raises STORAGE_ERROR when the manifest is gone or broken."""
-
-    async def on_disk(self, models: Collection[str]) -> Mapping[str, Sequence[int]]:
-        """Return the artifacts of these models that lie on disk, whoever knows them: model -> versions.
-
-        Models without any are left out.
+    def files(self, operation: str) -> Sequence[FileProgress]:
+        """Return how far each file of a running fetch is, in the order of the paths; none before
+        its plan is there, and for one that is not running.
         """
-
-    async def delete_artifact(self, model: str, version: int, *, keep_bytes: bool = False) -> int:
-        """Remove one artifact and the blobs that nobody else needs; crash-safe; returns bytes freed.
-
-        With ``keep_bytes`` the next download may go on from those bytes, as after an interruption.
-        Deleting what is not there frees 0.
-        """
-
-    async def verify(
-        self, model: str, version: int, report: Callable[[Progress], None]
-    ) -> Sequence[StorageFinding]:
-        """Hash every file again and compare with the manifest."""
-
-    async def check(
-        self, expected: Mapping[str, Sequence[int]], *, deep: bool, repair: bool
-    ) -> Sequence[StorageFinding]:
-        """Compare the disk with ``expected`` (model -> AVAILABLE versions); ``deep`` hashes files."""
-
-    async def use(self) -> StorageUse:
-        """Count bytes."""
 
 
 # --- devices and workers ------------------------------------------------------------------------
