@@ -268,3 +268,39 @@ def test_an_older_database_is_migrated_when_opened(
     assert again._connection is not None
     assert schema.version(again._connection) == schema.VERSION
     again.close()
+
+
+KILLED_AT = """
+import os, resource, signal, sys
+from pathlib import Path
+from modelhostd.adapters.database_check import look
+from modelhostd.adapters.database_file import DatabaseFile
+
+def die_at(path, size):
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    DatabaseFile(path).open()
+
+kills = 0
+for size in (0, 1, 511, 512, 513, 4095, 4096, 4097, 8192, 12_345, 20_000):
+    path = Path(sys.argv[1]) / str(size) / "modelhost.db"
+    path.parent.mkdir()
+    child = os.fork()
+    if child == 0:
+        try:
+            die_at(path, size)
+        finally:
+            os._exit(0)
+    kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGXFSZ
+    assert not look(path, deep=True).findings, size
+    file = DatabaseFile(path)
+    assert file.open().store_id, size
+    file.close()
+print(kills)
+"""
+
+
+def test_a_kill_at_any_write_of_the_first_start_is_got_over(tmp_path: Path) -> None:
+    """However little of a new database was written when the daemon was killed, the next one starts."""
+    assert int(run(KILLED_AT, str(tmp_path))) > 5

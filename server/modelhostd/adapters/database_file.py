@@ -144,15 +144,24 @@ class DatabaseFile:
         return size > 0
 
     def _create_file(self) -> None:
+        """Make an empty database aside and show it by one rename.
+
+        Until it is in WAL mode it has a rollback journal: a crash beside that would leave a file that no
+        look could read without writing.
+        """
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        aside = self.path.with_name(self.path.name + ".new")
         try:
             os.close(os.open(self.path, flags, 0o600))
-            directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-        except OSError as error:
+            for left in (aside, log_path(aside), aside.with_name(aside.name + "-journal")):
+                left.unlink(missing_ok=True)
+            os.close(os.open(aside, flags | os.O_EXCL, 0o600))
+            with contextlib.closing(sqlite3.connect(aside, isolation_level=None)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL").fetchall()
+            _sync(aside, os.O_RDONLY)
+            os.rename(aside, self.path)
+            _sync(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        except (OSError, sqlite3.Error) as error:
             raise errors.opening(self.path, error) from error
 
     def _look(self) -> Stored | None:
@@ -207,6 +216,14 @@ class DatabaseFile:
             with contextlib.suppress(sqlite3.Error):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def log_path(path: Path) -> Path:
