@@ -32,7 +32,7 @@ from tests.kill.scenario import live
 
 LIFE_S = 40.0
 """No life lasts so long; one that does hangs."""
-PULSES_MAX = 25
+PULSES_MAX = 20
 CALM_EVERY, CALM_FIRST = 25, 5
 POINTS = [name for name in failpoints.NAMES if "migration" not in name]
 

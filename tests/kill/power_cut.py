@@ -30,15 +30,22 @@ class PowerLoop(Loop):
     """One disk, whose machine loses its power again and again."""
 
     def __init__(self, root: Path, endpoint: str, seed: int) -> None:
-        self._images = [root / "image", root / "copy"]
+        self._root = root
+        self._cuts = 0
         self._mounted = root / "disk"
         self._mounted.mkdir(parents=True)
-        with self._images[0].open("wb") as file:
+        with self._image.open("wb") as file:
             file.truncate(IMAGE_BYTES)
-        _run("mkfs.ext4", "-q", "-F", "-m", "0", str(self._images[0]))
+        _run("mkfs.ext4", "-q", "-F", "-m", "0", str(self._image))
         self._mount()
         super().__init__(self._mounted / "home", endpoint, seed)
         self._record = root / "record"
+
+    @property
+    def _image(self) -> Path:
+        # Each in a file of its own: a loop device that somebody still looks at is taken again for the
+        # file that it had, with what it remembers of it.
+        return self._root / f"image{self._cuts}"
 
     def boot(self, number: int) -> str:
         """Return the name of the boot that a life belongs to: each has its own."""
@@ -47,10 +54,12 @@ class PowerLoop(Loop):
     def cut_off(self) -> None:
         """Go on with what the disk has now."""
         self._disk.close()
-        _copy(*self._images)
+        last = self._image
+        self._cuts += 1
+        _copy(last, self._image)
         self.unmount()
-        self._images.reverse()
         self._mount()
+        last.unlink()
         seen = self._disk.artifacts_seen
         self._disk = Disk(self._home)
         self._disk.artifacts_seen = seen
@@ -65,7 +74,7 @@ class PowerLoop(Loop):
         self.unmount()
 
     def _mount(self) -> None:
-        _run("mount", "-o", "loop", str(self._images[0]), str(self._mounted))
+        _run("mount", "-o", "loop", str(self._image), str(self._mounted))
 
 
 def _copy(image: Path, copy: Path) -> None:

@@ -5,7 +5,6 @@ in the record before anything else happens.
 """
 
 import asyncio
-import contextlib
 import os
 import random
 import traceback
@@ -29,8 +28,8 @@ from modelhostd.core.resources import (
     Source,
 )
 from modelhostd.host.registry import Request
-from tests.kill.plan import REPOS, REVISIONS, Plan, make_host
-from tests.kill.recording import WATCHERS, Recorder, Watcher
+from tests.kill.plan import REPOS, REVISIONS, Plan, PulseAt, make_host
+from tests.kill.recording import WATCHERS, Recorder, Response, Watcher
 from tests.support import wait_until_async
 
 MODELS = 6
@@ -39,18 +38,6 @@ WAIT_S = 0.3
 END_S = 10.0
 GONE_S = 5.0
 """How long a watcher that was cancelled may take to be gone: it has nothing to wait for."""
-
-
-class PulseAt:
-    """Tells the killer that something happened: one byte each, none when nobody reads."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        os.set_blocking(fd, False)
-
-    def __call__(self) -> None:
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._fd, b".")
 
 
 class _Stream:
@@ -69,6 +56,7 @@ class Life:
         self._pulse = pulse
         self._chance = random.Random(plan.seed)
         self._count = 0
+        self._newest: dict[str, int] = {}
         self.host, self._files = make_host(plan)
 
     async def run(self) -> None:
@@ -121,11 +109,17 @@ class Life:
         call = cast(Call, _Stream())
         async for message in service.watch_events(watcher.request(start), call):
             self._record.message(watcher.name, message)
+            if self._plan.calm:
+                for event in Response.FromString(message).events:
+                    self._newest[watcher.name] = event.sequence
 
     async def _leave(self, service: EventService) -> None:
-        """Watch and go away: the service keeps nothing of a watcher that was cancelled."""
+        """Watch and go away: who reads is told all that there is, and who is cancelled is gone."""
         watching = [asyncio.ensure_future(self._watch(service, w)) for w in WATCHERS]
+        last = self.host.registry.journal.last_sequence
         await wait_until_async(lambda: service.watcher_count == len(watching))
+        # It began before the newest event each time, and no filter keeps anything from it.
+        await wait_until_async(lambda: self._newest.get("again", 0) >= last, what="all is told")
         for task in watching:
             task.cancel()
         _, late = await asyncio.wait(watching, timeout=GONE_S)
@@ -143,6 +137,8 @@ class Life:
             self._interrupt: 2,
             self._load: 2,
             self._pin: 1,
+            self._lease: 1,
+            self._slot: 1,
             self._settings: 1,
         }
         while True:
@@ -222,6 +218,23 @@ class Life:
         else:
             operation = await self.host.residency.unload(self._any())
         self._began(operation)
+
+    async def _lease(self) -> None:
+        lease = await self.host.leases.acquire(self._any(), 1.0 + self._chance.random())
+        self._record.ack(f"leases/{lease.id}", change="CREATED")
+        if self._chance.random() < 0.7:
+            await self.host.leases.release(lease.id)
+            self._record.ack(f"leases/{lease.id}", change="DELETED")
+
+    async def _slot(self) -> None:
+        slot = f"s{self._chance.randrange(2)}"
+        if self._chance.random() < 0.2:
+            await self.host.slots.clear(slot)
+            self._record.ack(f"slots/{slot}", change="DELETED")
+            return
+        operation = await self.host.slots.switch(slot, self._any())
+        self._began(operation)
+        await self._to_the_end(operation)
 
     async def _interrupt(self) -> None:
         running = [

@@ -12,10 +12,10 @@ from tests.kill.planting import BUGS, PATCHES, Bug, StalePatch, copied, plant
 
 SEED = int(os.environ.get("MODELHOST_TEST_SEED", "1"))
 CLEAN = {"kill_loop.py": 60, "durable.py": 20, "power_cut.py": 20, "daemon_loop.py": 3}
-TIMEOUT_S = 100.0
+TIMEOUT_S = 300.0
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(350)
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.patch)
 def test_a_planted_bug_is_found(
     bug: Bug, root: Path, hub: LoopbackHub, request: pytest.FixtureRequest
@@ -38,7 +38,7 @@ def test_a_planted_bug_is_found(
 
 
 @pytest.mark.slow  # the suite runs the same programs at length where they are
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(350)
 @pytest.mark.parametrize("program", CLEAN)
 def test_a_copy_without_a_bug_passes(
     program: str, root: Path, hub: LoopbackHub, request: pytest.FixtureRequest
