@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+from collections.abc import Iterator
 from functools import partial
 
 import grpc
@@ -9,6 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from modelhost import Client
+from modelhost.v1 import operation_service_pb2
 from tests import event_validators as validate
 from tests.api.serving import info_of
 from tests.ending.scene import (
@@ -99,6 +102,44 @@ def test_what_is_in_flight_is_answered_while_it_drains() -> None:
         workers = at.workers()
         assert at.daemon.process.wait(CALL_S) == 0
         at.check_ended(workers)
+
+
+IDLE = {
+    "/modelhost.v1.EventService/WatchStatistics": b"",
+    "/modelhost.v1.OperationService/WatchOperation": b"operation",
+    "/modelhost.v1.OperationService/WaitOperation": b"operation",
+    "/grpc.health.v1.Health/Watch": b"",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": None,
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": None,
+    "/inference.GRPCInferenceService/ModelStreamInfer": None,
+}
+"""Calls that only wait: their request, or None for a client that says nothing and stays."""
+
+
+def test_calls_that_only_wait_do_not_hold_it_up() -> None:
+    """Watches, waits and streams without a question end at once, however long the drain may take."""
+    with scene("--set", "shutdown.drain_timeout_s=3000") as made:
+        at = made.loaded()
+        operation = operation_service_pb2.WatchOperationRequest(name=at.downloading())
+        silent, channel = threading.Event(), at.channel()
+        calls = []
+        for path, request in IDLE.items():
+            data = operation.SerializeToString() if request else request
+            begin = channel.stream_stream(path)
+            calls.append(begin(_silence(silent) if data is None else iter([data])))
+        # After them on the same connection: they have come when this is answered.
+        assert health(channel) != NOT_SERVING
+        assert at.daemon.stop() == 0
+        silent.set()
+        for path, call in zip(IDLE, calls, strict=True):
+            with pytest.raises(grpc.RpcError) as ended:
+                list(call)
+            assert info_of(ended.value).reason == "SHUTTING_DOWN", path
+
+
+def _silence(over: threading.Event) -> Iterator[bytes]:
+    over.wait(CALL_S * 3)
+    yield from ()
 
 
 def test_what_is_in_flight_beyond_the_deadline_is_told(at: Scene) -> None:

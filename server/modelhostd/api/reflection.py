@@ -5,6 +5,7 @@ inference protocol has one of its own (``modelhost.oip``).
 """
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from google.protobuf import descriptor_pool
@@ -45,8 +46,11 @@ class Reflection:
         self, requests: AsyncIterator[Any], call: Call
     ) -> AsyncIterator[Any]:
         """See ServerReflectionInfo in grpc.reflection."""
-        async for answer in self._answers.ServerReflectionInfo(requests, None):
-            yield answer
+        # Such a stream may stay open for hours between two questions.
+        found = call.until_shutdown(self._answers.ServerReflectionInfo(requests, None))
+        async with aclosing(found) as answers:
+            async for answer in answers:
+                yield answer
 
 
 class _Pools:
