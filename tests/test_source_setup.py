@@ -107,7 +107,7 @@ def test_tokens_belong_to_their_endpoints(tmp_path: Path) -> None:
     assert made.has_credential("github")
     assert made.has_credential("https")
     assert not made.has_credential("ollama")
-    assert "hf_x" not in repr(made.known()) + repr(vars(made.credentials))
+    assert "hf_x" not in repr(made.credentials.known()) + repr(vars(made.credentials))
 
 
 @pytest.mark.parametrize(

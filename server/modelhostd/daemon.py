@@ -30,7 +30,7 @@ from modelhostd.adapters.notify import Notifier
 from modelhostd.adapters.trees import TreeStore
 from modelhostd.adapters.workers.config import WorkersConfig
 from modelhostd.adapters.workers.supervisor import ProcessWorkers
-from modelhostd.api.facts import Backend, SourceStatus
+from modelhostd.api.facts import Backend, CredentialStatus, SourceStatus
 from modelhostd.api.server import ApiConfig, ApiServer, build
 from modelhostd.config import Config
 from modelhostd.config_values import ConfigError
@@ -267,6 +267,7 @@ class Daemon:
             server_name=config.server_name,
             backends=self._backends,
             sources=self._sources,
+            credentials=self._credentials,
             installed=_installed,
             daemon_bytes=lambda: memory.resident_bytes([os.getpid()]),
         )
@@ -294,6 +295,14 @@ class Daemon:
                 )
             )
         return statuses
+
+
+    def _credentials(self) -> Sequence[CredentialStatus]:
+        """Return what may be shown of the credentials for sources."""
+        return [
+            CredentialStatus(known.origin, known.kept_in, known.state, known.message)
+            for known in self._setup.credentials.known()
+        ]
 
 
 def _installed(package: str) -> str:

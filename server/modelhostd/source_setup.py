@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from modelhostd.adapters.credentials import Credentials, Known, Place
+from modelhostd.adapters.credentials import Credentials, Place
 from modelhostd.adapters.github import GitHub
 from modelhostd.adapters.http_source import HttpSourceConfig
 from modelhostd.adapters.hub import Hub, HubConfig
@@ -60,18 +60,12 @@ class SourceSetup:
         endpoint = self.offered.get(scheme)
         try:
             if scheme == "https":
-                return bool(self.credentials.known())
+                return any(known.origin for known in self.credentials.known())
             return (
                 bool(endpoint) and self.credentials.for_origin(_origin(endpoint or "")) is not None
             )
         except ModelhostError:
             return False
-
-    def known(self) -> tuple[Known, ...]:
-        """Return what credentials there are, as they may be shown. Raises ModelhostError when a file
-        of them cannot be used.
-        """
-        return tuple(self.credentials.known())
 
     def _adapters(self) -> Mapping[str, SourceAdapter]:
         config = self._config

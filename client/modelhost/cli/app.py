@@ -17,12 +17,16 @@ from modelhost.cli import (
     operations,
     registry,
     residency,
+    sources,
 )
 from modelhost.cli.output import error_note
 from modelhost.cli.session import Group, Session, global_options
 
 SECTIONS: Mapping[str, Sequence[click.Command]] = {
-    "Daemon": (daemon.serve, daemon.status, daemon.version, daemon.completion),
+    "Daemon": (
+        *(daemon.serve, daemon.status, sources.sources),
+        *(daemon.version, daemon.completion),
+    ),
     "Models": (
         *(registry.pull, registry.add, registry.ls, registry.show, registry.rm),
         *(registry.inspect, registry.check),

@@ -297,6 +297,21 @@ FILE_COLUMNS: list[Column[model_service_pb2.InspectSourceResponse.File]] = [
 ]
 
 
+SOURCE_COLUMNS: list[Column[host_pb2.Host.SourceStatus]] = [
+    Column("SOURCE", lambda s: s.scheme),
+    Column("STATE", lambda s: name_of(host_pb2.Host.SourceStatus.State, s.state), str.lower),
+    Column("ASKED AT", lambda s: s.endpoint, word),
+    Column("MESSAGE", lambda s: s.message, prose=True),
+]
+
+CREDENTIAL_COLUMNS: list[Column[host_pb2.Host.Credential]] = [
+    Column("CREDENTIAL FOR", lambda c: c.origin, word),
+    Column("STATE", lambda c: name_of(host_pb2.Host.Credential.State, c.state), str.lower),
+    Column("KEPT IN", lambda c: c.kept_in),
+    Column("MESSAGE", lambda c: c.message, prose=True),
+]
+
+
 def host_pairs(host: host_pb2.Host, target: str) -> Pairs:
     """Return what ``status`` tells of the daemon."""
     yield "daemon", f"modelhost {host.version} on {host.hostname or '-'}, process {host.pid}"
@@ -315,6 +330,11 @@ def host_warnings(host: host_pb2.Host) -> Iterable[str]:
     for source in host.sources:
         if source.state == unreachable:
             yield f"source {source.scheme} ({source.endpoint}) is unreachable: {source.message}"
+    refused = {host_pb2.Host.Credential.REFUSED, host_pb2.Host.Credential.UNUSABLE}
+    for credential in host.credentials:
+        if credential.state in refused:
+            why = credential.message or f"{credential.origin} does not know it"
+            yield f"the credential in {credential.kept_in} is not accepted: {why}"
     for backend in host.backends:
         if not backend.available:
             yield f"backend {backend.id} is not available: {backend.message}"

@@ -155,6 +155,71 @@ class Host(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class Credential(_message.Message):
+        """What the daemon may show to one origin. What it is, is never told."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        class _State:
+            ValueType = _typing.NewType("ValueType", _builtins.int)
+            V: _TypeAlias = ValueType  # noqa: Y015
+
+        class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Host.Credential._State.ValueType], _builtins.type):
+            DESCRIPTOR: _descriptor.EnumDescriptor
+            STATE_UNSPECIFIED: Host.Credential._State.ValueType  # 0
+            """Never sent."""
+            UNKNOWN: Host.Credential._State.ValueType  # 1
+            """It was not used yet."""
+            ACCEPTED: Host.Credential._State.ValueType  # 2
+            """The origin's last answer to it was no refusal."""
+            REFUSED: Host.Credential._State.ValueType  # 3
+            """The origin's last answer to it was that it does not know it (401)."""
+            UNUSABLE: Host.Credential._State.ValueType  # 4
+            """It cannot be used; `message` says why."""
+
+        class State(_State, metaclass=_StateEnumTypeWrapper):
+            """What is known of it. Expect new values."""
+
+        STATE_UNSPECIFIED: Host.Credential.State.ValueType  # 0
+        """Never sent."""
+        UNKNOWN: Host.Credential.State.ValueType  # 1
+        """It was not used yet."""
+        ACCEPTED: Host.Credential.State.ValueType  # 2
+        """The origin's last answer to it was no refusal."""
+        REFUSED: Host.Credential.State.ValueType  # 3
+        """The origin's last answer to it was that it does not know it (401)."""
+        UNUSABLE: Host.Credential.State.ValueType  # 4
+        """It cannot be used; `message` says why."""
+
+        ORIGIN_FIELD_NUMBER: _builtins.int
+        KEPT_IN_FIELD_NUMBER: _builtins.int
+        STATE_FIELD_NUMBER: _builtins.int
+        MESSAGE_FIELD_NUMBER: _builtins.int
+        origin: _builtins.str
+        """The origin that sees it, and no other: `https://huggingface.co`. Empty for a file that cannot
+        be used as a whole.
+        """
+        kept_in: _builtins.str
+        """Where it is kept: the name of a variable, or the path of a file."""
+        state: Global___Host.Credential.State.ValueType
+        """What is known of it."""
+        message: _builtins.str
+        """Why it cannot be used, in one sentence."""
+        def __init__(
+            self,
+            *,
+            origin: _builtins.str = ...,
+            kept_in: _builtins.str = ...,
+            state: Global___Host.Credential.State.ValueType = ...,
+            message: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["kept_in", b"kept_in", "message", b"message", "origin", b"origin", "state", b"state"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class ProcessSetting(_message.Message):
         """A setting of the process that matters for speed, and whether it took effect."""
 
@@ -241,6 +306,7 @@ class Host(_message.Message):
     PROCESS_SETTINGS_FIELD_NUMBER: _builtins.int
     BACKENDS_FIELD_NUMBER: _builtins.int
     PRINCIPAL_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Always `host`."""
     hostname: _builtins.str
@@ -287,6 +353,10 @@ class Host(_message.Message):
     def backends(self) -> _containers.RepeatedCompositeFieldContainer[Global___Host.Backend]:
         """The backends it knows."""
 
+    @_builtins.property
+    def credentials(self) -> _containers.RepeatedCompositeFieldContainer[Global___Host.Credential]:
+        """The credentials for sources, by origin."""
+
     def __init__(
         self,
         *,
@@ -307,10 +377,11 @@ class Host(_message.Message):
         process_settings: _abc.Iterable[Global___Host.ProcessSetting] | None = ...,
         backends: _abc.Iterable[Global___Host.Backend] | None = ...,
         principal: _builtins.str = ...,
+        credentials: _abc.Iterable[Global___Host.Credential] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_versions", b"api_versions", "backends", b"backends", "grpcio_version", b"grpcio_version", "home", b"home", "hostname", b"hostname", "listeners", b"listeners", "name", b"name", "pid", b"pid", "principal", b"principal", "process_settings", b"process_settings", "protobuf_version", b"protobuf_version", "python_version", b"python_version", "sequence", b"sequence", "sources", b"sources", "start_time", b"start_time", "store_id", b"store_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_versions", b"api_versions", "backends", b"backends", "credentials", b"credentials", "grpcio_version", b"grpcio_version", "home", b"home", "hostname", b"hostname", "listeners", b"listeners", "name", b"name", "pid", b"pid", "principal", b"principal", "process_settings", b"process_settings", "protobuf_version", b"protobuf_version", "python_version", b"python_version", "sequence", b"sequence", "sources", b"sources", "start_time", b"start_time", "store_id", b"store_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

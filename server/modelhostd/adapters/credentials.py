@@ -17,7 +17,7 @@ from modelhostd.core.origins import Origin
 
 FILE_BYTES_MAX = 1 << 20
 
-UNKNOWN, ACCEPTED, REFUSED = "UNKNOWN", "ACCEPTED", "REFUSED"
+UNKNOWN, ACCEPTED, REFUSED, UNUSABLE = "UNKNOWN", "ACCEPTED", "REFUSED", "UNUSABLE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,9 @@ class Known:
     kept_in: str
     """The variable or the file's path."""
     state: str
-    """UNKNOWN until an answer came, ACCEPTED, or REFUSED by a 401."""
+    """UNKNOWN until an answer came, ACCEPTED, REFUSED by a 401, or UNUSABLE."""
+    message: str = ""
+    """Why it cannot be used. For a file that cannot be read there is no origin."""
 
 
 @dataclass(slots=True)
@@ -82,15 +84,26 @@ class Credentials:
         )
 
     def known(self) -> Sequence[Known]:
-        """Return every credential as it may be shown, by origin. Raises as ``for_origin`` does."""
-        everything = self._all()
+        """Return every credential as it may be shown, by origin; files that cannot be used last."""
+        found: dict[Origin, tuple[str, Login]] = {}
+        unusable: list[Known] = []
+        for place in reversed(self._places):
+            kept_in = str(place.path)
+            try:
+                logins = self._logins(place)
+            except ModelhostError as error:
+                unusable.append(Known("", kept_in, UNUSABLE, error.message))
+            else:
+                found.update((origin, (kept_in, login)) for origin, login in logins.items())
+        found |= self._variables
+        by_origin = sorted(found.items(), key=lambda item: str(item[0]))
+        return (*(self._known(origin, *kept) for origin, kept in by_origin), *unusable)
+
+    def _known(self, origin: Origin, kept_in: str, login: Login) -> Known:
+        if not is_secret(login.secret):
+            return Known(str(origin), kept_in, UNUSABLE, "it holds characters that no token has")
         with self._lock:
-            return tuple(
-                Known(str(origin), kept_in, self._states.get((origin, login), UNKNOWN))
-                for origin, (kept_in, login) in sorted(
-                    everything.items(), key=lambda item: str(item[0])
-                )
-            )
+            return Known(str(origin), kept_in, self._states.get((origin, login), UNKNOWN))
 
     def _answered(self, key: tuple[Origin, Login], status: int) -> None:
         state = REFUSED if status == 401 else ACCEPTED if status < 400 else ""

@@ -59,6 +59,16 @@ class SourceStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class CredentialStatus:
+    """What may be shown of a credential. ``state`` is a name of Host.Credential.State."""
+
+    origin: str
+    kept_in: str
+    state: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Everything GetHost shows that is not the host's state."""
 
@@ -66,6 +76,7 @@ class Facts:
     home: Path
     settings: Sequence[ProcessSetting] = ()
     sources: Callable[[], Sequence[SourceStatus]] = tuple
+    credentials: Callable[[], Sequence[CredentialStatus]] = tuple
     backends: Callable[[], Sequence[Backend]] | None = None
     """None = not known, and then CheckCompatibility says UNKNOWN."""
     installed: Callable[[str], str] | None = None

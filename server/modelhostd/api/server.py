@@ -18,7 +18,7 @@ from modelhostd.api.admission import Admission, AdmissionLimits
 from modelhostd.api.calls import Calls
 from modelhostd.api.compatibility import Compatibility
 from modelhostd.api.events import EventService, event_service
-from modelhostd.api.facts import Backend, Facts, ProcessSetting, SourceStatus
+from modelhostd.api.facts import Backend, CredentialStatus, Facts, ProcessSetting, SourceStatus
 from modelhostd.api.health import Health, health_service
 from modelhostd.api.hosts import host_service
 from modelhostd.api.inference import InferenceOptions, InferenceService, inference_service
@@ -93,6 +93,7 @@ class ApiConfig:
     loopback_is_operator: bool = True
     settings: Sequence[ProcessSetting] = ()
     sources: Callable[[], Sequence[SourceStatus]] = tuple
+    credentials: Callable[[], Sequence[CredentialStatus]] = tuple
     backends: Callable[[], Sequence[Backend]] | None = None
     installed: Callable[[str], str] | None = None
     daemon_bytes: Callable[[], int] = lambda: 0
@@ -105,6 +106,7 @@ class ApiConfig:
             home=self.home,
             settings=self.settings,
             sources=self.sources,
+            credentials=self.credentials,
             backends=self.backends,
             installed=self.installed,
             daemon_bytes=self.daemon_bytes,
