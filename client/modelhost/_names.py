@@ -39,6 +39,11 @@ def slot_name(slot: str) -> str:
     return _name("slots", slot)
 
 
+def quarantined_name(file: str) -> str:
+    """Return ``quarantine/{quarantined_file}`` for an id or a name."""
+    return _name("quarantine", file)
+
+
 def short(name: str) -> str:
     """Return what people call a resource: the id behind the collection."""
     return name.partition("/")[2] or name

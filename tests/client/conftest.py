@@ -19,6 +19,7 @@ from modelhost.v1 import (
     operation_service_pb2,
     residency_service_pb2,
     slots_pb2,
+    storage_pb2,
 )
 from tests.client.double import Double
 from tests.client.told import DEVICE, DONE, INSTANCE, MODEL, RUNNING
@@ -103,5 +104,23 @@ def told(double: Double) -> Double:
         ),
     )
     double.on("SwitchSlot", DONE)
+    double.on(
+        "GetStorage",
+        storage_pb2.Storage(
+            home="/srv/mh", blob_bytes=1536, blob_count=2, free_bytes=2**30, total_bytes=2**31,
+            models=[{"model": "models/mini", "size_bytes": 1536}],
+        ),
+    )  # fmt: skip
+    double.on(
+        "ListQuarantine",
+        host_service_pb2.ListQuarantineResponse(
+            quarantined_files=[{"name": "quarantine/1-a", "model": "models/mini", "message": "why"}]
+        ),
+    )
+    double.on("RestoreQuarantined", MODEL)
+    double.on("DeleteQuarantined", empty_pb2.Empty())
+    double.on("VerifyModel", DONE)
+    double.on("CheckStorage", DONE)
+    double.on("PruneStorage", DONE)
     double.on("UnpinModel", MODEL)
     return double

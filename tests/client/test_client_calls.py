@@ -139,6 +139,11 @@ CALLS = [
     (lambda c: c.statistics(["a"]), host_service_pb2.GetStatisticsRequest(models=["models/a"]), host_pb2.Statistics()),
     (lambda c: c.storage(), host_service_pb2.GetStorageRequest(), storage_pb2.Storage()),
     (lambda c: c.check_storage(deep=True, repair=True), host_service_pb2.CheckStorageRequest(deep=True, repair=True), DONE),
+    (
+        lambda c: c.restore_quarantined("1-a"),
+        host_service_pb2.RestoreQuarantinedRequest(name="quarantine/1-a"),
+        Model(name="models/a"),
+    ),
     (lambda c: c.prune_storage(), host_service_pb2.PruneStorageRequest(), DONE),
     (lambda c: c.metadata("models/a", version=3), oip.ModelMetadataRequest(name="a", version="3"), oip.ModelMetadataResponse()),
 ]  # fmt: skip
@@ -168,6 +173,8 @@ LISTS = [
     (lambda c: c.files("a", version=2), "ListModelFiles", "files", models_pb2.ModelFile(path="p")),
     (lambda c: c.instances("a", device="cpu", states=["READY"]), "ListInstances", "instances", instances_pb2.Instance(name="i")),
     (lambda c: c.devices(), "ListDevices", "devices", devices_pb2.Device(name="d")),
+    (lambda c: c.slots("a"), "ListSlots", "slots", slots_pb2.Slot(name="slots/s")),
+    (lambda c: c.quarantine("a"), "ListQuarantine", "quarantined_files", storage_pb2.QuarantinedFile(name="q")),
 ]  # fmt: skip
 
 
@@ -179,6 +186,8 @@ def test_lists_read_every_page(double: Double, both, call, method, field, item) 
         "ListModelFiles": model_service_pb2.ListModelFilesResponse,
         "ListInstances": residency_service_pb2.ListInstancesResponse,
         "ListDevices": host_service_pb2.ListDevicesResponse,
+        "ListSlots": residency_service_pb2.ListSlotsResponse,
+        "ListQuarantine": host_service_pb2.ListQuarantineResponse,
     }
     kind = kinds[method]
     double.on(
@@ -337,7 +346,7 @@ def leased(double: Double) -> Double:
     """A double that gives out one lease."""
     for method in ("AcquireLease", "RenewLease"):
         double.on(method, slots_pb2.Lease(name="leases/one", model="models/a"))
-    for method in ("ReleaseLease", "ClearSlot"):
+    for method in ("ReleaseLease", "ClearSlot", "DeleteQuarantined"):
         double.on(method, Empty())
     return double
 
@@ -377,3 +386,10 @@ def test_a_slot_is_cleared(leased: Double, both) -> None:
     both(lambda c: c.clear_slot("role", etag="1"))
     (sent,) = leased.requests("ClearSlot")
     assert sent == residency_service_pb2.ClearSlotRequest(name="slots/role", etag="1")
+
+
+def test_a_quarantined_file_is_deleted(leased: Double, both) -> None:
+    """delete_quarantined names the file."""
+    both(lambda c: c.delete_quarantined("quarantine/1-a"))
+    (sent,) = leased.requests("DeleteQuarantined")
+    assert sent.name == "quarantine/1-a"

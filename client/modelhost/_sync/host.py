@@ -11,6 +11,7 @@ from modelhost.v1 import (
     devices_pb2,
     host_pb2,
     host_service_pb2,
+    models_pb2,
     settings_pb2,
     storage_pb2,
 )
@@ -122,6 +123,32 @@ class Host(Operations):
         request = host_service_pb2.PruneStorageRequest()
         operation = self._transport.unary(self._transport.host.PruneStorage, request)
         return self._handle(operation, wait=wait, progress=progress, timeout=timeout)
+
+    def quarantine(self, model: str | None = None) -> list[storage_pb2.QuarantinedFile]:
+        """List files that were not what was promised, the newest first, all or one model's."""
+        request = host_service_pb2.ListQuarantineRequest(
+            model=_names.model_name(model) if model else "", page_size=PAGE_SIZE
+        )
+        found: list[storage_pb2.QuarantinedFile] = []
+        while True:
+            page = self._transport.unary(self._transport.host.ListQuarantine, request)
+            found.extend(page.quarantined_files)
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    def restore_quarantined(self, file: str) -> models_pb2.Model:
+        """Declare a quarantined file right: its model's next download takes it as it is.
+
+        Nothing checks it again. Needs the operator's right. Raises InvalidArgument, NotFound.
+        """
+        request = host_service_pb2.RestoreQuarantinedRequest(name=_names.quarantined_name(file))
+        return self._transport.unary(self._transport.host.RestoreQuarantined, request)
+
+    def delete_quarantined(self, file: str) -> None:
+        """Delete a quarantined file for good; one that is gone is no error. Needs the operator's right."""
+        request = host_service_pb2.DeleteQuarantinedRequest(name=_names.quarantined_name(file))
+        self._transport.unary(self._transport.host.DeleteQuarantined, request)
 
     def export_registry(self, *, timeout: float | None = None) -> bytes:
         """Return the registry as one JSON document: models, slots, settings; no files."""

@@ -1,4 +1,4 @@
-"""ops and cancel: long work."""
+"""ops, pause, resume, cancel: long work."""
 
 import click
 
@@ -70,7 +70,7 @@ def wait(session: Session, operation: str) -> None:
 @ops.command("pause")
 @identity
 @pass_session
-def pause(session: Session, operation: str) -> None:
+def pause_(session: Session, operation: str) -> None:
     """Stop a download and keep what it has."""
     _steer(session, operation, "pause")
 
@@ -78,7 +78,7 @@ def pause(session: Session, operation: str) -> None:
 @ops.command("resume")
 @identity
 @pass_session
-def resume(session: Session, operation: str) -> None:
+def resume_(session: Session, operation: str) -> None:
     """Let a paused download go on."""
     _steer(session, operation, "resume")
 
@@ -89,6 +89,22 @@ def resume(session: Session, operation: str) -> None:
 def cancel_(session: Session, operation: str) -> None:
     """Ask for an operation's end, for everyone who waits for it."""
     _steer(session, operation, "cancel")
+
+
+@click.command(cls=Command)
+@identity
+@pass_session
+def pause(session: Session, operation: str) -> None:
+    """Stop a download and keep what it has: the same as ops pause."""
+    _steer(session, operation, "pause")
+
+
+@click.command(cls=Command)
+@identity
+@pass_session
+def resume(session: Session, operation: str) -> None:
+    """Let a paused download go on: the same as ops resume."""
+    _steer(session, operation, "resume")
 
 
 @click.command(cls=Command)
