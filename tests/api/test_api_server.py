@@ -5,12 +5,10 @@ import os
 import socket
 import stat
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -24,7 +22,6 @@ from modelhost.v1 import (
     residency_service_pb2,
 )
 from modelhostd.api.listeners import listeners
-from modelhostd.api.methods import Service
 from modelhostd.api.server import ApiConfig, build
 from modelhostd.api.unimplemented import UNIMPLEMENTED_METHODS
 from modelhostd.core.errors import ModelhostError
@@ -222,23 +219,6 @@ def _health(stubs: Any) -> Any:
 
 def _asked(name: str) -> Any:
     return health_pb2.HealthCheckRequest(service=name)
-
-
-def test_a_method_that_a_newer_library_adds_is_not_offered() -> None:
-    """The health protocol has grown (List): a daemon beside a newer library starts all the same."""
-    grown = descriptor_pb2.FileDescriptorProto()
-    health_pb2.DESCRIPTOR.CopyToProto(grown)
-    grown.service[0].method.add(
-        name="Later",
-        input_type=".grpc.health.v1.HealthCheckRequest",
-        output_type=".grpc.health.v1.HealthCheckResponse",
-    )
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(grown)
-    rights = {"Check": options_pb2.READ, "Watch": options_pb2.READ}
-    descriptor = pool.FindServiceByName("grpc.health.v1.Health")
-    service = Service(descriptor, SimpleNamespace(check=print, watch=print), rights=rights)
-    assert service.methods().keys() == {"Check", "Watch"}
 
 
 async def test_health_of_the_daemon_its_services_and_its_models(tmp_path: Path) -> None:
