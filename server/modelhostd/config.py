@@ -117,6 +117,12 @@ class DownloadConfig:
     """How long a source may send nothing."""
     attempts: int = key(5, values.whole, least=1, most=100)
     """How often one file is tried before the download fails."""
+    deadline_s: float = key(0.0, values.seconds, most=30 * 86400)
+    """How long one download may take in all, waiting for a network included; 0 = as long as it takes."""
+    connections: int = key(8, values.whole, least=1, most=32)
+    """Connections to one file at a time, at most; more than one only while that makes it faster."""
+    per_host: int = key(0, values.whole, least=0, most=64)
+    """Downloads from one host at a time; 0 = as many as run at all."""
 
 
 @dataclass(frozen=True, slots=True)

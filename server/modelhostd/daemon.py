@@ -27,6 +27,7 @@ from modelhostd.adapters.devices import MachineDevices
 from modelhostd.adapters.downloads import SourceDownloads
 from modelhostd.adapters.files import FileStore
 from modelhostd.adapters.notify import Notifier
+from modelhostd.adapters.transfer import StreamConfig
 from modelhostd.adapters.trees import TreeStore
 from modelhostd.adapters.workers.config import WorkersConfig
 from modelhostd.adapters.workers.supervisor import ProcessWorkers
@@ -78,7 +79,13 @@ class Daemon:
         trees = TreeStore(self._store)
         self._files = FileStore(self._store, trees)
         self._setup = SourceSetup(config.downloads)
-        self._downloads = SourceDownloads(self._setup.adapters, self._store, trees)
+        self._downloads = SourceDownloads(
+            self._setup.adapters,
+            self._store,
+            trees,
+            streams=StreamConfig(connections=config.downloads.connections),
+            deadline_s=config.downloads.deadline_s,
+        )
         self._database = SqliteDatabase(config.home / FILE_NAME)
         self._workers = ProcessWorkers(_workers_config(config))
         self.host = Host(
@@ -296,7 +303,6 @@ class Daemon:
             )
         return statuses
 
-
     def _credentials(self) -> Sequence[CredentialStatus]:
         """Return what may be shown of the credentials for sources."""
         return [
@@ -320,6 +326,7 @@ def _host_config(config: Config) -> HostConfig:
         history=History(count=config.events.count, age_s=config.events.age_s),
         keep_operations=config.operations.count,
         keep_operations_s=config.operations.age_s,
+        downloads_per_host=config.downloads.per_host,
     )
 
 

@@ -93,8 +93,28 @@ async def test_priority_decides_who_goes_first(tmp_path: Path) -> None:
         assert (updated.priority, updated.queue_position) == (9, 1)
         request.update_mask.paths[:] = ["rate_limit_bytes_per_second"]
         request.operation.rate_limit_bytes_per_second = 5
+        updated = await it.tcp.operations.UpdateOperation(request, timeout=CALL_S)
+        assert (updated.priority, updated.rate_limit_bytes_per_second) == (9, 5)
+        request.operation.rate_limit_bytes_per_second = -5
         found = await failure(it.tcp.operations.UpdateOperation(request))
-        assert found.reason == "UNIMPLEMENTED"
+        assert found.reason == "INVALID_ARGUMENT"
+
+
+async def test_the_files_of_a_download_are_shown_where_asked(tmp_path: Path) -> None:
+    """Each with its bytes done and in all, in answers and streams; elsewhere none."""
+    async with served(tmp_path) as it:
+        name = (await _downloading(it)).name
+        get = pb.GetOperationRequest(name=name)
+        assert not (await it.tcp.operations.GetOperation(get, timeout=CALL_S)).progress.files
+        get.include_files = True
+        shown = await it.tcp.operations.GetOperation(get, timeout=CALL_S)
+        assert [file.path for file in shown.progress.files] == ["config.json", "model.safetensors"]
+        done = sum(file.done_bytes for file in shown.progress.files)
+        assert 0 < done < sum(file.size_bytes for file in shown.progress.files)
+        watch = pb.WatchOperationRequest(name=name, include_files=True)
+        async for operation in it.tcp.operations.WatchOperation(watch, timeout=CALL_S):
+            assert len(operation.progress.files) == 2
+            break
 
 
 async def test_operations_are_listed_newest_first(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Operations as values: made, moved, queued, forgotten, judged after a restart."""
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -189,3 +190,37 @@ def test_what_is_being_deleted_takes_nothing_new(
         rules.refuse_while_deleted([operation], "a", version)
     done = replace(operation, state=OperationState.SUCCEEDED)
     rules.refuse_while_deleted([done], "a", version)
+
+
+@given(
+    waiting=st.lists(st.sampled_from("abc"), max_size=12),
+    running=st.lists(st.sampled_from("abc"), max_size=6),
+    limit=st.integers(1, 8),
+    per_host=st.integers(0, 4),
+)
+def test_what_may_start_keeps_both_limits(
+    waiting: list[str], running: list[str], limit: int, per_host: int
+) -> None:
+    """In order; one whose host is full lets others pass; nothing that could start is left waiting."""
+    queue = [rules.new(str(n), OperationKind.DOWNLOAD, 0.0, model=h) for n, h in enumerate(waiting)]
+    found = rules.startable(queue, running, lambda o: o.model, limit=limit, per_host=per_host)
+    assert [o.id for o in found] == [o.id for o in queue if o in found]
+    hosts = Counter(running) + Counter(o.model for o in found)
+    assert not found or hosts.total() <= limit
+    for host in {o.model for o in found} if per_host else ():
+        assert hosts[host] <= per_host
+    if hosts.total() < limit:
+        for operation in queue:
+            if operation not in found:
+                assert per_host
+                assert hosts[operation.model] >= per_host
+    # The first in line with a free host is never passed over.
+    free = [o for o in queue if not per_host or Counter(running)[o.model] < per_host]
+    assert found[:1] == (free[:1] if len(running) < limit else [])
+
+
+@pytest.mark.parametrize("rate", [-1, rules.RATE_LIMIT_MAX + 1])
+def test_a_rate_out_of_its_range_is_refused(rate: int) -> None:
+    """With the range in the message."""
+    with pytest.raises(ModelhostError, match="0 to"):
+        rules.new("x", OperationKind.DOWNLOAD, 0.0, rate_limit=rate)

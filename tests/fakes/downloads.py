@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import ModelFile, Phase, Progress, Source
 from modelhostd.core.selection import select
-from modelhostd.ports import DownloadJob, Fetched, RemoteFile, SourceFacts
+from modelhostd.ports import DownloadJob, Fetched, FileProgress, RemoteFile, SourceFacts
 from tests.fakes.files import FakeFiles
 
 
@@ -58,11 +58,15 @@ class FakeDownloads:
         self.jobs: list[DownloadJob] = []
         """Every fetch that was begun, in order."""
         self.inspected: list[Source] = []
+        self.rate = 0
+        self.rates: dict[str, int] = {}
+        """The limits in force: of all, and of each running fetch by its operation."""
         self.active = 0
         self.active_max = 0
         self._holds: dict[tuple[str, Phase], Hold] = {}
         self._failures: dict[str, list[tuple[ModelhostError, Phase]]] = {}
         self._kept: dict[str, int] = {}
+        self._running: dict[str, tuple[Mapping[str, bytes], float]] = {}
 
     # What tests do.
 
@@ -102,12 +106,32 @@ class FakeDownloads:
     async def fetch(self, job: DownloadJob, report: Callable[[Progress], None]) -> Fetched:
         """Walk through the phases, then put the tree into the fake files in one step."""
         self.jobs.append(job)
+        self.rates[job.operation] = job.rate_limit
         self.active += 1
         self.active_max = max(self.active_max, self.active)
         try:
             return await self._fetch(job, report)
         finally:
             self.active -= 1
+            self.rates.pop(job.operation)
+            self._running.pop(job.operation, None)
+
+    def limit(self, rate: int) -> None:
+        """Remember the limit of all."""
+        self.rate = rate
+
+    def limit_one(self, operation: str, rate: int) -> None:
+        """Remember the limit of one that runs."""
+        if operation in self.rates:
+            self.rates[operation] = rate
+
+    def file_progress(self, operation: str) -> Sequence[FileProgress]:
+        """Return each file as far along as the whole is."""
+        content, share = self._running.get(operation, ({}, 0.0))
+        return [
+            FileProgress(path, int(len(data) * share), len(data))
+            for path, data in sorted(content.items())
+        ]
 
     async def _fetch(self, job: DownloadJob, report: Callable[[Progress], None]) -> Fetched:
         uri = job.source.uri
@@ -140,6 +164,7 @@ class FakeDownloads:
                 eta_s=(total - done) / (total - start) if total > start else 0.0,
             )
             report(sample)
+            self._running[job.operation] = content, done / total if total else 1.0
             self._kept[facts.revision] = done - reused
             if step == self.steps // 2:
                 await self._pass(uri, Phase.DOWNLOADING)

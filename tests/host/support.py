@@ -45,6 +45,7 @@ class World:
         real_workers: Workers | None = None,
         real_clock: Clock | None = None,
         failing: Sequence[ModelhostError] = (),
+        downloads_per_host: int = 0,
     ) -> AsyncIterator["Running"]:
         """Start a host on this world and stop it at the end; fakes idle beside real ones.
 
@@ -59,6 +60,7 @@ class World:
             HostConfig(
                 budgets=dict.fromkeys(ids, budget) if budget else {},
                 history=history or History(),
+                downloads_per_host=downloads_per_host,
             ),
             clock=real_clock or self.clock,
             database=database,

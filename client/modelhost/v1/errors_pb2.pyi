@@ -127,8 +127,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     where it sent one. What has arrived is kept: repeating resumes. RetryInfo says when.
     """
     OFFLINE: _Reason.ValueType  # 25
-    """The daemon is configured to ask no source. What is on disk still works. Switch `offline` off,
-    or bring the files by UploadModelFiles.
+    """There is no network, or the daemon is configured to ask no source. What is on disk still works,
+    and a download that runs waits for the network. Files can be brought by UploadModelFiles.
     """
     RATE_LIMITED: _Reason.ValueType  # 26
     """The source allows no more requests for now. Repeat after `retryAfterSeconds`; a token raises
@@ -321,8 +321,8 @@ NETWORK_ERROR: Reason.ValueType  # 24
 where it sent one. What has arrived is kept: repeating resumes. RetryInfo says when.
 """
 OFFLINE: Reason.ValueType  # 25
-"""The daemon is configured to ask no source. What is on disk still works. Switch `offline` off,
-or bring the files by UploadModelFiles.
+"""There is no network, or the daemon is configured to ask no source. What is on disk still works,
+and a download that runs waits for the network. Files can be brought by UploadModelFiles.
 """
 RATE_LIMITED: Reason.ValueType  # 26
 """The source allows no more requests for now. Repeat after `retryAfterSeconds`; a token raises

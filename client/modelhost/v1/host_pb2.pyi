@@ -102,7 +102,7 @@ class Host(_message.Message):
             UNREACHABLE: Host.SourceStatus._State.ValueType  # 3
             """It did not; `message` says how it failed."""
             OFFLINE: Host.SourceStatus._State.ValueType  # 4
-            """The daemon is configured not to ask it."""
+            """There is no network, or the daemon is configured not to ask it."""
 
         class State(_State, metaclass=_StateEnumTypeWrapper):
             """Whether it can be reached. Expect new values."""
@@ -116,7 +116,7 @@ class Host(_message.Message):
         UNREACHABLE: Host.SourceStatus.State.ValueType  # 3
         """It did not; `message` says how it failed."""
         OFFLINE: Host.SourceStatus.State.ValueType  # 4
-        """The daemon is configured not to ask it."""
+        """There is no network, or the daemon is configured not to ask it."""
 
         SCHEME_FIELD_NUMBER: _builtins.int
         ENDPOINT_FIELD_NUMBER: _builtins.int

@@ -29,7 +29,7 @@ from modelhost.v1 import operations_pb2 as modelhost_dot_v1_dot_operations__pb2
 from modelhost.v1 import options_pb2 as modelhost_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$modelhost/v1/operation_service.proto\x12\x0cmodelhost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1dmodelhost/v1/operations.proto\x1a\x1amodelhost/v1/options.proto\"#\n\x13GetOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xa9\x01\n\x15ListOperationsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12+\n\x05kinds\x18\x04 \x03(\x0e\x32\x1c.modelhost.v1.Operation.Kind\x12-\n\x06states\x18\x05 \x03(\x0e\x32\x1d.modelhost.v1.Operation.State\"\x82\x01\n\x16ListOperationsResponse\x12+\n\noperations\x18\x01 \x03(\x0b\x32\x17.modelhost.v1.Operation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x10\n\x08store_id\x18\x04 \x01(\t\"u\n\x16UpdateOperationRequest\x12*\n\toperation\x18\x01 \x01(\x0b\x32\x17.modelhost.v1.Operation\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"&\n\x16\x43\x61ncelOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"%\n\x15PauseOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"&\n\x16ResumeOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"P\n\x14WaitOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"%\n\x15WatchOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xe6\x05\n\x10OperationService\x12S\n\x0cGetOperation\x12!.modelhost.v1.GetOperationRequest\x1a\x17.modelhost.v1.Operation\"\x07\x90\x02\x01\x98\x84\x1c\x01\x12\x64\n\x0eListOperations\x12#.modelhost.v1.ListOperationsRequest\x1a$.modelhost.v1.ListOperationsResponse\"\x07\x90\x02\x01\x98\x84\x1c\x01\x12V\n\x0fUpdateOperation\x12$.modelhost.v1.UpdateOperationRequest\x1a\x17.modelhost.v1.Operation\"\x04\x98\x84\x1c\x03\x12Y\n\x0f\x43\x61ncelOperation\x12$.modelhost.v1.CancelOperationRequest\x1a\x17.modelhost.v1.Operation\"\x07\x90\x02\x02\x98\x84\x1c\x03\x12W\n\x0ePauseOperation\x12#.modelhost.v1.PauseOperationRequest\x1a\x17.modelhost.v1.Operation\"\x07\x90\x02\x02\x98\x84\x1c\x03\x12Y\n\x0fResumeOperation\x12$.modelhost.v1.ResumeOperationRequest\x1a\x17.modelhost.v1.Operation\"\x07\x90\x02\x02\x98\x84\x1c\x03\x12U\n\rWaitOperation\x12\".modelhost.v1.WaitOperationRequest\x1a\x17.modelhost.v1.Operation\"\x07\x90\x02\x01\x98\x84\x1c\x01\x12Y\n\x0eWatchOperation\x12#.modelhost.v1.WatchOperationRequest\x1a\x17.modelhost.v1.Operation\"\x07\x90\x02\x01\x98\x84\x1c\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$modelhost/v1/operation_service.proto\x12\x0cmodelhost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1dmodelhost/v1/operations.proto\x1a\x1amodelhost/v1/options.proto\":\n\x13GetOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rinclude_files\x18\x02 \x01(\x08\"\xa9\x01\n\x15ListOperationsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12+\n\x05kinds\x18\x04 \x03(\x0e\x32\x1c.modelhost.v1.Operation.Kind\x12-\n\x06states\x18\x05 \x03(\x0e\x32\x1d.modelhost.v1.Operation.State\"\x82\x01\n\x16ListOperationsResponse\x12+\n\noperations\x18\x01 \x03(\x0b\x32\x17.modelhost.v1.Operation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x10\n\x08store_id\x18\x04 \x01(\t\"u\n\x16UpdateOperationRequest\x12*\n\toperation\x18\x01 \x01(\x0b\x32\x17.modelhost.v1.Operation\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"&\n\x16\x43\x61ncelOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"%\n\x15PauseOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"&\n\x16ResumeOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"P\n\x14WaitOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"<\n\x15WatchOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rinclude_files\x18\x02 \x01(\x08\x32\xe6\x05\n\x10OperationService\x12S\n\x0cGetOperation\x12!.modelhost.v1.GetOperationRequest\x1a\x17.modelhost.v1.Operation\"\x07\x90\x02\x01\x98\x84\x1c\x01\x12\x64\n\x0eListOperations\x12#.modelhost.v1.ListOperationsRequest\x1a$.modelhost.v1.ListOperationsResponse\"\x07\x90\x02\x01\x98\x84\x1c\x01\x12V\n\x0fUpdateOperation\x12$.modelhost.v1.UpdateOperationRequest\x1a\x17.modelhost.v1.Operation\"\x04\x98\x84\x1c\x03\x12Y\n\x0f\x43\x61ncelOperation\x12$.modelhost.v1.CancelOperationRequest\x1a\x17.modelhost.v1.Operation\"\x07\x90\x02\x02\x98\x84\x1c\x03\x12W\n\x0ePauseOperation\x12#.modelhost.v1.PauseOperationRequest\x1a\x17.modelhost.v1.Operation\"\x07\x90\x02\x02\x98\x84\x1c\x03\x12Y\n\x0fResumeOperation\x12$.modelhost.v1.ResumeOperationRequest\x1a\x17.modelhost.v1.Operation\"\x07\x90\x02\x02\x98\x84\x1c\x03\x12U\n\rWaitOperation\x12\".modelhost.v1.WaitOperationRequest\x1a\x17.modelhost.v1.Operation\"\x07\x90\x02\x01\x98\x84\x1c\x01\x12Y\n\x0eWatchOperation\x12#.modelhost.v1.WatchOperationRequest\x1a\x17.modelhost.v1.Operation\"\x07\x90\x02\x01\x98\x84\x1c\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,23 +53,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPERATIONSERVICE'].methods_by_name['WatchOperation']._loaded_options = None
   _globals['_OPERATIONSERVICE'].methods_by_name['WatchOperation']._serialized_options = b'\220\002\001\230\204\034\001'
   _globals['_GETOPERATIONREQUEST']._serialized_start=179
-  _globals['_GETOPERATIONREQUEST']._serialized_end=214
-  _globals['_LISTOPERATIONSREQUEST']._serialized_start=217
-  _globals['_LISTOPERATIONSREQUEST']._serialized_end=386
-  _globals['_LISTOPERATIONSRESPONSE']._serialized_start=389
-  _globals['_LISTOPERATIONSRESPONSE']._serialized_end=519
-  _globals['_UPDATEOPERATIONREQUEST']._serialized_start=521
-  _globals['_UPDATEOPERATIONREQUEST']._serialized_end=638
-  _globals['_CANCELOPERATIONREQUEST']._serialized_start=640
-  _globals['_CANCELOPERATIONREQUEST']._serialized_end=678
-  _globals['_PAUSEOPERATIONREQUEST']._serialized_start=680
-  _globals['_PAUSEOPERATIONREQUEST']._serialized_end=717
-  _globals['_RESUMEOPERATIONREQUEST']._serialized_start=719
-  _globals['_RESUMEOPERATIONREQUEST']._serialized_end=757
-  _globals['_WAITOPERATIONREQUEST']._serialized_start=759
-  _globals['_WAITOPERATIONREQUEST']._serialized_end=839
-  _globals['_WATCHOPERATIONREQUEST']._serialized_start=841
-  _globals['_WATCHOPERATIONREQUEST']._serialized_end=878
-  _globals['_OPERATIONSERVICE']._serialized_start=881
-  _globals['_OPERATIONSERVICE']._serialized_end=1623
+  _globals['_GETOPERATIONREQUEST']._serialized_end=237
+  _globals['_LISTOPERATIONSREQUEST']._serialized_start=240
+  _globals['_LISTOPERATIONSREQUEST']._serialized_end=409
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_start=412
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_end=542
+  _globals['_UPDATEOPERATIONREQUEST']._serialized_start=544
+  _globals['_UPDATEOPERATIONREQUEST']._serialized_end=661
+  _globals['_CANCELOPERATIONREQUEST']._serialized_start=663
+  _globals['_CANCELOPERATIONREQUEST']._serialized_end=701
+  _globals['_PAUSEOPERATIONREQUEST']._serialized_start=703
+  _globals['_PAUSEOPERATIONREQUEST']._serialized_end=740
+  _globals['_RESUMEOPERATIONREQUEST']._serialized_start=742
+  _globals['_RESUMEOPERATIONREQUEST']._serialized_end=780
+  _globals['_WAITOPERATIONREQUEST']._serialized_start=782
+  _globals['_WAITOPERATIONREQUEST']._serialized_end=862
+  _globals['_WATCHOPERATIONREQUEST']._serialized_start=864
+  _globals['_WATCHOPERATIONREQUEST']._serialized_end=924
+  _globals['_OPERATIONSERVICE']._serialized_start=927
+  _globals['_OPERATIONSERVICE']._serialized_end=1669
 # @@protoc_insertion_point(module_scope)

@@ -322,6 +322,68 @@ class OperationProgress(_message.Message):
     UNLOADING: OperationProgress.Phase.ValueType  # 11
     """Memory is being freed."""
 
+    @_typing.final
+    class Retry(_message.Message):
+        """What failed last, and when it is tried again."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ATTEMPT_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        MESSAGE_FIELD_NUMBER: _builtins.int
+        NEXT_TIME_FIELD_NUMBER: _builtins.int
+        attempt: _builtins.int
+        """Failed tries in a row without a gain. Not counted while there is no network."""
+        reason: _builtins.str
+        """Why, a name of `Reason`. OFFLINE: there is no network; it goes on when there is one."""
+        message: _builtins.str
+        """The same in a sentence."""
+        @_builtins.property
+        def next_time(self) -> _timestamp_pb2.Timestamp:
+            """When the next try begins."""
+
+        def __init__(
+            self,
+            *,
+            attempt: _builtins.int = ...,
+            reason: _builtins.str = ...,
+            message: _builtins.str = ...,
+            next_time: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["next_time", b"next_time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "message", b"message", "next_time", b"next_time", "reason", b"reason"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class FileProgress(_message.Message):
+        """How far one file of a download is."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PATH_FIELD_NUMBER: _builtins.int
+        DONE_BYTES_FIELD_NUMBER: _builtins.int
+        SIZE_BYTES_FIELD_NUMBER: _builtins.int
+        path: _builtins.str
+        """Its path inside the model."""
+        done_bytes: _builtins.int
+        """Bytes done, those found on disk included."""
+        size_bytes: _builtins.int
+        """Bytes in all."""
+        def __init__(
+            self,
+            *,
+            path: _builtins.str = ...,
+            done_bytes: _builtins.int = ...,
+            size_bytes: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["done_bytes", b"done_bytes", "path", b"path", "size_bytes", b"size_bytes"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PHASE_FIELD_NUMBER: _builtins.int
     DONE_BYTES_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
@@ -332,6 +394,9 @@ class OperationProgress(_message.Message):
     REUSED_BYTES_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    RETRY_FIELD_NUMBER: _builtins.int
+    RESTARTED_FILES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     phase: Global___OperationProgress.Phase.ValueType
     """What it is busy with."""
     done_bytes: _builtins.int
@@ -351,10 +416,20 @@ class OperationProgress(_message.Message):
     file: _builtins.str
     """The file it is at; one of several, where several are fetched at once."""
     attempt: _builtins.int
-    """Which try it is, from 1; 0 before the first."""
+    """Failed tries in a row of what waits for its next one; 0 = nothing waits."""
+    restarted_files: _builtins.int
+    """Files that changed at the source while they were fetched, and were begun again."""
     @_builtins.property
     def eta(self) -> _duration_pb2.Duration:
         """How long it takes at this rate; unset when it cannot be told."""
+
+    @_builtins.property
+    def retry(self) -> Global___OperationProgress.Retry:
+        """Set while something waits to be tried again. `phase` is WAITING when nothing else goes on."""
+
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperationProgress.FileProgress]:
+        """Each file of a download that runs, by path, the first 1,000; only where it was asked for."""
 
     def __init__(
         self,
@@ -369,10 +444,13 @@ class OperationProgress(_message.Message):
         reused_bytes: _builtins.int = ...,
         file: _builtins.str = ...,
         attempt: _builtins.int = ...,
+        retry: Global___OperationProgress.Retry | None = ...,
+        restarted_files: _builtins.int = ...,
+        files: _abc.Iterable[Global___OperationProgress.FileProgress] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bytes_per_second", b"bytes_per_second", "done_bytes", b"done_bytes", "done_files", b"done_files", "eta", b"eta", "file", b"file", "phase", b"phase", "reused_bytes", b"reused_bytes", "total_bytes", b"total_bytes", "total_files", b"total_files"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bytes_per_second", b"bytes_per_second", "done_bytes", b"done_bytes", "done_files", b"done_files", "eta", b"eta", "file", b"file", "files", b"files", "phase", b"phase", "restarted_files", b"restarted_files", "retry", b"retry", "reused_bytes", b"reused_bytes", "total_bytes", b"total_bytes", "total_files", b"total_files"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

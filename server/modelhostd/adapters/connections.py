@@ -70,6 +70,9 @@ class Response:
         self.status = raw.status
         self.headers = raw.headers
         self._quota = 0
+        self._patience_s = 0.0
+        # From here on it counts how long we wait for the server, not how long it waits for us.
+        connection.watch.deadline = None
 
     @property
     def length(self) -> int | None:
@@ -83,10 +86,11 @@ class Response:
 
     def read_into(self, buffer: memoryview) -> int:
         """Read what is there, at most ``len(buffer)``; 0 at the end. Raises Transient."""
-        limits = self._pool.limits
+        limits, watch = self._pool.limits, self._connection.watch
         if self._quota <= 0:
-            self._connection.watch.deadline = time.monotonic() + limits.stall_s
-            self._quota = limits.stall_bytes
+            self._patience_s, self._quota = limits.stall_s, limits.stall_bytes
+        began = time.monotonic()
+        watch.deadline = began + self._patience_s
         try:
             if self._raw.chunked or self._raw.length is None:
                 data = self._raw.read1(len(buffer))
@@ -97,6 +101,8 @@ class Response:
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             self.close()
             raise self._pool.failure(error, self._connection, "while reading the body") from error
+        watch.deadline = None
+        self._patience_s -= time.monotonic() - began
         self._quota -= count
         if count == 0:
             self._finish()

@@ -32,7 +32,7 @@ from modelhostd.core.resources import ModelFile, Phase, Progress, Source
 from modelhostd.core.safetensors_header import Header, predicted_bytes
 from modelhostd.core.sources import not_implemented, scheme_of
 from modelhostd.core.tasks import task_of
-from modelhostd.ports import DownloadJob, Fetched, RemoteFile, SourceFacts
+from modelhostd.ports import DownloadJob, Fetched, FileProgress, RemoteFile, SourceFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,12 @@ class Contact:
     state: str = "UNKNOWN"
     message: str = ""
     time: float = 0.0
+
+
+_UNREACHED = {
+    Reason.NETWORK_ERROR.value: "UNREACHABLE",
+    Reason.OFFLINE.value: "OFFLINE",
+}
 
 
 class SourceDownloads:
@@ -57,15 +63,31 @@ class SourceDownloads:
         trees: TreeStore,
         *,
         streams: StreamConfig | None = None,
+        deadline_s: float = 0.0,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._adapters = dict(adapters)
         self._store = store
         self._trees = trees
         self._streams = streams or StreamConfig()
+        self._deadline_s = deadline_s
         self._now = now
         self._throttle = Throttle()
         self._contacts: dict[str, Contact] = {}
+        self._meters: dict[str, Meter] = {}
+
+    def limit(self, rate: int) -> None:
+        """Let all downloads together fetch ``rate`` bytes a second; 0 = no limit."""
+        self._throttle.limit(rate)
+
+    def limit_one(self, operation: str, rate: int) -> None:
+        """The same for one download, if it is being fetched."""
+        self._throttle.limit_one(operation, rate)
+
+    def file_progress(self, operation: str) -> Sequence[FileProgress]:
+        """Return how far each file of a running fetch is, by path."""
+        meter = self._meters.get(operation)
+        return meter.files() if meter is not None else ()
 
     def contact_with(self, scheme: str) -> Contact:
         """Return what became of the last question to a source of a scheme."""
@@ -87,7 +109,37 @@ class SourceDownloads:
             return await self._noted(source, cancellable(canceller, ask))
 
     async def fetch(self, job: DownloadJob, report: Callable[[Progress], None]) -> Fetched:
-        """Plan, fetch what is missing, check, publish."""
+        """Plan, fetch what is missing, check, publish; all of it before the deadline, if there is one."""
+        scheme = scheme_of(job.source)
+
+        def told(progress: Progress) -> None:
+            self._note(scheme, progress)
+            report(progress)
+
+        try:
+            async with asyncio.timeout(self._deadline_s or None):
+                fetched = await self._fetched(job, told)
+        except TimeoutError:
+            raise ModelhostError(
+                Reason.NETWORK_ERROR,
+                f"{job.source.uri}: not there after {self._deadline_s:g} s; what was fetched is kept: "
+                "download again, or raise downloads.deadline_s",
+                {"source": job.source.uri, "cause": "deadline"},
+            ) from None
+        self._contacts[scheme] = Contact("REACHABLE", "", self._now())
+        return fetched
+
+    def _note(self, scheme: str, progress: Progress) -> None:
+        """Note what a download finds out about its source while it runs."""
+        retry, before = progress.retry, self.contact_with(scheme)
+        if retry is not None and retry.reason in _UNREACHED:
+            if before.message != retry.message:
+                state = _UNREACHED[retry.reason]
+                self._contacts[scheme] = Contact(state, retry.message, self._now())
+        elif progress.bytes_per_second > 0 and before.state in _UNREACHED.values():
+            self._contacts[scheme] = Contact("REACHABLE", "", self._now())
+
+    async def _fetched(self, job: DownloadJob, report: Callable[[Progress], None]) -> Fetched:
         canceller = Canceller()
         adapter = self._adapter(job.source)
         connections = adapter.connections(canceller, job.source)
@@ -100,7 +152,9 @@ class SourceDownloads:
             )
 
         with contextlib.ExitStack() as held:
-            tap = held.enter_context(self._throttle.open(job.operation))
+            tap = held.enter_context(self._throttle.open(job.operation, job.rate_limit))
+            self._meters[job.operation] = meter
+            held.callback(self._meters.pop, job.operation, None)
             async with ticking(canceller, connections, meter, report):
                 facts = await self._noted(job.source, cancellable(canceller, ask))
                 digests = (file.sha256 for file in facts.files if file.sha256)
@@ -117,9 +171,8 @@ class SourceDownloads:
         try:
             return await asking
         except ModelhostError as error:
-            if error.reason in (Reason.NETWORK_ERROR, Reason.OFFLINE):
-                state = "OFFLINE" if error.reason is Reason.OFFLINE else "UNREACHABLE"
-                message = error.message
+            if error.reason in _UNREACHED:
+                state, message = _UNREACHED[error.reason], error.message
             raise
         except asyncio.CancelledError:
             before = self.contact_with(scheme)
@@ -308,9 +361,12 @@ class HubDownloads(SourceDownloads):
         trees: TreeStore,
         *,
         streams: StreamConfig | None = None,
+        deadline_s: float = 0.0,
         now: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__({"hf": Hub(config)}, store, trees, streams=streams, now=now)
+        super().__init__(
+            {"hf": Hub(config)}, store, trees, streams=streams, deadline_s=deadline_s, now=now
+        )
 
     @property
     def contact(self) -> Contact:

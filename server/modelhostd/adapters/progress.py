@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from modelhostd.core.resources import Phase, Progress, Retry
 from modelhostd.core.transfer import RateMeter
+from modelhostd.ports import FileProgress
 
 
 @dataclass
@@ -81,6 +82,11 @@ class Meter:
         """Count a file that changed at the source while it was fetched."""
         with self._lock:
             self._restarted += 1
+
+    def files(self) -> list[FileProgress]:
+        """Return how far each file is, by path."""
+        with self._lock:
+            return [FileProgress(p, f.done_bytes, f.size) for p, f in sorted(self._files.items())]
 
     @property
     def reused_bytes(self) -> int:

@@ -52,7 +52,8 @@ class Patience:
             delay = self._policy.delay(self._attempt, failure.retry_after_s, jitter)
         if delay is None:
             raise error from failure
-        log.info("tried again", attempt=self._attempt, delay_s=round(delay, 2), why=error.message)
+        if self._offline <= 1:
+            log.info("tried again", attempt=self._attempt, in_s=round(delay, 2), why=error.message)
         told = Retry(self._attempt, error.reason.value, error.message, time.time() + delay)
         self._told = True
         self._tell(told)

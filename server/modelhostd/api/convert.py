@@ -4,6 +4,8 @@ Names on the wire are full (``models/minilm``); inside they are ids. A time of 0
 a duration of None an unset Duration. Enums have the same value names on both sides, so they map by name.
 """
 
+from collections.abc import Sequence
+
 from modelhost.v1 import (
     devices_pb2,
     events_pb2,
@@ -37,10 +39,12 @@ from modelhostd.core.resources import (
     Phase,
     Progress,
     Resource,
+    Retry,
     Settings,
     Slot,
     Tier,
 )
+from modelhostd.ports import FileProgress
 
 # By name, once: on the way of every event.
 INSTANCE_STATES = {s: instances_pb2.Instance.State.Value(s.name) for s in InstanceState}
@@ -157,8 +161,8 @@ def settings(given: Settings) -> settings_pb2.Settings:
 # --- operations ---------------------------------------------------------------------------------
 
 
-def operation(given: Operation) -> operations_pb2.Operation:
-    """Return an operation with its progress, and its result or error."""
+def operation(given: Operation, files: Sequence[FileProgress] = ()) -> operations_pb2.Operation:
+    """Return an operation with its progress (that of ``files``, too), and its result or error."""
     made = operations_pb2.Operation(
         name=named("operations", given.id),
         kind=OPERATION_KINDS[given.kind],
@@ -174,6 +178,12 @@ def operation(given: Operation) -> operations_pb2.Operation:
         principal=given.principal,
         cancel_requested=given.cancel_requested,
         error=error(given.error) if given.error is not None else None,
+    )
+    made.progress.files.extend(
+        operations_pb2.OperationProgress.FileProgress(
+            path=file.path, done_bytes=file.done_bytes, size_bytes=file.size_bytes
+        )
+        for file in files
     )
     if given.state is OperationState.SUCCEEDED:
         convert_results.put(made, given.kind, given.result)
@@ -193,6 +203,18 @@ def progress(given: Progress) -> operations_pb2.OperationProgress:
         reused_bytes=given.reused_bytes,
         file=given.file,
         attempt=given.attempt,
+        retry=retry(given.retry) if given.retry is not None else None,
+        restarted_files=given.restarted_files,
+    )
+
+
+def retry(given: Retry) -> operations_pb2.OperationProgress.Retry:
+    """Return what failed last and when it is tried again."""
+    return operations_pb2.OperationProgress.Retry(
+        attempt=given.attempt,
+        reason=given.reason,
+        message=given.message,
+        next_time=timestamp(given.next_time),
     )
 
 

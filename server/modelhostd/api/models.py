@@ -147,11 +147,10 @@ class ModelService:
         if request.allow_unsafe:
             call.require(options_pb2.OPERATE, "allow_unsafe")
             raise unimplemented(call.method, "DownloadModelRequest.allow_unsafe")
-        if request.rate_limit_bytes_per_second:
-            raise unimplemented(call.method, "DownloadModelRequest.rate_limit_bytes_per_second")
         operation = await self._host.transfers.download(
             model_id(self._state, "name", request.name),
             priority=request.priority,
+            rate_limit=request.rate_limit_bytes_per_second,
             principal=call.principal,
             request=convert_from.request(call.method, request),
         )

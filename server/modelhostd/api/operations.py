@@ -8,7 +8,6 @@ from modelhost.v1 import operations_pb2
 from modelhostd.api import convert, convert_from, lists, masks
 from modelhostd.api.admission import Group
 from modelhostd.api.calls import Call
-from modelhostd.api.errors import unimplemented
 from modelhostd.api.methods import Service
 from modelhostd.core import names
 from modelhostd.core.errors import invalid
@@ -21,6 +20,8 @@ from modelhostd.core.resources import (
 from modelhostd.host import Host
 
 WAIT_MAX_S = 600.0
+FILES_MAX = 1000
+"""Files shown of one download: an answer has its bounds."""
 ANSWER_MARGIN_S = 0.25
 """How long before the call's own deadline WaitOperation answers with what there is."""
 
@@ -50,7 +51,7 @@ class OperationService:
         self, request: pb.GetOperationRequest, call: Call
     ) -> operations_pb2.Operation:
         """See GetOperation in the contract."""
-        return convert.operation(self._host.operations.get(_key(request.name)))
+        return self._shown(self._host.operations.get(_key(request.name)), request.include_files)
 
     async def list_operations(
         self, request: pb.ListOperationsRequest, call: Call
@@ -91,13 +92,16 @@ class OperationService:
         """See UpdateOperation in the contract."""
         key = _key(request.operation.name, "operation.name")
         paths = masks.written(request.update_mask, request.operation, WRITABLE)
-        if "rate_limit_bytes_per_second" in paths and (
-            request.operation.rate_limit_bytes_per_second
-        ):
-            raise unimplemented(call.method, "Operation.rate_limit_bytes_per_second")
-        if "priority" not in paths:
+        given = request.operation
+        if not paths:
             return convert.operation(self._host.operations.get(key))
-        return convert.operation(await self._host.transfers.update(key, request.operation.priority))
+        rate = given.rate_limit_bytes_per_second
+        updated = await self._host.transfers.update(
+            key,
+            priority=given.priority if "priority" in paths else None,
+            rate_limit=rate if "rate_limit_bytes_per_second" in paths else None,
+        )
+        return convert.operation(updated)
 
     async def cancel_operation(
         self, request: pb.CancelOperationRequest, call: Call
@@ -153,7 +157,11 @@ class OperationService:
         self._host.operations.get(key)
         async with aclosing(call.until_shutdown(self._host.operations.watch(key))) as states:
             async for operation in states:
-                yield convert.operation(operation)
+                yield self._shown(operation, request.include_files)
+
+    def _shown(self, operation: Operation, include_files: bool) -> operations_pb2.Operation:
+        files = self._host.transfers.files(operation.id) if include_files else ()
+        return convert.operation(operation, files[:FILES_MAX])
 
 
 def _key(name: str, field: str = "name") -> str:

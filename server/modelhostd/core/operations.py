@@ -1,6 +1,7 @@
 """Operations: how they are made, joined, ended, queued and forgotten."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from modelhostd.core.resources import (
 from modelhostd.core.state import Edit
 
 PRIORITY_MIN, PRIORITY_MAX = -100, 100
+RATE_LIMIT_MAX = 1 << 50
 
 
 def new(
@@ -28,9 +30,11 @@ def new(
     model: str = "",
     join_key: str = "",
     priority: int = 0,
+    rate_limit: int = 0,
     principal: str = "",
 ) -> Operation:
     """Return a queued operation; ``join_key`` equal work shares (empty = never joined)."""
+    check_rate_limit(rate_limit, "rate_limit_bytes_per_second")
     if not PRIORITY_MIN <= priority <= PRIORITY_MAX:
         raise invalid("priority", f"{PRIORITY_MIN} to {PRIORITY_MAX}", priority)
     return Operation(
@@ -41,8 +45,15 @@ def new(
         model=model,
         join_key=join_key,
         priority=priority,
+        rate_limit_bytes_per_second=rate_limit,
         principal=principal,
     )
+
+
+def check_rate_limit(rate: int, field: str) -> None:
+    """Raise INVALID_ARGUMENT for bytes a second that make no sense."""
+    if not 0 <= rate <= RATE_LIMIT_MAX:
+        raise invalid(field, f"0 to {RATE_LIMIT_MAX}", rate)
 
 
 def moved(operation: Operation, state: OperationState, now: float) -> Operation:
@@ -122,6 +133,32 @@ def queue(operations: Iterable[Operation], kind: OperationKind) -> Sequence[Oper
     """
     waiting = (o for o in operations if o.kind is kind and o.state is OperationState.QUEUED)
     return sorted(waiting, key=lambda o: (-o.priority, o.create_time))
+
+
+def startable(
+    waiting: Sequence[Operation],
+    running: Iterable[str],
+    host_of: Callable[[Operation], str],
+    *,
+    limit: int,
+    per_host: int = 0,
+) -> Sequence[Operation]:
+    """Return those of ``waiting`` (in the order of ``queue``) that may start now.
+
+    ``running``: the host of each that runs. At most ``limit`` run in all and ``per_host`` from one host
+    (0 = no such limit); one whose host has no place lets those behind it pass.
+    """
+    hosts = Counter(running)
+    places = limit - hosts.total()
+    found: list[Operation] = []
+    for operation in waiting:
+        host = host_of(operation)
+        if len(found) >= places:
+            break
+        if not per_host or hosts[host] < per_host:
+            hosts[host] += 1
+            found.append(operation)
+    return found
 
 
 def forgettable(

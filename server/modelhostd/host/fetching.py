@@ -1,7 +1,7 @@
 """One download from its place in the queue to its artifact."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import structlog
@@ -42,7 +42,9 @@ class Fetching:
             found = artifacts.artifact_of(self._registry.decided, key)
             if found is None:
                 raise _model_gone(key)
-            fetched = await self._downloads.fetch(_job(*found, key), partial(self._report, key))
+            rate_limit = self._registry.committed.operation(key).rate_limit_bytes_per_second
+            job = replace(_job(*found, key), rate_limit=rate_limit)
+            fetched = await self._downloads.fetch(job, partial(self._report, key))
             whole()
             await self._finish(key, fetched)
         except ModelhostError as error:

@@ -54,6 +54,8 @@ class HostConfig:
     history: History = field(default_factory=History)
     keep_operations: int = 1000
     keep_operations_s: float = 86_400.0
+    downloads_per_host: int = 0
+    """Downloads from one host at a time; 0 = as many as run at all."""
 
 
 class Host:
@@ -93,7 +95,13 @@ class Host:
         self.residency = Residency(occupancy)
         self.leases = Leases(self.registry, self.residency.loads.pump)
         self.foreign = ForeignUse(occupancy, devices)
-        self.transfers = Transfers(self.registry, self.operations, downloads, files)
+        self.transfers = Transfers(
+            self.registry,
+            self.operations,
+            downloads,
+            files,
+            per_host=config.downloads_per_host,
+        )
         self.models = Models(
             self.registry, self.operations, self.transfers, self.residency, downloads, files
         )
@@ -175,7 +183,7 @@ class Host:
         return updated
 
     def _pump(self) -> None:
-        self.transfers.pump()
+        self.transfers.settings_changed()
         self.residency.loads.pump()
 
     def live_device(self, device: Device) -> Device:

@@ -59,6 +59,7 @@ class Operations(OperationTable):
         model: str = "",
         join_key: str = "",
         priority: int = 0,
+        rate_limit: int = 0,
         principal: str = "",
         request: Request | None = None,
         edits: Edits | None = None,
@@ -74,6 +75,7 @@ class Operations(OperationTable):
             model=model,
             join_key=join_key,
             priority=priority,
+            rate_limit=rate_limit,
             principal=principal,
             request=request,
             edits=edits,
@@ -90,6 +92,7 @@ class Operations(OperationTable):
         join_key: str = "",
         join: bool = True,
         priority: int = 0,
+        rate_limit: int = 0,
         principal: str = "",
         request: Request | None = None,
         edits: Edits | None = None,
@@ -111,6 +114,7 @@ class Operations(OperationTable):
             model=model,
             join_key=join_key,
             priority=priority,
+            rate_limit=rate_limit,
             principal=principal,
         )
         changes = [rules.edit(operation), *(edits(operation) if edits is not None else ())]

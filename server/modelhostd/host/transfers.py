@@ -13,7 +13,7 @@ from functools import partial
 
 import structlog
 
-from modelhostd.core import artifacts
+from modelhostd.core import artifacts, sources
 from modelhostd.core import operations as op_rules
 from modelhostd.core.errors import ModelhostError, Reason, invalid
 from modelhostd.core.resources import (
@@ -30,7 +30,7 @@ from modelhostd.core.state import Edit
 from modelhostd.host.fetching import Fetching, download_result
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry, Request
-from modelhostd.ports import Downloads, Files
+from modelhostd.ports import Downloads, FileProgress, Files
 
 log = structlog.get_logger(__name__)
 
@@ -41,15 +41,24 @@ CANCELLED_S = 1.0
 
 
 class Transfers:
-    """Runs at most ``max_concurrent_downloads`` downloads at a time."""
+    """Runs at most ``max_concurrent_downloads`` downloads at a time, and ``per_host`` from one host."""
 
     def __init__(
-        self, registry: Registry, operations: Operations, downloads: Downloads, files: Files
+        self,
+        registry: Registry,
+        operations: Operations,
+        downloads: Downloads,
+        files: Files,
+        *,
+        per_host: int = 0,
     ) -> None:
         self._registry = registry
         self._operations = operations
+        self._downloads = downloads
+        self._per_host = per_host
         self._fetching = Fetching(registry, operations, downloads, files)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._hosts: dict[str, str] = {}
         self._started: set[str] = set()
         self._finishing: set[str] = set()
         self._intents: dict[str, str] = {}
@@ -63,6 +72,7 @@ class Transfers:
         model_id: str,
         *,
         priority: int = 0,
+        rate_limit: int = 0,
         refresh: bool = False,
         principal: str = "",
         request: Request | None = None,
@@ -86,6 +96,7 @@ class Transfers:
             model=model_id,
             join_key=f"download:{model_id}",
             priority=priority,
+            rate_limit=rate_limit,
             principal=principal,
             request=request,
             edits=lambda operation: artifacts.wanted(model, operation),
@@ -115,17 +126,40 @@ class Transfers:
             await self._registry.stage(edits, stored=lambda: self._begun(key))
         return self._operations.get(key)
 
-    async def update(self, key: str, priority: int) -> Operation:
-        """Change the priority of a waiting or running download."""
-        low, high = op_rules.PRIORITY_MIN, op_rules.PRIORITY_MAX
-        if not low <= priority <= high:
-            raise invalid("operation.priority", f"{low} to {high}", priority)
+    async def update(
+        self, key: str, *, priority: int | None = None, rate_limit: int | None = None
+    ) -> Operation:
+        """Change the priority of a waiting or running operation, or a download's bytes a second."""
         operation = self._registry.decided.operation(key)
         if operation.state in FINAL_STATES:
             raise _wrong_state(operation, "changed")
-        changed = replace(operation, priority=priority)
-        await self._registry.stage([op_rules.edit(changed, "PRIORITY_CHANGED")])
+        changed, reason = operation, "PRIORITY_CHANGED"
+        if priority is not None:
+            low, high = op_rules.PRIORITY_MIN, op_rules.PRIORITY_MAX
+            if not low <= priority <= high:
+                raise invalid("operation.priority", f"{low} to {high}", priority)
+            changed = replace(changed, priority=priority)
+        if rate_limit is not None:
+            op_rules.check_rate_limit(rate_limit, "operation.rate_limit_bytes_per_second")
+            if operation.kind is not OperationKind.DOWNLOAD:
+                raise _wrong_state(operation, "limited to a rate")
+            changed = replace(changed, rate_limit_bytes_per_second=rate_limit)
+            reason = "RATE_LIMIT_CHANGED"
+        await self._registry.stage(
+            [op_rules.edit(changed, reason)], stored=lambda: self._limit_one(key)
+        )
         return self._operations.get(key)
+
+    def _limit_one(self, key: str) -> None:
+        operation = self._registry.committed.operations.get(key)
+        if operation is not None and operation.kind is OperationKind.DOWNLOAD:
+            self._downloads.limit_one(key, operation.rate_limit_bytes_per_second)
+
+    def settings_changed(self) -> None:
+        """Act on what the settings say of downloads now."""
+        settings = self._registry.committed.settings
+        self._downloads.limit(settings.download_rate_limit_bytes_per_second)
+        self.pump()
 
     async def abandon(self, model_id: str) -> None:
         """Cancel the model's unfinished downloads and wait until nothing works on them any more.
@@ -153,7 +187,7 @@ class Transfers:
         for operation in self._registry.decided.operations.values():
             if operation.kind is OperationKind.DOWNLOAD and operation.state not in FINAL_STATES:
                 self._cancellable(operation.id)
-        self.pump()
+        self.settings_changed()
 
     async def stop(self, timeout_s: float) -> None:
         """Stop every byte; unfinished downloads go on when the daemon starts again.
@@ -205,20 +239,31 @@ class Transfers:
         """Start waiting downloads while there are free places."""
         if self._stopping:
             return
-        limit = self._registry.decided.settings.max_concurrent_downloads
-        committed = self._registry.committed.operations
-        for operation in op_rules.queue(committed.values(), OperationKind.DOWNLOAD):
-            if len(self._tasks) >= limit:
-                return
-            if operation.id not in self._tasks and operation.id not in self._intents:
-                task = asyncio.create_task(
-                    self._run(operation.id), name=f"download {operation.model}"
-                )
-                self._tasks[operation.id] = task
-                task.add_done_callback(partial(self._ended, operation.id))
+        queue = op_rules.queue(self._registry.committed.operations.values(), OperationKind.DOWNLOAD)
+        found = op_rules.startable(
+            [o for o in queue if o.id not in self._tasks and o.id not in self._intents],
+            (self._hosts[key] for key in self._tasks),
+            self._host_of,
+            limit=self._registry.decided.settings.max_concurrent_downloads,
+            per_host=self._per_host,
+        )
+        for operation in found:
+            key = operation.id
+            task = asyncio.create_task(self._run(key), name=f"download {operation.model}")
+            self._tasks[key], self._hosts[key] = task, self._host_of(operation)
+            task.add_done_callback(partial(self._ended, key))
+
+    def _host_of(self, operation: Operation) -> str:
+        """Return whose limits a download falls under; its model may be gone already."""
+        found = artifacts.artifact_of(self._registry.decided, operation.id)
+        return sources.host_of(found[1].source or found[0].source) if found is not None else ""
+
+    def files(self, key: str) -> Sequence[FileProgress]:
+        """Return how far each file of a running download is, by path; none for any other operation."""
+        return self._downloads.file_progress(key)
 
     def _ended(self, key: str, task: "asyncio.Task[None]") -> None:
-        del self._tasks[key]
+        del self._tasks[key], self._hosts[key]
         self._started.discard(key)
         self._finishing.discard(key)
         if not task.cancelled() and task.exception() is not None:

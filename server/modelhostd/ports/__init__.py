@@ -195,7 +195,7 @@ class Downloads(Protocol):
     def limit_one(self, operation: str, rate: int) -> None:
         """The same for one download that is being fetched; its limit before was its job's."""
 
-    def files(self, operation: str) -> Sequence[FileProgress]:
+    def file_progress(self, operation: str) -> Sequence[FileProgress]:
         """Return how far each file of a running fetch is, in the order of the paths; none before
         its plan is there, and for one that is not running.
         """
