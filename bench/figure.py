@@ -58,7 +58,7 @@ COLUMNS = ("figure", "goal", "expected", "measured", "reference", "ratio", "verd
 class Effort:
     """How much to measure: rounds of everything, and the share of the usual number of requests in a round."""
 
-    rounds: int = 5
+    rounds: int
     scale: float = 1.0
 
 

@@ -27,7 +27,7 @@ from bench.figure import COLUMNS, Effort, Figure, Part
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 BY_HAND = "<!-- by hand: what follows is kept when the figures above are written anew -->"
-FULL, QUICK = Effort(), Effort(1, 0.02)
+FULL, QUICK = Effort(4), Effort(1, 0.02)
 PACKAGES = ("grpcio", "protobuf", "uvloop", "numpy", "torch")
 
 PARTS: Sequence[Part] = (
@@ -36,6 +36,8 @@ PARTS: Sequence[Part] = (
     Part("inference", str(inference.__doc__), inference.figures),
     Part("metrics", parts.METRICS, parts.metrics),
     Part("ending", parts.ENDING, parts.ending_),
+    Part("connections", parts.CONNECTIONS, parts.connections_),
+    Part("subscribers", parts.SUBSCRIBERS, parts.subscribers_),
 )
 
 

@@ -89,17 +89,15 @@ def bare_server(name: str, folder: Path, *flags: str) -> Iterator[Server]:
     script = Path(__file__).with_name("bare_server.py")
     lag = folder / "lag"
     target = f"unix:{folder}/socket"
-    process = subprocess.Popen(
-        [sys.executable, str(script), target, "--lag", str(lag), *flags], stdout=subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        if process.stdout.readline() != b"serving\n":
-            raise RuntimeError("the reference server did not start")
-        yield Server(name, target, (process.pid,), lag)
-    finally:
-        process.kill()
-        process.wait()
+    command = [sys.executable, str(script), target, "--lag", str(lag), *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            if process.stdout.readline() != b"serving\n":
+                raise RuntimeError("the reference server did not start")
+            yield Server(name, target, (process.pid,), lag)
+        finally:
+            process.kill()
 
 
 def safetensors() -> bytes:

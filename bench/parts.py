@@ -4,8 +4,9 @@ import asyncio
 import statistics
 from collections.abc import Sequence
 
-from bench import ending, rpc_metrics
+from bench import connections, ending, rpc_metrics, subscribers
 from bench.figure import Effort, Figure
+from modelhostd.adapters import logs
 from modelhostd.api.counted import Counted
 
 METRICS = "What counting a call costs (`rpc_metrics.py`): the hook alone, and a unary call with and without it."
@@ -13,10 +14,19 @@ ENDING = (
     "SIGTERM with nothing and with everything that could hold the daemon up, and workers after the daemon's "
     "SIGKILL (`ending.py`); the reference of a worker's end is the one with nothing mapped."
 )
+CONNECTIONS = (
+    "Other clients' control calls while connections misbehave (`connections.py`); the reference is the same "
+    "daemon with nobody misbehaving. Memory: what is left after all that is held has been let go."
+)
+SUBSCRIBERS = (
+    "100 subscribers that read beside 100 that never read, 100 events a second, then 200 readers "
+    "(`subscribers.py`); the reference of the latency is the readers alone, that of the CPU time nobody reading."
+)
 
 
 def metrics(effort: Effort) -> Sequence[Figure]:
     """Measure the metrics' hook."""
+    logs.configure("warning", "console")  # as a daemon that writes no line for a call
     hook, uncounted = Counted, rpc_metrics.Uncounted
     own = min(rpc_metrics.alone(hook) - rpc_metrics.alone(uncounted) for _ in range(effort.rounds))
     without, with_ = map(statistics.median, asyncio.run(rpc_metrics.over_a_socket(effort.rounds)))
@@ -46,5 +56,50 @@ def ending_(effort: Effort) -> Sequence[Figure]:
                 reference=unmapped, expected=f"{0.001 + 0.013 * gib:.3f} s",
             )
             for gib in (0, 1, 2)
+        ),
+    ]  # fmt: skip
+
+
+def connections_(effort: Effort) -> Sequence[Figure]:
+    """Measure every attack."""
+    found = connections.measure(scale=effort.scale)
+    nothing = found["nothing_p99_s"] * 1e3
+    limit = connections.GOAL_S * 1e3
+    expected = "the reference's"
+    return [
+        *(
+            Figure(
+                f"control calls beside '{name}', p99", found[f"{name}_p99_s"] * 1e3, "ms", limit,
+                reference=nothing, expected=expected,
+            )
+            for name in connections.COUNTS
+        ),
+        *(
+            Figure(
+                f"RSS after '{name}'", found[f"{name}_rss_after_mib"], "MiB",
+                reference=found[f"{name}_rss_before_mib"], expected="1.1x",
+            )
+            for name in connections.COUNTS
+        ),
+    ]  # fmt: skip
+
+
+def subscribers_(effort: Effort) -> Sequence[Figure]:
+    """Measure subscribers, for 5 s each."""
+    found = subscribers.measure(5.0 * effort.scale)
+    limit = subscribers.P99_GOAL_S * 1e3
+    return [
+        Figure(
+            "100 readers beside 100 that never read, p99", found["reader_p99_s"] * 1e3, "ms", limit,
+            reference=found["reader_alone_p99_s"] * 1e3, expected="the reference's",
+        ),
+        Figure("gaps and disorder that readers saw", found["reader_faults"], "", 0.0, expected="0"),
+        Figure(
+            "memory of one that never reads", found["never_reader_kib"], "KiB",
+            subscribers.NEVER_READER_GOAL_BYTES / 1024, expected="100 KiB",
+        ),
+        Figure(
+            "CPU of 200 readers, 100 events/s", found["cores_of_200_readers"], "cores",
+            subscribers.CORE_GOAL, reference=found["cores_0_readers"], expected="0.4 cores",
         ),
     ]  # fmt: skip
