@@ -305,8 +305,8 @@ class ModelConfig(_message.Message):
     @_builtins.property
     def backend_options(self) -> _struct_pb2.Struct:
         """Options for the backend alone, by the schema that the backend documents; an option it does not
-        know is LOAD_FAILED at the load. At most 4 levels of at most 64 entries, texts of at most 4,096
-        characters. Reload.
+        know is LOAD_FAILED at the load. At most 16 KiB encoded, 4 levels of at most 64 entries, texts of
+        at most 4,096 characters. Reload.
         """
 
     def __init__(

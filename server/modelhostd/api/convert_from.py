@@ -5,7 +5,7 @@ Everything that is wrong is INVALID_ARGUMENT and names the field as the request 
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from modelhost.v1 import models_pb2, settings_pb2
 from modelhostd.core import names
 from modelhostd.core.errors import invalid
-from modelhostd.core.registry import ModelSpec
+from modelhostd.core.registry import LABELS_MAX, OPTIONS_MAX, ModelSpec
 from modelhostd.core.resources import Isolation, ModelConfig, Requirements, Settings, Source
 from modelhostd.host.registry import Request
 
@@ -57,7 +57,10 @@ _CORE_NAMES: Mapping[str, str] = {
 DEVICE_BYTES_MAX = 1 << 50
 PACKAGES_MAX = 64
 TEXT_MAX = 256
+OPTIONS = "model.config.backend_options"
 OPTIONS_DEPTH_MAX = 16
+OPTIONS_BYTES_MAX = 16 * 1024
+ENTRIES_MAX = 100
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -106,8 +109,18 @@ def enum(field: str, kind: Enum, number: int) -> str:
     return name
 
 
-def enums(field: str, kind: Enum, numbers: Iterable[int]) -> frozenset[str]:
+def few(field: str, entries: Sized, most: int = ENTRIES_MAX, what: str = "entries") -> None:
+    """Raise INVALID_ARGUMENT for too many entries, before the first is looked at.
+
+    A control message holds a quarter of a million of them, which would hold the loop for half a second.
+    """
+    if len(entries) > most:
+        raise invalid(field, f"at most {most} {what}", len(entries))
+
+
+def enums(field: str, kind: Enum, numbers: Sequence[int]) -> frozenset[str]:
     """Return the names of a filter's enum values."""
+    few(field, numbers)
     return frozenset(enum(field, kind, number) for number in numbers)
 
 
@@ -139,6 +152,7 @@ def source(given: models_pb2.Source) -> Source:
 
 def spec(given: models_pb2.Model) -> ModelSpec:
     """Return the client-writable fields of a model."""
+    few("model.labels", given.labels, LABELS_MAX, "labels")
     return ModelSpec(
         source=source(given.source),
         display_name=given.display_name,
@@ -262,16 +276,25 @@ def _seconds(message: Any, name: str, prefix: str) -> float | None:
 
 def _options(given: Struct) -> Mapping[str, Any]:
     """Return a Struct as plain values; whole numbers become integers, which JSON cannot tell apart."""
-    return {key: _value(value, OPTIONS_DEPTH_MAX) for key, value in given.fields.items()}
+    # Below the bound of each list and map there is room for lists of lists.
+    if (size := given.ByteSize()) > OPTIONS_BYTES_MAX:
+        raise invalid(OPTIONS, f"at most {OPTIONS_BYTES_MAX} bytes", f"{size} bytes")
+    return _fields(given, OPTIONS_DEPTH_MAX)
+
+
+def _fields(given: Struct, depth: int) -> Mapping[str, Any]:
+    few(OPTIONS, given.fields, OPTIONS_MAX)
+    return {key: _value(value, depth) for key, value in given.fields.items()}
 
 
 def _value(value: Value, depth: int) -> Any:
     if depth == 0:
-        raise invalid("model.config.backend_options", "at most 4 levels", "more levels")
+        raise invalid(OPTIONS, "at most 4 levels", "more levels")
     match value.WhichOneof("kind"):
         case "struct_value":
-            return {k: _value(v, depth - 1) for k, v in value.struct_value.fields.items()}
+            return _fields(value.struct_value, depth - 1)
         case "list_value":
+            few(OPTIONS, value.list_value.values, OPTIONS_MAX)
             return [_value(v, depth - 1) for v in value.list_value.values]
         case "number_value":
             number = value.number_value

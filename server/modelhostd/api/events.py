@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator, Iterator
 from math import inf
 
 from modelhost.v1 import event_service_pb2, events_pb2, host_pb2
-from modelhostd.api import addressing, convert, convert_values
+from modelhostd.api import addressing, convert, convert_from, convert_values
 from modelhostd.api.calls import Call
 from modelhostd.api.errors import shutting_down
 from modelhostd.api.event_batches import Batch, Batches, EventFigures, snapshot_messages
 from modelhostd.api.event_wakeups import Wakeups
 from modelhostd.api.methods import Service
-from modelhostd.api.statistics import Statistics
+from modelhostd.api.statistics import MODELS_MAX, Statistics
 from modelhostd.core import pages
 from modelhostd.core.errors import invalid
 from modelhostd.core.event_filter import EventFilter, make_filter
@@ -173,6 +173,7 @@ class EventService:
     ) -> AsyncIterator[host_pb2.Statistics]:
         """See EventService.WatchStatistics in the contract."""
         interval = _interval(request)
+        convert_from.few("models", request.models, MODELS_MAX)
         models = [
             addressing.model_id(self._host.registry.committed, f"models[{i}]", name)
             for i, name in enumerate(request.models)
@@ -223,6 +224,7 @@ class EventService:
 
 
 def _filter(given: events_pb2.EventFilter) -> EventFilter:
+    convert_from.few("filter.kinds", given.kinds)
     kinds: list[Kind] = []
     for i, value in enumerate(given.kinds):
         if value not in _KINDS:

@@ -8,7 +8,7 @@ from modelhostd.api import convert, convert_from, convert_values, lists, masks
 from modelhostd.api.calls import Call
 from modelhostd.api.facts import Facts
 from modelhostd.api.methods import Service
-from modelhostd.api.statistics import Statistics
+from modelhostd.api.statistics import MODELS_MAX, Statistics
 from modelhostd.api.storage import StorageMethods
 from modelhostd.core import names
 from modelhostd.core.errors import ModelhostError, Reason, invalid

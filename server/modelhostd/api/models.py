@@ -12,7 +12,7 @@ from modelhostd.api.errors import unimplemented
 from modelhostd.api.methods import Service
 from modelhostd.core import sources, tasks
 from modelhostd.core.errors import ModelhostError, invalid
-from modelhostd.core.registry import ModelSpec
+from modelhostd.core.registry import LABELS_MAX, ModelSpec
 from modelhostd.core.resources import ArtifactState, InstanceState, Model, ModelFile, Source
 from modelhostd.core.state import State
 from modelhostd.host import Host
@@ -182,6 +182,7 @@ class _Filter:
 
     def __init__(self, request: pb.ListModelsRequest, state: State) -> None:
         self._task = request.task
+        convert_from.few("labels", request.labels, LABELS_MAX, "labels")
         self._labels = dict(request.labels)
         kind = models_pb2.Artifact.State
         self._states = {
