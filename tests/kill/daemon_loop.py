@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from modelhostd.adapters import failpoints
 from tests.e2e.process import Daemon, DaemonFailed
@@ -27,6 +28,7 @@ from tests.support import wait_until
 CALM_EVERY = 10
 LIVES_S = (0.1, 0.4, 1.0)
 """How long a daemon may serve at most before its kill, the first two often before its worker is ready."""
+SERVED_S = 6.0
 STARTING_S = 0.7
 FAILPOINT_S = 1.5
 FLAGS = (
@@ -163,6 +165,7 @@ class DaemonLoop:
             number=number,
             seed=f"{self._seed}/{number}",
             starts=starts,
+            wanted=chance.randint(1, 4),
         )
 
         async def all_of_it() -> None:
@@ -171,8 +174,17 @@ class DaemonLoop:
             self.totals.answers += traffic.answers
 
         self._traffic = asyncio.ensure_future(all_of_it())
-        life_s = FAILPOINT_S if point else chance.random() * chance.choice(LIVES_S)
-        await asyncio.wait({self._traffic}, timeout=life_s)
+        served = asyncio.ensure_future(traffic.answered.wait())
+        ends: set[asyncio.Future[Any]] = {self._traffic}
+        if point:
+            life_s = FAILPOINT_S
+        elif chance.random() < 0.5:
+            life_s = chance.random() * chance.choice(LIVES_S)
+        else:
+            # However slow the machine is: until models were downloaded, loaded and asked.
+            ends, life_s = {*ends, served}, SERVED_S
+        await asyncio.wait(ends, timeout=life_s, return_when=asyncio.FIRST_COMPLETED)
+        served.cancel()
 
 
 def children(pid: int) -> set[int]:

@@ -56,6 +56,7 @@ class Traffic:
         number: int,
         seed: str,
         starts: Mapping[str, int],
+        wanted: int,
     ) -> None:
         self._channel = grpc.aio.insecure_channel(target)
         self._admin = grpc.aio.insecure_channel(admin)
@@ -63,6 +64,9 @@ class Traffic:
         self._number = number
         self._chance = random.Random(f"traffic {seed}")
         self._starts = starts
+        self._wanted = wanted
+        self.answered = asyncio.Event()
+        """Set once so many inference requests were answered."""
         self._count = 0
         self._models = ModelServiceStub(self._channel)
         self._residency = ResidencyServiceStub(self._channel)
@@ -73,7 +77,6 @@ class Traffic:
         self.calls = 0
         self.answers = 0
         """Inference requests that were answered, each by the model that was asked."""
-        self.opened = asyncio.Event()
 
     async def run(self) -> None:
         """Make traffic until the daemon is gone. Raises Told."""
@@ -113,6 +116,9 @@ class Traffic:
             self._delete: 2,
             self._interrupt: 1,
             self._settings: 1,
+            self._slot: 1,
+            self._lease: 1,
+            self._check: 1,
         }
         while True:
             (verb,) = self._chance.choices(list(verbs), list(verbs.values()))
@@ -235,6 +241,38 @@ class Traffic:
         settings = await self._host.UpdateSettings(request, timeout=CALL_S)
         self._record.ack("settings", queue_limit=settings.queue_limit)
 
+    async def _slot(self) -> None:
+        slot = f"slots/s{self._chance.randrange(2)}"
+        switch = residency_service_pb2.SwitchSlotRequest(slot=slot, model=f"models/{self._any()}")
+        operation = await self._residency.SwitchSlot(switch, timeout=CALL_S)
+        self._began(operation)
+        await self._end(operation, 0.1)
+
+    async def _lease(self) -> None:
+        acquire = residency_service_pb2.AcquireLeaseRequest(
+            model=f"models/{self._any()}", time_to_live=_duration(1.0)
+        )
+        lease = await self._residency.AcquireLease(acquire, timeout=CALL_S)
+        self._record.ack(lease.name, change="CREATED")
+        if self._chance.random() < 0.7:
+            release = residency_service_pb2.ReleaseLeaseRequest(name=lease.name)
+            await self._residency.ReleaseLease(release, timeout=CALL_S)
+            self._record.ack(lease.name, change="DELETED")
+
+    async def _check(self) -> None:
+        """Have the disk checked beside all the traffic: a running daemon leaves nothing behind."""
+        request = host_service_pb2.CheckStorageRequest()
+        operation = await self._host.CheckStorage(request, timeout=CALL_S)
+        self._began(operation)
+        wait = operation_service_pb2.WaitOperationRequest(
+            name=operation.name, timeout=_duration(CALL_S)
+        )
+        done = await self._operations.WaitOperation(wait, timeout=CALL_S)
+        # A deletion takes the row first: until its files are gone, a check may see their tree.
+        found = [f for f in done.check_storage_result.findings if f.kind != "stray_tree"]
+        if found:
+            raise Told(f"a check beside the traffic found {found}")
+
     async def _infer(self) -> None:
         data = self._chance.randbytes(64)
         name = self._any()
@@ -244,6 +282,8 @@ class Traffic:
         if response.model_name != name or list(response.raw_output_contents) != [data]:
             raise Told(f"'{name}' was asked, '{response.model_name}' answered something else")
         self.answers += 1
+        if self.answers >= self._wanted:
+            self.answered.set()
 
 
 def _duration(seconds: float) -> duration_pb2.Duration:
