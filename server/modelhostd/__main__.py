@@ -6,6 +6,7 @@ Signals: SIGTERM and SIGINT end it in order, a second one without waiting for ca
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(given: Sequence[str]) -> int:
+    # Whoever asks for a reload before there is anything to reload gets what is read now.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Before anything imports grpc: the allocator and grpc's experiments are read once.
     from modelhostd import process
 
@@ -42,7 +45,9 @@ def _serve(given: Sequence[str]) -> int:
     from modelhostd.config_values import ConfigError
 
     parser = argparse.ArgumentParser(
-        prog="modelhostd", description="One daemon that owns the devices of this machine."
+        prog="modelhostd",
+        description="One daemon that owns the devices of this machine.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=metadata.version("modelhost"))
     add_arguments(parser)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from modelhost import Client
+from modelhost import Client, ModelhostError
 from tests.e2e.process import Daemon, DaemonFailed
+from tests.support import wait_until
 
 Make = Callable[..., Daemon]
 
@@ -146,6 +147,40 @@ def test_sighup_takes_up_what_can_change(make_daemon: Make, short_path: Path) ->
         assert getattr(event, "name", "") == "settings"
         assert client.settings().queue_limit == 6
     assert daemon.stop() == 0
+
+
+def test_a_hangup_before_it_is_ready_is_harmless(make_daemon: Make) -> None:
+    """A reload that is asked for while the daemon starts neither ends it nor is an error."""
+    daemon = make_daemon()
+    process = daemon.spawn()
+    wait_until(lambda: ignores(process.pid, signal.SIGHUP))
+    os.kill(process.pid, signal.SIGHUP)
+    with Client(daemon.target) as client:
+        wait_until(lambda: serves(client))
+    assert daemon.stop() == 0
+
+
+def ignores(pid: int, number: int) -> bool:
+    """Whether a process ignores a signal now."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def serves(client: Client) -> bool:
+    """Whether the daemon answers."""
+    try:
+        return bool(client.host().version)
+    except ModelhostError:
+        return False
+
+
+@pytest.mark.parametrize("flag", ["--hom", "--log"])
+def test_a_shortened_flag_is_refused(make_daemon: Make, flag: str) -> None:
+    """A flag means what it says: a prefix of one would change its meaning with the next version."""
+    daemon = make_daemon(flag, "x")
+    assert daemon.spawn().wait(20) == 2
+    assert "unrecognized arguments" in daemon.log
 
 
 def test_the_copy_of_the_registry_can_be_imported(make_daemon: Make) -> None:

@@ -65,6 +65,7 @@ def main(given: Sequence[str], out: TextIO | None = None) -> int:
     """Run the command with its arguments and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="modelhostd fsck",
+        allow_abbrev=False,
         description="Check a home that no daemon uses: its database against its files.",
         epilog="exit codes: 0 nothing is left to repair, 1 findings, 2 usage, 75 the home is in use",
     )
