@@ -5,13 +5,13 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from modelhostd.adapters.blobs import BlobStore, Stopped
+from modelhostd.adapters.blobs import BlobStore
 from modelhostd.adapters.cancel import Canceller
 from modelhostd.adapters.connections import Connections
+from modelhostd.adapters.contacts import Contact, Contacts
 from modelhostd.adapters.formats import check_file
 from modelhostd.adapters.hub import Hub, HubConfig
 from modelhostd.adapters.layout import disk_errors
@@ -22,7 +22,7 @@ from modelhostd.adapters.remote_headers import predict
 from modelhostd.adapters.retries import Patience, with_retries
 from modelhostd.adapters.sampling import enter, ticking
 from modelhostd.adapters.source import SourceAdapter
-from modelhostd.adapters.threads import SETTLE_S, cancellable, in_thread, to_the_end
+from modelhostd.adapters.threads import cancellable, first_failure, in_thread, to_the_end
 from modelhostd.adapters.throttle import Tap, Throttle
 from modelhostd.adapters.transfer import Places, StreamConfig, Transfer
 from modelhostd.adapters.trees import TreeStore
@@ -33,21 +33,6 @@ from modelhostd.core.safetensors_header import Header, predicted_bytes
 from modelhostd.core.sources import not_implemented, scheme_of
 from modelhostd.core.tasks import task_of
 from modelhostd.ports import DownloadJob, Fetched, FileProgress, RemoteFile, SourceFacts
-
-
-@dataclass(frozen=True, slots=True)
-class Contact:
-    """What became of the last question to a source: UNKNOWN, REACHABLE, UNREACHABLE or OFFLINE."""
-
-    state: str = "UNKNOWN"
-    message: str = ""
-    time: float = 0.0
-
-
-_UNREACHED = {
-    Reason.NETWORK_ERROR.value: "UNREACHABLE",
-    Reason.OFFLINE.value: "OFFLINE",
-}
 
 
 class SourceDownloads:
@@ -73,7 +58,7 @@ class SourceDownloads:
         self._deadline_s = deadline_s
         self._now = now
         self._throttle = Throttle()
-        self._contacts: dict[str, Contact] = {}
+        self._contacts = Contacts(now)
         self._meters: dict[str, Meter] = {}
 
     def limit(self, rate: int) -> None:
@@ -91,7 +76,7 @@ class SourceDownloads:
 
     def contact_with(self, scheme: str) -> Contact:
         """Return what became of the last question to a source of a scheme."""
-        return self._contacts.get(scheme, Contact())
+        return self._contacts.get(scheme)
 
     async def inspect(self, source: Source) -> SourceFacts:
         """Ask a source what it has: files, sizes, licence, task, and the weights' memory by headers."""
@@ -106,14 +91,14 @@ class SourceDownloads:
             return predict(adapter, connections, facts)
 
         async with ticking(canceller, connections, None, None):
-            return await self._noted(source, cancellable(canceller, ask))
+            return await self._contacts.asking(scheme_of(source), cancellable(canceller, ask))
 
     async def fetch(self, job: DownloadJob, report: Callable[[Progress], None]) -> Fetched:
         """Plan, fetch what is missing, check, publish; all of it before the deadline, if there is one."""
         scheme = scheme_of(job.source)
 
         def told(progress: Progress) -> None:
-            self._note(scheme, progress)
+            self._contacts.progressed(scheme, progress)
             report(progress)
 
         try:
@@ -126,18 +111,8 @@ class SourceDownloads:
                 "download again, or raise downloads.deadline_s",
                 {"source": job.source.uri, "cause": "deadline"},
             ) from None
-        self._contacts[scheme] = Contact("REACHABLE", "", self._now())
+        self._contacts.reached(scheme)
         return fetched
-
-    def _note(self, scheme: str, progress: Progress) -> None:
-        """Note what a download finds out about its source while it runs."""
-        retry, before = progress.retry, self.contact_with(scheme)
-        if retry is not None and retry.reason in _UNREACHED:
-            if before.message != retry.message:
-                state = _UNREACHED[retry.reason]
-                self._contacts[scheme] = Contact(state, retry.message, self._now())
-        elif progress.bytes_per_second > 0 and before.state in _UNREACHED.values():
-            self._contacts[scheme] = Contact("REACHABLE", "", self._now())
 
     async def _fetched(self, job: DownloadJob, report: Callable[[Progress], None]) -> Fetched:
         canceller = Canceller()
@@ -156,30 +131,15 @@ class SourceDownloads:
             self._meters[job.operation] = meter
             held.callback(self._meters.pop, job.operation, None)
             async with ticking(canceller, connections, meter, report):
-                facts = await self._noted(job.source, cancellable(canceller, ask))
+                facts = await self._contacts.asking(
+                    scheme_of(job.source), cancellable(canceller, ask)
+                )
                 digests = (file.sha256 for file in facts.files if file.sha256)
                 held.enter_context(self._store.hold(digests))
                 manifest = await self._fetch(job, facts, connections, tap, meter, report)
             # The last wait of all: cancelled in it the artifact is taken back, after it nothing is.
             await self._publish(manifest, canceller)
         return Fetched(facts, manifest.files, meter.reused_bytes, manifest.predicted_bytes)
-
-    async def _noted(self, source: Source, asking: Awaitable[SourceFacts]) -> SourceFacts:
-        """Return the source's facts, and note whether it could be reached."""
-        scheme = scheme_of(source)
-        state, message = "REACHABLE", ""
-        try:
-            return await asking
-        except ModelhostError as error:
-            if error.reason in _UNREACHED:
-                state, message = _UNREACHED[error.reason], error.message
-            raise
-        except asyncio.CancelledError:
-            before = self.contact_with(scheme)
-            state, message = before.state, before.message
-            raise
-        finally:
-            self._contacts[scheme] = Contact(state, message, self._now())
 
     def _adapter(self, source: Source) -> SourceAdapter:
         adapter = self._adapters.get(scheme_of(source))
@@ -266,28 +226,8 @@ class SourceDownloads:
         workers = min(transfer.adapter.files_at_once, len(missing))
         tasks = [asyncio.create_task(fetch_some()) for _ in range(workers)]
         if tasks:
-            await self._first_failure(tasks, transfer.canceller)
+            await first_failure(tasks, transfer.canceller)
         return digests
-
-    async def _first_failure(
-        self, tasks: Sequence["asyncio.Task[None]"], canceller: Canceller
-    ) -> None:
-        """Wait for all tasks; the first that fails by itself ends the others, and is raised."""
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            if all(task.done() and not task.exception() for task in tasks):
-                return
-            canceller.cancel()
-            await asyncio.wait(tasks, timeout=SETTLE_S)
-        finally:
-            if not all(task.done() for task in tasks):
-                canceller.cancel()
-            for task in tasks:
-                task.cancel()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-        # Those that were stopped were stopped because of one that failed.
-        failures = [end for end in ended if isinstance(end, BaseException)]
-        raise min(failures, key=lambda failure: isinstance(failure, Stopped))
 
     def _check(
         self,

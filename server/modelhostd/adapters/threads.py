@@ -6,9 +6,10 @@ hold up the end of the process, so these are daemon threads, one per piece of wo
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from modelhostd.adapters.blobs import Stopped
 from modelhostd.adapters.cancel import Canceller
 
 T = TypeVar("T")
@@ -56,6 +57,25 @@ async def cancellable(canceller: Canceller, work: Callable[[], T]) -> T:
         canceller.cancel()
         await asyncio.wait({future}, timeout=SETTLE_S)
         raise
+
+
+async def first_failure(tasks: Sequence["asyncio.Task[None]"], canceller: Canceller) -> None:
+    """Wait for tasks that share a canceller; the first that fails by itself ends the others, and is raised."""
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if all(task.done() and not task.exception() for task in tasks):
+            return
+        canceller.cancel()
+        await asyncio.wait(tasks, timeout=SETTLE_S)
+    finally:
+        if not all(task.done() for task in tasks):
+            canceller.cancel()
+        for task in tasks:
+            task.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+    # Those that were stopped were stopped because of one that failed.
+    failures = [end for end in ended if isinstance(end, BaseException)]
+    raise min(failures, key=lambda failure: isinstance(failure, Stopped))
 
 
 async def to_the_end(future: "asyncio.Future[Any]") -> None:
