@@ -25,6 +25,6 @@ def _split(text: str) -> tuple[str, str]:
         rest, _, revision = rest.removeprefix("library/").partition(":")
     elif scheme == "github" and "@" in rest:
         repo, _, tail = rest.partition("@")
-        revision, _, asset = tail.rpartition("/")
-        rest = f"{repo}/{asset}"
+        revision, slash, asset = tail.rpartition("/") if "/" in tail else (tail, "", "")
+        rest = f"{repo}{slash}{asset}"
     return f"{scheme}://{rest}", revision
