@@ -58,7 +58,8 @@ class Limits:
     control_message_bytes: int = key(256 * 1024, values.size, least=4096, most=64 * MIB)
     """The largest request of every other method."""
     inference_bytes_in_flight: int = key(GIB, values.size, live=True, least=MIB)
-    """Inference requests held at one time, all clients together; more is RESOURCE_EXHAUSTED."""
+    """Inference requests held at one time, all clients together; more is RESOURCE_EXHAUSTED. So many bytes
+    of answers beyond 64 KiB may wait for their clients to read, too."""
     max_connections: int = key(256, values.whole, least=1, most=65536)
     """Connections of each listener."""
     max_concurrent_streams: int = key(128, values.whole, least=1, most=65536)

@@ -92,6 +92,21 @@ def test_the_level_changes_at_once(stream: io.StringIO) -> None:
     assert [line["event"] for line in lines(stream)] == ["shown"] * 3
 
 
+def test_clients_that_leave_fill_no_log(stream: io.StringIO) -> None:
+    """gRPC's traceback for a client that left before its answer was read is a line at debug alone."""
+
+    class ExecuteBatchError(Exception):
+        pass
+
+    grpc_log = logging.getLogger("grpc._cython.cygrpc")
+    for level in ("info", "debug"):
+        logs.configure(level, "json", stream)
+        grpc_log.error("%s raised in core", "x", exc_info=ExecuteBatchError("batch"))
+        grpc_log.error("%s raised in core", level, exc_info=RuntimeError("news"))
+    told = [line["event"] for line in lines(stream)]
+    assert told == ["info raised in core", "x raised in core", "debug raised in core"]
+
+
 @pytest.mark.parametrize("format_", ["json", "console"])
 def test_no_line_holds_a_secret(stream: io.StringIO, format_: str) -> None:
     """Tokens, credentials in URLs, presigned queries and known secrets go, wherever they stand."""

@@ -34,6 +34,8 @@ _PATTERNS = (
 _QUIET = ("asyncio", "grpc", "hpack", "httpcore2", "httpx2", "httpcore", "httpx", "huggingface_hub")
 """Loggers whose INFO is our DEBUG: one line for each request says nothing that ours do not."""
 
+_GRPC = "grpc._cython.cygrpc"
+
 # Levels of syslog.h, which the journal reads from the beginning of a line.
 _JOURNAL_LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _CONTROL = {number: f"\\x{number:02x}" for number in (*range(9), *range(11, 32), 127)}
@@ -84,6 +86,7 @@ def configure(
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
+    logging.getLogger(_GRPC).addFilter(_is_news)
     set_level(level)
 
 
@@ -93,6 +96,17 @@ def set_level(level: str) -> None:
     logging.getLogger().setLevel(number)
     for name in _QUIET:
         logging.getLogger(name).setLevel(number if number == logging.DEBUG else logging.WARNING)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Tell whether a line of gRPC's says more than that a client left before its answer was read.
+
+    It writes a traceback for each of those: any client could fill the log with them.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if type(error).__name__ != "ExecuteBatchError":
+        return True
+    return logging.getLogger(_GRPC).isEnabledFor(logging.DEBUG)
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

@@ -6,6 +6,7 @@ its bytes go out. The daemon never parses a tensor; the worker checks the whole 
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from modelhost.oip import model_config_pb2, open_inference_pb2
 from modelhost.v1 import options_pb2
@@ -26,6 +27,9 @@ _oip = open_inference_pb2
 
 PRIORITY_DEFAULT = 100
 """How urgent a request without ``priority`` is: requests count from 1, the most urgent, upwards."""
+
+WINDOW_BYTES = 64 * 1024
+"""What a call's window takes at least, whether its client reads or not."""
 
 _READ = (
     *("ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig"),
@@ -54,7 +58,8 @@ class InferenceOptions:
     server_version: str = "0"
     message_bytes_max: int = 64 * 1024 * 1024
     in_flight_bytes_max: int = 512 * 1024 * 1024
-    """Bytes of all requests that are not answered yet; at least one message fits."""
+    """Bytes of all requests that are not answered yet, and of all answers that are not read yet; at least
+    one message fits."""
 
 
 def inference_service(host: Host, options: InferenceOptions) -> Service:
@@ -72,11 +77,12 @@ def inference_service(host: Host, options: InferenceOptions) -> Service:
 
 
 class ByteBudget:
-    """The bytes of requests in flight, of all models together."""
+    """The bytes of all models' requests in flight, or of their answers: ``what`` says which."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, what: str = "requests in flight") -> None:
         self.limit = limit
         self.used = 0
+        self._what = what
 
     def set_limit(self, limit: int) -> None:
         """Change the limit for requests that come from now on."""
@@ -87,7 +93,7 @@ class ByteBudget:
         if self.used + size > self.limit:
             raise ModelhostError(
                 Reason.QUEUE_FULL,
-                f"requests in flight hold {self.used} bytes, {size} more are above the limit of "
+                f"{self._what} hold {self.used} bytes, {size} more are above the limit of "
                 f"{self.limit}; try again in a second",
                 {"model": model, "queue": str(self.used), "limit": str(self.limit)},
                 retry_delay_s=1.0,
@@ -105,13 +111,29 @@ class InferenceService(Repository, Refusals):
     def __init__(self, host: Host, options: InferenceOptions) -> None:
         super().__init__(host)
         self._options = options
-        self.budget = ByteBudget(max(options.in_flight_bytes_max, options.message_bytes_max))
+        limit = max(options.in_flight_bytes_max, options.message_bytes_max)
+        self.budget = ByteBudget(limit)
+        # Apart: clients that do not read must not keep others' requests out.
+        self.unread = ByteBudget(limit, "answers that their clients have not read")
+
+    def set_limit(self, limit: int) -> None:
+        """Change how many bytes may be in flight, and how many unread, from now on."""
+        self.budget.set_limit(limit)
+        self.unread.set_limit(limit)
 
     # --- inference ------------------------------------------------------------------------------
 
     async def model_infer(self, request: bytes, call: Call) -> bytes:
         """Route one encoded ModelInferRequest and return the worker's encoded answer."""
-        return await self._infer(scan(request), request, call)
+        head = scan(request)
+        answer = await self._infer(head, request, call)
+        size = len(answer)
+        if size > WINDOW_BYTES:
+            # gRPC holds the rest until the client reads it, long after this method has returned.
+            self.unread.take(size, head.model_name[:64])
+            returned: Any = lambda _: self.unread.give_back(size)  # noqa: E731  (the stubs' type is odd)
+            call.context.add_done_callback(returned)
+        return answer
 
     def model_stream_infer(
         self, requests: AsyncIterator[bytes], call: Call

@@ -142,7 +142,7 @@ def build(host: Host, config: ApiConfig) -> "ApiServer":
     if isinstance(inference.servicer, InferenceService):
         budget = inference.servicer.budget
         gauges.inference_bytes = lambda: budget.used
-        server.inference_limit = budget.set_limit
+        server.inference_limit = inference.servicer.set_limit
     compatibility = Compatibility(host, facts.installed, facts.backend_tasks)
     server.services = (
         model_service(host, compatibility),
