@@ -225,6 +225,12 @@ def test_any_answer_is_the_range_that_was_asked_for_or_refused(
     st.booleans(),
 )
 @example(json.dumps(dict(FACTS)).encode(), json.dumps(TREE).encode(), b"", False)
+@example(
+    json.dumps({**FACTS, "cardData": "x", "tags": 5}).encode(),
+    json.dumps(TREE).encode(),
+    b"",
+    False,
+)
 def test_any_plan_of_the_hub_is_safe_or_refused(
     site: Site, facts: bytes, tree: bytes, head: bytes, of_tree: bool
 ) -> None:

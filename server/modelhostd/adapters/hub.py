@@ -138,7 +138,7 @@ class Hub:
             skipped=chosen.skipped,
             task=_text(info.pipeline_tag),
             licence=_licence(info),
-            tags=tuple(_text(tag) for tag in list(info.tags or ())[:TAGS_MAX]),
+            tags=tuple(_text(tag) for tag in _tags(info)),
             gated=bool(info.gated),
             private=bool(info.private),
         )
@@ -284,12 +284,16 @@ def _text(value: Any) -> str:
     return "".join(c for c in clean if c.isprintable())[:TEXT_CHARS_MAX]
 
 
+def _tags(info: Any) -> list[Any]:
+    return info.tags[:TAGS_MAX] if isinstance(info.tags, list) else []
+
+
 def _licence(info: Any) -> str:
     data = info.card_data
-    named = data.get("license") if data is not None else None
+    named = data.get("license") if hasattr(data, "get") else None
     if isinstance(named, list):
         named = next((item for item in named if isinstance(item, str)), None)
     if isinstance(named, str):
         return _text(named)
-    tags = (tag for tag in info.tags or () if isinstance(tag, str))
+    tags = (tag for tag in _tags(info) if isinstance(tag, str))
     return _text(next((tag[8:] for tag in tags if tag.startswith("license:")), ""))
