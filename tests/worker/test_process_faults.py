@@ -8,10 +8,12 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from modelhostd.adapters.workers.arenas import Arenas
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import Isolation
 from tests.support import wait_until, wait_until_async
@@ -228,6 +230,27 @@ async def test_an_interpreter_that_is_not_there_is_a_typed_error(tmp_path):
                 await workers.load("cpu", spec(), ignore)
             assert caught.value.reason is Reason.WORKER_LOST
             assert "could not be started" in caught.value.message
+
+
+async def test_letting_go_of_a_dead_worker_holds_nobody_up(monkeypatch):
+    """A death is told, and the next worker runs, before the memory of the dead one is given back."""
+    gate = threading.Event()
+    close = Arenas.close
+
+    def slow(arenas):
+        assert threading.current_thread() is not threading.main_thread()
+        gate.wait(DEADLINE_S)
+        close(arenas)
+
+    monkeypatch.setattr(Arenas, "close", slow)
+    async with running() as (workers, listener):
+        await workers.load("cpu", spec(backend="trouble"), ignore)
+        request = encode({}, parameters={"do": "kill:SIGKILL"})
+        with pytest.raises(ModelhostError):
+            await workers.infer("cpu", "m-1", 1, request, timeout_s=None)
+        await listener.wait(exits=1, ready=2)
+        await workers.load("cpu", spec(generation=2), ignore)
+        gate.set()
 
 
 @pytest.mark.parametrize("crashes", [25, pytest.param(250, marks=pytest.mark.slow)])
