@@ -1,8 +1,8 @@
 """A program: the daemon as it is, its workers able to import this folder, its back-off and tasks in view.
 
-``python bench/faulty_daemon.py [arguments of modelhostd]``. The variable FAULTY_PATIENT leaves the back-off after
-crashes as it is; else each crash counts as the first, or a thousand of them would take a day. On SIGUSR2 it writes
-the names of its tasks to FAULTY_TASKS.
+``python bench/faulty_daemon.py [arguments of modelhostd]``. Each crash of a worker counts as the first, or the back-off
+of a thousand of them would take a day. FAULTY_HEARTBEAT_S is the time between heartbeats. On SIGUSR2 it writes the
+names of its tasks to FAULTY_TASKS.
 """
 
 import asyncio
@@ -32,9 +32,11 @@ def main() -> int:
     serve = daemon.Daemon.serve
 
     def workers_config(config: Config) -> WorkersConfig:
-        return dataclasses.replace(
-            made(config), import_paths=(str(ROOT),), heartbeat_interval_s=0.25
-        )
+        found = dataclasses.replace(made(config), import_paths=(str(ROOT),))
+        interval_s = os.environ.get("FAULTY_HEARTBEAT_S")
+        if interval_s is None:
+            return found
+        return dataclasses.replace(found, heartbeat_interval_s=float(interval_s))
 
     async def serve_in_view(self: daemon.Daemon) -> int:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, tell_tasks)
@@ -42,8 +44,7 @@ def main() -> int:
 
     daemon._workers_config = workers_config  # noqa: SLF001
     daemon.Daemon.serve = serve_in_view  # type: ignore[method-assign]
-    if "FAULTY_PATIENT" not in os.environ:
-        backoff.RESET_AFTER_S = 0.0
+    backoff.RESET_AFTER_S = 0.0
     return __main__.main()
 
 

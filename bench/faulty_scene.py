@@ -41,7 +41,7 @@ FILES = {
 }
 
 
-def wait_for(what: str, condition: Callable[[], T], deadline_s: float = CALL_S) -> T:
+def wait_for(what: str, condition: Callable[[], T | None], deadline_s: float = CALL_S) -> T:
     """Return the first true value of a condition; raises TimeoutError saying what was waited for."""
     end = time.monotonic() + deadline_s
     while not (value := condition()):

@@ -1,5 +1,6 @@
 """What a process uses, from /proc: memory, descriptors, CPU, children."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def children(pid: int) -> list[int]:
     """Return the process ids of its children, those of all its threads."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
+            found += [int(child) for child in (task / "children").read_text().split()]
     return sorted(found)
 
 

@@ -69,7 +69,7 @@ FAULTS = (
 @pytest.fixture(scope="module")
 def at() -> Iterator[Scene]:
     """A daemon with three models in one worker, and one in another."""
-    with scene(*FLAGS) as made:
+    with scene(*FLAGS, environment={"FAULTY_HEARTBEAT_S": "0.25"}) as made:
         for name in SHARED:
             made.model(name)
         made.model(OTHER, alone=True)

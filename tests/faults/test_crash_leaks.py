@@ -1,0 +1,23 @@
+"""Crash after crash, a whole daemon holds what it held before."""
+
+import pytest
+
+from bench.faults import leaks
+
+SLACK_BYTES = 12 * 2**20
+"""What memory may grow by, however many crashes: the ring of the last events fills up, and the allocator keeps its peaks.
+A leak of one worker's buffers (over 1 MiB here) or of 64 KiB a crash would pass it within 200."""
+
+
+@pytest.mark.parametrize(
+    "crashes",
+    [100, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+)
+@pytest.mark.timeout(180)
+def test_crashes_leave_nothing_behind(crashes: int) -> None:
+    """Descriptors, tasks and children are as many as before, to the last one; memory is as much."""
+    figures = leaks(crashes)
+    before, after = dict(figures["before"]), dict(figures["after"])
+    grown = after.pop("rss_bytes") - before.pop("rss_bytes")
+    assert after == before
+    assert grown <= SLACK_BYTES
