@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,14 +83,16 @@ def servers() -> Iterator[Sequence[Server]]:
 
 
 @contextmanager
-def bare_server(name: str, folder: Path, *flags: str) -> Iterator[Server]:
+def bare_server(
+    name: str, folder: Path, *flags: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """Start a reference server that keeps its socket and its lag in ``folder``."""
     folder.mkdir()
     script = Path(__file__).with_name("bare_server.py")
     lag = folder / "lag"
     target = f"unix:{folder}/socket"
     command = [sys.executable, str(script), target, "--lag", str(lag), *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         try:
             assert process.stdout is not None
             if process.stdout.readline() != b"serving\n":
