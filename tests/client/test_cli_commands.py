@@ -45,6 +45,14 @@ ASKS = [
     (["ps", "--device", "cpu"], "ListInstances", {"page_size": 1000, "device": "devices/cpu"}),
     (["pin", "mini"], "PinModel", {"name": "models/mini"}),
     (["unpin", "mini"], "UnpinModel", {"name": "models/mini"}),
+    (["storage"], "GetStorage", {}),
+    (["storage", "--check", "--deep", "--repair"], "CheckStorage", {"deep": True, "repair": True}),
+    (["verify", "mini", "--version", "2"], "VerifyModel", {"name": "models/mini", "version": 2}),
+    (["prune"], "PruneStorage", {}),
+    (["quarantine", "ls", "--model", "mini"], "ListQuarantine", {"model": "models/mini", "page_size": 1000}),
+    (["quarantine", "restore", "1-a"], "RestoreQuarantined", {"name": "quarantine/1-a"}),
+    (["pause", ID], "PauseOperation", {"name": NAME}),
+    (["resume", ID], "ResumeOperation", {"name": NAME}),
     (["slots", "--model", "mini"], "ListSlots", {"page_size": 1000, "model": "models/mini"}),
     (["switch", "role", "mini", "--unload-previous"], "SwitchSlot",
      {"slot": "slots/role", "model": "models/mini", "unload_previous": True}),
@@ -148,6 +156,32 @@ def test_a_lease_without_its_command_is_released(told: Double, run) -> None:
     """A command that is not there is an error of the command line, and holds nothing."""
     assert run("lease", "mini", "no-such-command-here").exit_code == 2
     assert len(told.requests("ReleaseLease")) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "result"),
+    [(["verify", "mini"], "verify_result"), (["storage", "--check"], "check_storage_result")],
+    ids=lambda given: given[0] if isinstance(given, list) else "",
+)
+def test_findings_are_told_and_are_exit_code_1(told: Double, run, command, result) -> None:
+    """What was found and not mended is a line each and a failure; what was mended is none."""
+    for repaired, code in ((False, 1), (True, 0)):
+        finding = {"kind": "corrupt_file", "message": "w is not what it was", "repaired": repaired}
+        done = operations_pb2.Operation(
+            name=NAME, kind="VERIFY", state="SUCCEEDED", **{result: {"findings": [finding]}}
+        )
+        told.on("VerifyModel", done)
+        told.on("CheckStorage", done)
+        ended = run(*command)
+        assert ended.exit_code == code, ended.output
+        assert "corrupt_file\tw is not what it was" in ended.stdout
+
+
+def test_a_quarantined_file_is_removed(told: Double, run) -> None:
+    """quarantine rm says what it did; --deep without --check is a wrong command line."""
+    assert run("quarantine", "rm", "1-a").stdout == "1-a is deleted\n"
+    assert told.requests("DeleteQuarantined")[0].name == "quarantine/1-a"
+    assert run("storage", "--deep").exit_code == 2
 
 
 def test_switch_takes_a_model_or_clears(told: Double, run) -> None:

@@ -18,6 +18,7 @@ from modelhost.cli import (
     registry,
     residency,
     sources,
+    storage,
 )
 from modelhost.cli.output import error_note
 from modelhost.cli.session import Group, Session, global_options
@@ -31,12 +32,16 @@ SECTIONS: Mapping[str, Sequence[click.Command]] = {
         *(registry.pull, registry.add, registry.ls, registry.show, registry.rm),
         *(registry.inspect, registry.check),
     ),
+    "Disk": (storage.storage, storage.verify, storage.prune, storage.quarantine),
     "Memory": (
         *(residency.load, residency.unload, residency.ps, residency.pin, residency.unpin),
         *(residency.plan, host.budget, holds.lease, holds.slots, holds.switch),
     ),
     "Use": (infer.infer,),
-    "Work and events": (operations.ops, operations.cancel, observe.events),
+    "Work and events": (
+        *(operations.ops, operations.pause, operations.resume, operations.cancel),
+        observe.events,
+    ),
     "Registry as a file": (host.export, host.import_),
 }
 
