@@ -57,7 +57,7 @@ def figures(effort: Effort) -> Sequence[Figure]:
             with started(folder, f"empty-{number}") as (seconds, pid):
                 empty.append(seconds)
                 cpu.append(process_use.cpu_s(pid))
-                time.sleep(IDLE_S)
+                time.sleep(IDLE_S * min(1.0, effort.scale))
                 rss.append(process_use.rss_bytes(pid) / MIB)
             with started(folder, "full") as (seconds, _):
                 full.append(seconds)
