@@ -15,6 +15,7 @@ from modelhostd.core.resources import (
 )
 from tests.fakes.clock import settle
 from tests.fakes.database import disk_full
+from tests.fakes.downloads import FakeRepo
 from tests.host.support import Running, World, held, release
 
 PHASES = [Phase.PLANNING, Phase.DOWNLOADING, Phase.VERIFYING, Phase.COMMITTING]
@@ -305,6 +306,31 @@ async def test_another_source_needs_another_download(world: World) -> None:
         assert run.host.models.get("a").artifacts[0].source == Source("hf://org/a")
         await run.end(await run.host.transfers.download("a"))
         assert [job.source.uri for job in world.downloads.jobs] == ["hf://org/a", "hf://org/b"]
+
+
+async def test_unsafe_files_come_for_the_download_that_may(world: World) -> None:
+    """Refused without, fetched with, also by the next daemon; one without is not joined."""
+    async with world.host() as run:
+        await run.add("a")
+        world.downloads.repos["hf://org/a"] = FakeRepo({"pytorch_model.bin": b"x"}, "r1")
+        failed = await run.host.transfers.download("a")
+        failed = await run.host.operations.wait(failed.id, timeout_s=1.0)
+        assert failed.error is not None
+        assert failed.error.reason == "UNSAFE_FILE"
+        world.downloads.hold("hf://org/a", Phase.DOWNLOADING)
+        first = await run.host.transfers.download("a", allow_unsafe=True)
+        assert (await run.host.transfers.download("a", allow_unsafe=True)).id == first.id
+    async with world.host() as run:
+        world.downloads.unhold("hf://org/a", Phase.DOWNLOADING)
+        done = await run.host.operations.wait(first.id, timeout_s=1.0)
+        assert done.state is OperationState.SUCCEEDED
+        await run.add("b")
+        safe = await held(run, "b")
+        with pytest.raises(ModelhostError, match="allow_unsafe") as caught:
+            await run.host.transfers.download("b", allow_unsafe=True)
+        assert caught.value.reason is Reason.CONFLICTING_OPERATION
+        assert caught.value.metadata["operation"] == safe.id
+        release(run, "b")
 
 
 async def test_a_stop_leaves_downloads_to_the_next_daemon(world: World) -> None:

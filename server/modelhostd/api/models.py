@@ -8,7 +8,6 @@ from modelhostd.api import convert, convert_from, convert_models, lists, masks
 from modelhostd.api.addressing import model_id, plain_model_id
 from modelhostd.api.calls import Call
 from modelhostd.api.compatibility import Compatibility
-from modelhostd.api.errors import unimplemented
 from modelhostd.api.methods import Service
 from modelhostd.core import sources, tasks
 from modelhostd.core.errors import ModelhostError, invalid
@@ -146,11 +145,11 @@ class ModelService:
         """See DownloadModel in the contract."""
         if request.allow_unsafe:
             call.require(options_pb2.OPERATE, "allow_unsafe")
-            raise unimplemented(call.method, "DownloadModelRequest.allow_unsafe")
         operation = await self._host.transfers.download(
             model_id(self._state, "name", request.name),
             priority=request.priority,
             rate_limit=request.rate_limit_bytes_per_second,
+            allow_unsafe=request.allow_unsafe,
             principal=call.principal,
             request=convert_from.request(call.method, request),
         )

@@ -12,7 +12,6 @@ UNIMPLEMENTED_METHODS = frozenset(
 
 UNIMPLEMENTED_FIELDS = frozenset(
     {
-        "modelhost.v1.DownloadModelRequest.allow_unsafe",
         "modelhost.v1.UnloadModelRequest.keep_warm",
         "modelhost.v1.UnloadModelRequest.force",
     }

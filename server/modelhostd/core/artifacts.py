@@ -50,9 +50,11 @@ def artifact_of(state: State, operation: str) -> tuple[Model, Artifact] | None:
     return (model, found) if found is not None else None
 
 
-def wanted(model: Model, operation: Operation) -> Sequence[Edit]:
+def wanted(model: Model, operation: Operation, *, allow_unsafe: bool = False) -> Sequence[Edit]:
     """Return the edits that give the model the artifact a new download will fill."""
-    changed, artifact = rules.wanted_artifact(model, operation.id, operation.create_time)
+    changed, artifact = rules.wanted_artifact(
+        model, operation.id, operation.create_time, allow_unsafe=allow_unsafe
+    )
     return [rules.model_edit(changed, "DOWNLOAD_QUEUED", version=str(artifact.version))]
 
 

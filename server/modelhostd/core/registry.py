@@ -174,7 +174,9 @@ def needs_reload(old: ModelConfig, new: ModelConfig) -> bool:
 # --- artifacts ----------------------------------------------------------------------------------
 
 
-def wanted_artifact(model: Model, operation: str, now: float) -> tuple[Model, Artifact]:
+def wanted_artifact(
+    model: Model, operation: str, now: float, *, allow_unsafe: bool = False
+) -> tuple[Model, Artifact]:
     """Return the model with the artifact that a download will fill, QUEUED.
 
     A failed, paused or absent newest one is tried again under its version; else a new version rises.
@@ -188,6 +190,7 @@ def wanted_artifact(model: Model, operation: str, now: float) -> tuple[Model, Ar
         create_time=now,
         operation=operation,
         source=model.source,
+        allow_unsafe=allow_unsafe,
     )
     kept = model.artifacts[:-1] if retry else model.artifacts
     return (

@@ -117,6 +117,8 @@ class Artifact:
     error: StoredError | None = None
     source: Source | None = None
     """What the model's source was when this artifact was asked for; another one needs a download."""
+    allow_unsafe: bool = False
+    """Whether files that can run code when loaded may be among its files."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,9 @@ def _job(model: Model, artifact: Artifact, operation: str) -> DownloadJob:
     spec = asdict(rules.spec_of(model))
     manifest = {"id": model.id, "uid": model.uid, "create_time": model.create_time, **spec}
     source = artifact.source or model.source
-    return DownloadJob(operation, model.id, artifact.version, source, manifest)
+    return DownloadJob(
+        operation, model.id, artifact.version, source, manifest, allow_unsafe=artifact.allow_unsafe
+    )
 
 
 def download_result(model: Model, have: Artifact, reused_bytes: int) -> dict[str, object]:

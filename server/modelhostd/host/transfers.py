@@ -74,13 +74,15 @@ class Transfers:
         priority: int = 0,
         rate_limit: int = 0,
         refresh: bool = False,
+        allow_unsafe: bool = False,
         principal: str = "",
         request: Request | None = None,
     ) -> Operation:
         """Return the operation that brings a model's files to disk, joined if it runs already.
 
         Files that are on disk from the model's source are left alone and the operation has SUCCEEDED,
-        unless ``refresh`` asks the source for a newer revision.
+        unless ``refresh`` asks the source for a newer revision. With ``allow_unsafe`` files that can
+        run code when loaded may come, too; one that runs without them is not joined.
         """
         answered = await self._registry.answered(request)
         if answered is not None:
@@ -91,17 +93,30 @@ class Transfers:
         have = model.newest
         if have is not None and have.source == model.source and not refresh:
             return await self._done_already(model, have, principal, request)
+        if allow_unsafe:
+            self._refuse_a_safe_one(model_id)
         return await self._operations.start(
             OperationKind.DOWNLOAD,
             model=model_id,
-            join_key=f"download:{model_id}",
+            join_key=_join_key(model_id),
             priority=priority,
             rate_limit=rate_limit,
             principal=principal,
             request=request,
-            edits=lambda operation: artifacts.wanted(model, operation),
+            edits=lambda operation: artifacts.wanted(model, operation, allow_unsafe=allow_unsafe),
             begun=lambda operation: self._begun(operation.id),
         )
+
+    def _refuse_a_safe_one(self, model_id: str) -> None:
+        running = self._registry.decided.active_operation(_join_key(model_id))
+        found = running and artifacts.artifact_of(self._registry.decided, running.id)
+        if running is not None and found and not found[1].allow_unsafe:
+            raise ModelhostError(
+                Reason.CONFLICTING_OPERATION,
+                f"a download of model '{model_id}' without allow_unsafe is under way; wait for it or "
+                "cancel it, then ask again",
+                {"model": model_id, "operation": running.id},
+            )
 
     async def pause(self, key: str) -> Operation:
         """Stop a download's bytes and keep what is there; PAUSED until ResumeOperation."""
@@ -350,6 +365,10 @@ class Transfers:
         if operation.kind is not OperationKind.DOWNLOAD or operation.state in FINAL_STATES:
             raise _wrong_state(operation, verb)
         return operation
+
+
+def _join_key(model_id: str) -> str:
+    return f"download:{model_id}"
 
 
 def _wrong_state(operation: Operation, verb: str) -> ModelhostError:
