@@ -22,7 +22,7 @@ from pathlib import Path
 # Run as a script: the repository's root is not on the path by itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import control, inference, parts, start
+from bench import control, inference, parts, policies, start
 from bench.figure import COLUMNS, Effort, Figure, Part
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -38,6 +38,7 @@ PARTS: Sequence[Part] = (
     Part("ending", parts.ENDING, parts.ending_),
     Part("connections", parts.CONNECTIONS, parts.connections_),
     Part("subscribers", parts.SUBSCRIBERS, parts.subscribers_),
+    Part("policies", str(policies.__doc__), policies.figures),
 )
 
 
