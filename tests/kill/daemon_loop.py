@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from modelhostd.adapters import failpoints
+from tests.e2e import process
 from tests.e2e.process import Daemon, DaemonFailed
 from tests.kill import recording
 from tests.kill.chronicle import Chronicle
@@ -30,6 +31,8 @@ LIVES_S = (0.1, 0.4, 1.0)
 """How long a daemon may serve at most before its kill, the first two often before its worker is ready."""
 SERVED_S = 6.0
 STARTING_S = 0.7
+READY_S = 120.0
+"""A start that takes longer hangs; several run side by side here, on machines that are busy anyway."""
 FAILPOINT_S = 1.5
 FLAGS = (
     "--set", "worker.backends=identity",
@@ -222,6 +225,7 @@ def _fsck(home: Path) -> None:
 def main(root: Path, endpoint: str, kills: int, seed: int, seconds: float = math.inf) -> None:
     """Run the loop and print what it saw."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    process.START_S = READY_S
     loop = DaemonLoop(root, endpoint, seed)
     asyncio.run(loop.run(kills, seconds))
     print(json.dumps(asdict(loop.totals)))
