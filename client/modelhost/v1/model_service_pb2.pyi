@@ -612,22 +612,33 @@ class UploadModelFilesRequest(_message.Message):
         REVISION_FIELD_NUMBER: _builtins.int
         TOTAL_BYTES_FIELD_NUMBER: _builtins.int
         REQUEST_ID_FIELD_NUMBER: _builtins.int
+        DRY_RUN_FIELD_NUMBER: _builtins.int
         revision: _builtins.str
-        """The source's own version, as `Artifact.revision` is to show it; empty = none."""
+        """The version, as `Artifact.revision` is to show it; empty = a digest of the paths and contents.
+        Files that the model has under this revision from an upload are not kept twice; other files
+        under it are INVALID_ARGUMENT.
+        """
         total_bytes: _builtins.int
-        """Bytes of all files, for the check of disk space and for progress; 0 = not known."""
+        """Bytes that this stream will bring: those of all files without `offset_bytes`. Space for them is
+        reserved before the first. 0 = not known, then it is reserved file by file.
+        """
         request_id: _builtins.str
         """Makes the call safe to repeat; see CreateModelRequest."""
+        dry_run: _builtins.bool
+        """Whether only to ask what is there: `file` steps follow and nothing else, nothing is changed,
+        and the answer has `files`. Names, sizes and the space for what is missing are checked.
+        """
         def __init__(
             self,
             *,
             revision: _builtins.str = ...,
             total_bytes: _builtins.int = ...,
             request_id: _builtins.str = ...,
+            dry_run: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "revision", b"revision", "total_bytes", b"total_bytes"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "request_id", b"request_id", "revision", b"revision", "total_bytes", b"total_bytes"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -640,6 +651,7 @@ class UploadModelFilesRequest(_message.Message):
         PATH_FIELD_NUMBER: _builtins.int
         SIZE_BYTES_FIELD_NUMBER: _builtins.int
         SHA256_FIELD_NUMBER: _builtins.int
+        OFFSET_BYTES_FIELD_NUMBER: _builtins.int
         path: _builtins.str
         """The path inside the model, `/`-separated; absolute paths, `..` and doubles are
         INVALID_ARGUMENT.
@@ -647,17 +659,24 @@ class UploadModelFilesRequest(_message.Message):
         size_bytes: _builtins.int
         """Its size; other than what comes is INVALID_ARGUMENT."""
         sha256: _builtins.str
-        """Its SHA-256; other than what comes is CHECKSUM_MISMATCH. Empty = not checked."""
+        """Its SHA-256 in lower-case hexadecimal; other than what comes is CHECKSUM_MISMATCH. Empty = not
+        checked, and nothing of it is kept when the stream breaks.
+        """
+        offset_bytes: _builtins.int
+        """How many of its first bytes are not sent, because they are there: at most `have_bytes` of a
+        dry run, more is INVALID_ARGUMENT. They are hashed again.
+        """
         def __init__(
             self,
             *,
             path: _builtins.str = ...,
             size_bytes: _builtins.int = ...,
             sha256: _builtins.str = ...,
+            offset_bytes: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["offset_bytes", b"offset_bytes", "path", b"path", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -665,10 +684,13 @@ class UploadModelFilesRequest(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model, `models/{model}`. Required in the first message, ignored in the others."""
     chunk: _builtins.bytes
     """The next bytes of the file, at most 192 KiB."""
+    commit: _builtins.bool
+    """The last message: all files came. Must be true."""
     @_builtins.property
     def start(self) -> Global___UploadModelFilesRequest.Start:
         """The first message, and only that."""
@@ -684,12 +706,13 @@ class UploadModelFilesRequest(_message.Message):
         start: Global___UploadModelFilesRequest.Start | None = ...,
         file: Global___UploadModelFilesRequest.File | None = ...,
         chunk: _builtins.bytes = ...,
+        commit: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "file", b"file", "start", b"start", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "commit", b"commit", "file", b"file", "start", b"start", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "file", b"file", "model", b"model", "start", b"start", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "commit", b"commit", "file", b"file", "model", b"model", "start", b"start", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["start", "file", "chunk"]  # noqa: Y015
+    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["start", "file", "chunk", "commit"]  # noqa: Y015
     _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
 
@@ -701,23 +724,53 @@ class UploadModelFilesResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class File(_message.Message):
+        """What is there of one file."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PATH_FIELD_NUMBER: _builtins.int
+        HAVE_BYTES_FIELD_NUMBER: _builtins.int
+        path: _builtins.str
+        """The path inside the model."""
+        have_bytes: _builtins.int
+        """How many of its first bytes are there; all of them = none need be sent."""
+        def __init__(
+            self,
+            *,
+            path: _builtins.str = ...,
+            have_bytes: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["have_bytes", b"have_bytes", "path", b"path"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """The artifact that is AVAILABLE now."""
+    """The artifact that is AVAILABLE now; 0 in a dry run."""
     @_builtins.property
     def model(self) -> _models_pb2.Model:
-        """The model with its new artifact."""
+        """The model with its new artifact; in a dry run as it is."""
+
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadModelFilesResponse.File]:
+        """In a dry run what is there, in the order of the question; else empty."""
 
     def __init__(
         self,
         *,
         model: _models_pb2.Model | None = ...,
         version: _builtins.int = ...,
+        files: _abc.Iterable[Global___UploadModelFilesResponse.File] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "model", b"model", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -223,11 +223,18 @@ class ModelServiceServicer(object):
 
     def UploadModelFiles(self, request_iterator, context):
         """Brings files to disk from the caller instead of from a source. The stream is one message with
-        `start`, then for each file one with `file` and any number with `chunk`; the end of the stream
-        commits. All files become one new artifact, or, on an error or a broken stream, none of them.
+        `start`, then for each file one with `file` and any number with `chunk`, and at the end one with
+        `commit`. All files become one new artifact, or, on an error or a stream that ends without
+        `commit`, none of them. What came of a file with a SHA-256 is kept for a week, and the next
+        upload goes on from there: a stream with `start.dry_run` asks how much of each file is there.
+        Meanwhile an operation of the kind UPLOAD shows its progress and can be cancelled. A stream that
+        brings no message for a minute, or takes longer than a day, is DEADLINE_EXCEEDED.
 
-        Fails with MODEL_NOT_FOUND, INVALID_ARGUMENT (order of messages, path, size),
-        CHECKSUM_MISMATCH, MALFORMED_FILE, UNSAFE_FILE, INSUFFICIENT_DISK_SPACE, CONFLICTING_OPERATION.
+        Fails with MODEL_NOT_FOUND, INVALID_ARGUMENT (order of messages, path, size, offset),
+        CHECKSUM_MISMATCH, MALFORMED_FILE, UNSAFE_FILE, INSUFFICIENT_DISK_SPACE,
+        PERMISSION_DENIED_ON_DISK, STORAGE_ERROR, CONFLICTING_OPERATION (another upload or a download of
+        the model is under way, or its files are being deleted), REQUEST_ID_REUSED, CANCELLED,
+        DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

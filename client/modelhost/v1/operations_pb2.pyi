@@ -59,6 +59,8 @@ class Operation(_message.Message):
         """DeleteModel and DeleteModelFiles."""
         CHECK_STORAGE: Operation._Kind.ValueType  # 9
         """CheckStorage."""
+        UPLOAD: Operation._Kind.ValueType  # 10
+        """UploadModelFiles; it ends with the stream that brings the bytes."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What an operation does. Expect new values."""
@@ -83,6 +85,8 @@ class Operation(_message.Message):
     """DeleteModel and DeleteModelFiles."""
     CHECK_STORAGE: Operation.Kind.ValueType  # 9
     """CheckStorage."""
+    UPLOAD: Operation.Kind.ValueType  # 10
+    """UploadModelFiles; it ends with the stream that brings the bytes."""
 
     class _State:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -189,7 +193,7 @@ class Operation(_message.Message):
 
     @_builtins.property
     def download_result(self) -> Global___DownloadResult:
-        """Of a DOWNLOAD."""
+        """Of a DOWNLOAD or an UPLOAD."""
 
     @_builtins.property
     def load_result(self) -> Global___LoadResult:
@@ -458,7 +462,7 @@ Global___OperationProgress: _TypeAlias = OperationProgress  # noqa: Y015
 
 @_typing.final
 class DownloadResult(_message.Message):
-    """What a download brought."""
+    """What a download or an upload brought."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -479,7 +483,7 @@ class DownloadResult(_message.Message):
     size_bytes: _builtins.int
     """Their bytes."""
     reused_bytes: _builtins.int
-    """Of those, the bytes that were not fetched."""
+    """Of those, the bytes that were not fetched or sent."""
     def __init__(
         self,
         *,

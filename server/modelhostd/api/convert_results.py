@@ -19,7 +19,7 @@ def put(
 ) -> None:
     """Set the result of a SUCCEEDED operation; the message is set even where all of it is zero."""
     match kind:
-        case OperationKind.DOWNLOAD:
+        case OperationKind.DOWNLOAD | OperationKind.UPLOAD:
             operation.download_result.CopyFrom(_download(result))
         case OperationKind.LOAD | OperationKind.RELOAD:
             operation.load_result.CopyFrom(_load(result))

@@ -56,6 +56,7 @@ class OperationKind(enum.StrEnum):
     SWITCH = "SWITCH"
     DELETE = "DELETE"
     CHECK_STORAGE = "CHECK_STORAGE"
+    UPLOAD = "UPLOAD"
 
 
 class Phase(enum.StrEnum):
