@@ -38,6 +38,7 @@ PARTS: Sequence[Part] = (
     Part("ending", parts.ENDING, parts.ending_),
     Part("connections", parts.CONNECTIONS, parts.connections_),
     Part("subscribers", parts.SUBSCRIBERS, parts.subscribers_),
+    Part("faults", parts.FAULTS, parts.faults_),
     Part("policies", str(policies.__doc__), policies.figures),
 )
 

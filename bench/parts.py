@@ -2,9 +2,10 @@
 
 import asyncio
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from bench import connections, ending, rpc_metrics, subscribers
+from bench import connections, ending, faults, rpc_metrics, subscribers
 from bench.figure import Effort, Figure
 from modelhostd.adapters import logs
 from modelhostd.api.counted import Counted
@@ -21,6 +22,11 @@ CONNECTIONS = (
 SUBSCRIBERS = (
     "100 subscribers that read beside 100 that never read, 100 events a second, then 200 readers "
     "(`subscribers.py`); the reference of the latency is the readers alone, that of the CPU time nobody reading."
+)
+FAULTS = (
+    "A worker is killed with a request in flight, with 0 and 1 GiB touched, and one is stopped (`faults.py`, which "
+    "also has the other hangs and the leaks of 1,000 crashes). The reference of a report is the kernel's own time "
+    "until the process is gone, that of serving again a first worker's import and load."
 )
 
 
@@ -85,8 +91,8 @@ def connections_(effort: Effort) -> Sequence[Figure]:
 
 
 def subscribers_(effort: Effort) -> Sequence[Figure]:
-    """Measure subscribers, for 5 s each."""
-    found = subscribers.measure(5.0 * effort.scale)
+    """Measure subscribers, for 4 s each."""
+    found = subscribers.measure(4.0 * effort.scale)
     limit = subscribers.P99_GOAL_S * 1e3
     return [
         Figure(
@@ -103,3 +109,33 @@ def subscribers_(effort: Effort) -> Sequence[Figure]:
             subscribers.CORE_GOAL, reference=found["cores_0_readers"], expected="0.4 cores",
         ),
     ]  # fmt: skip
+
+
+def faults_(effort: Effort) -> Sequence[Figure]:
+    """Measure crashes, a hang, and for how long anybody is told a wrong health."""
+    return list(_faults(min(effort.rounds, 2)))
+
+
+def _faults(rounds: int) -> Iterator[Figure]:
+    for gib in (0, 1):
+        found: Any = faults.crash(gib, rounds)
+        name = f"worker killed, {gib} GiB touched"
+        yield Figure(
+            f"{name}: reported, max", found["reported_s"]["max"], "s", faults.REPORTED_S,
+            reference=found["died_s"]["max"], expected=f"{0.02 + 0.025 * gib:.3g} s",
+        )  # fmt: skip
+        yield Figure(
+            f"{name}: replacement exec'd, max", found["exec_s"]["max"], "s", faults.EXEC_S,
+            reference=found["died_s"]["max"], expected="0.2 s",
+        )  # fmt: skip
+        yield Figure(
+            f"{name}: exec to READY, median", found["exec_to_ready_s"]["p50"], "s",
+            reference=found["cold_s"], expected="1.0x",
+        )  # fmt: skip
+    stopped: Any = faults.hang("stop", rounds)
+    beyond = stopped["beyond_timeout_s"]["max"]
+    yield Figure("hang told, beyond its timeout, max", beyond, "s", faults.HANG_S, expected="2.5 s")
+    health: Any = faults.health(1)
+    for harm in ("kill", "hang", "poison"):
+        for who, seconds in health[harm].items():
+            yield Figure(f"health wrong after {harm}, {who}", seconds, "s", faults.WRONG_S)
