@@ -79,8 +79,8 @@ class DownloadConfig:
     sources: tuple[str, ...] = key(SOURCES, values.texts, choices=SOURCES)
     """The kinds of sources that may be used, by scheme; ``https`` stands for ``http`` too."""
     hosts: tuple[str, ...] = key(("*",), values.hosts)
-    """Hosts that may be asked, redirects included: names or patterns (``*.example.com``). What is named
-    in the keys below may be asked anyway."""
+    """Hosts that may be asked, redirects included: names or patterns (``*.example.com``). The next two
+    keys and endpoints of one's own need no entry; the public ones do, with their CDNs."""
     private_hosts: tuple[str, ...] = key((), values.hosts)
     """Hosts that may be at addresses that are not public: of this machine, of the local network."""
     http_hosts: tuple[str, ...] = key((), values.hosts)

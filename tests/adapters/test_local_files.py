@@ -177,6 +177,16 @@ async def test_a_single_file_is_a_model_of_one_file(desk: Desk) -> None:
     assert desk.content() == {"my model.safetensors": safetensors(3000)}
 
 
+async def test_a_file_that_is_named_is_taken_whatever_its_kind(desk: Desk) -> None:
+    """A folder's choice would leave it out; what can run code stays out."""
+    folder = desk.put(files={"a[1].onnx": b"onnx", "b.bin": b"\x80\x04N."})
+    await desk.fetch(f"file://{folder}/a%5B1%5D.onnx")
+    assert desk.content() == {"a[1].onnx": b"onnx"}
+    with pytest.raises(ModelhostError) as caught:
+        await desk.downloads.inspect(parse_source(f"file://{folder}/b.bin"))
+    assert caught.value.reason is Reason.UNSAFE_FILE
+
+
 async def test_the_copy_is_independent(desk: Desk) -> None:
     """Writing to the original afterwards changes nothing of ours, and ours is read-only."""
     folder = desk.put()

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -77,15 +78,18 @@ class LocalFiles:
         """List the file, or every regular file of the folder; the revision is the listing's digest."""
         root, segments = self._place(source)
         listing = _Listing()
+        named: tuple[str, ...] = ()
         with _opened(root, segments, source) as (base, fd):
             facts = os.fstat(fd)
             if stat.S_ISREG(facts.st_mode):
                 listing.files[segments[-1]] = _file(segments[-1], facts)
+                # Who names one file means that file, of whatever kind.
+                named = (escape(segments[-1]),)
             else:
                 _walk(base, segments, fd, listing, connections)
         chosen = select(
             tuple(listing.files),
-            source.allow_patterns,
+            source.allow_patterns or named,
             source.ignore_patterns,
             allow_unsafe=allow_unsafe,
             source=source.uri,
