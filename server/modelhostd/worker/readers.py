@@ -1,7 +1,7 @@
 """The two threads that read the data socket: one reads, and serves what is quick; the other looks after it.
 
-Handing a request to another thread costs a wake-up, which is more than a quick model takes (bench/: ... of a
-round trip). So the thread that reads runs quick requests itself. The other one looks every
+Handing a request to another thread costs a wake-up, which is more than a quick model takes
+(bench/RESULTS.md). So the thread that reads runs quick requests itself. The other one looks every
 ``TICK_S`` whether it is still at the same, and then takes its place: nothing waits longer for a request that turns
 out slow. While there is nobody to look, nothing is run here.
 """
