@@ -12,9 +12,14 @@ exact optimum can be computed, so it is a strong reference and no bound.
 import argparse
 import math
 import random
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+# Run as a script: the repository's root is not on the path by itself.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.figure import Effort, Figure
 from modelhostd.core.eviction import POLICIES, Holding, Policy
