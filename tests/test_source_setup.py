@@ -123,6 +123,8 @@ def test_tokens_belong_to_their_endpoints(tmp_path: Path) -> None:
         ("hosts", "https://host"),
         ("hosts", "host/path"),
         ("private_hosts", "a b"),
+        ("private_hosts", "*.lan"),
+        ("http_hosts", "*"),
         ("sources", "hf,ftp"),
     ],
 )

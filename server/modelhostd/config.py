@@ -81,9 +81,9 @@ class DownloadConfig:
     hosts: tuple[str, ...] = key(("*",), values.hosts)
     """Hosts that may be asked, redirects included: names or patterns (``*.example.com``). The next two
     keys and endpoints of one's own need no entry; the public ones do, with their CDNs."""
-    private_hosts: tuple[str, ...] = key((), values.hosts)
+    private_hosts: tuple[str, ...] = key((), values.host_names)
     """Hosts that may be at addresses that are not public: of this machine, of the local network."""
-    http_hosts: tuple[str, ...] = key((), values.hosts)
+    http_hosts: tuple[str, ...] = key((), values.host_names)
     """Hosts that may be asked without TLS."""
     endpoint: str = key("https://huggingface.co", values.endpoint, variables=("HF_ENDPOINT",))
     """The Hub. One of the operator's own may have any port and any address."""

@@ -185,6 +185,14 @@ def hosts(value: Any) -> tuple[str, ...]:
     return found
 
 
+def host_names(value: Any) -> tuple[str, ...]:
+    """Return a list of host names and addresses, in lower case: what opens a door names it in full."""
+    found = hosts(value)
+    if any(set(part) & set("*?") for part in found):
+        raise Expected("whole host names, without patterns")
+    return found
+
+
 def endpoint(value: Any) -> str:
     """Return the URL of a service: scheme, host, perhaps port and path."""
     url = text(value).rstrip("/")

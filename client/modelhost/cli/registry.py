@@ -57,8 +57,8 @@ def pull(
 ) -> None:
     """Download a model, and register it first where it is new.
 
-    SOURCE is hf://org/name, hf://org/name@revision, or the id of a registered model. Ctrl-C leaves the
-    download running.
+    SOURCE is hf://org/name@revision, https://host/file, github://owner/repo@tag/asset,
+    ollama://name:tag, file:///path, or the id of a registered model. Ctrl-C leaves the download running.
     """
     from modelhost._names import short
 
