@@ -1,6 +1,5 @@
 """What a process uses, from /proc: memory, descriptors, CPU, children."""
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -39,17 +38,23 @@ def cpu_s(pid: int) -> float:
 
 
 def children(pid: int) -> list[int]:
-    """Return the process ids of its children, those of all its threads."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
-            found += [int(child) for child in (task / "children").read_text().split()]
-    return sorted(found)
+    """Return the process ids of its children that run.
+
+    By everybody's parent: the kernel's own list of children may leave some out (proc(5)).
+    """
+    everybody = (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
+    return sorted(one for one in everybody if _state_and_parent(one) == (True, pid))
+
+
+def _state_and_parent(pid: int) -> tuple[bool, int]:
+    """Return whether a process runs, and its parent."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return False, 0
+    return fields[0] not in "ZX", int(fields[1])
 
 
 def running(pid: int) -> bool:
     """Whether a process is there and has not ended: one that nobody has waited for does not count."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return _state_and_parent(pid)[0]
