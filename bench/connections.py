@@ -65,6 +65,7 @@ class Attacked:
     descriptors_left: int = 0
     log_bytes: int = 0
     seconds: float = 0.0
+    lag_p99_s: float = 0.0
 
     def percentile(self, share: float) -> float:
         """Return a percentile of the latencies."""
@@ -81,6 +82,7 @@ def measure(names: Iterable[str] = tuple(COUNTS), scale: float = 1.0) -> dict[st
         figures |= {
             f"{name}_p50_s": found.percentile(0.5),
             f"{name}_p99_s": found.percentile(0.99),
+            f"{name}_lag_p99_s": found.lag_p99_s,
             f"{name}_seconds": found.seconds,
             f"{name}_rss_before_mib": found.before / MIB,
             f"{name}_rss_peak_mib": found.peak / MIB,
@@ -103,9 +105,10 @@ async def _attacked(daemon: Running, name: str, count: int) -> Attacked:
         found.before = process_use.rss_bytes(daemon.pid)
         descriptors = process_use.descriptors(daemon.pid)
         process_use.forget_peak(daemon.pid)
-        started = time.perf_counter()
+        started, since = time.perf_counter(), time.monotonic()
         await _attack(daemon.tcp, name, count)
         found.seconds = time.perf_counter() - started
+        found.lag_p99_s = daemon.lag_p99_s(since)
         found.latencies = list(latencies)
         await asyncio.sleep(SETTLE_S)
         found.peak = process_use.peak_bytes(daemon.pid)

@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             section = table(part.measure(effort))
         except Exception as error:
             traceback.print_exc()
-            section = f"**not measured**: {type(error).__name__}: {error}"
+            why = str(error).strip().rpartition("\n")[2]  # of a daemon's traceback the last line
+            section = f"**not measured**: {type(error).__name__}: {why}"
             failed = True
         print(f"# {part.name}\n{section}\n", flush=True)
         print(f"# {part.name} took {time.monotonic() - begun:.0f} s", file=sys.stderr)

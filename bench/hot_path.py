@@ -17,7 +17,6 @@ from pathlib import Path
 
 import grpc
 
-from bench import loop_lag
 from bench.loopback_hub import LoopbackHub, Repo
 from bench.running import running
 from modelhost.oip import open_inference_pb2 as oip
@@ -72,14 +71,13 @@ def servers() -> Iterator[Sequence[Server]]:
         folder = Path(scratch)
         repo = Repo({"config.json": b"{}", "model.safetensors": safetensors()})
         hub = stack.enter_context(LoopbackHub({f"bench/{MODEL}": repo}))
-        lag = folder / "lag"
-        program = (loop_lag.__file__, str(lag))
-        daemon = stack.enter_context(running(endpoint=hub.endpoint, program=program))
+        daemon = stack.enter_context(running(endpoint=hub.endpoint))
         with_model(daemon.users)
         print_settings(daemon.users)
         bare = stack.enter_context(bare_server(BARE, folder / "bare"))
         tuned = stack.enter_context(bare_server(TUNED, folder / "tuned", "--tuned"))
-        yield bare, tuned, Server(OURS, daemon.users, (daemon.pid, *daemon.workers()), lag)
+        pids = daemon.pid, *daemon.workers()
+        yield bare, tuned, Server(OURS, daemon.users, pids, daemon.lag)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 from bench import connections, ending, faults, rpc_metrics, subscribers
 from bench.figure import Effort, Figure
+from bench.inference import LAG_LIMIT_MS
 from modelhostd.adapters import logs
 from modelhostd.api.counted import Counted
 
@@ -82,6 +83,13 @@ def connections_(effort: Effort) -> Sequence[Figure]:
         ),
         *(
             Figure(
+                f"loop lag beside '{name}', p99", found[f"{name}_lag_p99_s"] * 1e3, "ms", LAG_LIMIT_MS,
+                reference=found["nothing_lag_p99_s"] * 1e3, expected=expected,
+            )
+            for name in connections.COUNTS
+        ),
+        *(
+            Figure(
                 f"RSS after '{name}'", found[f"{name}_rss_after_mib"], "MiB",
                 reference=found[f"{name}_rss_before_mib"], expected="1.1x",
             )
@@ -99,6 +107,7 @@ def subscribers_(effort: Effort) -> Sequence[Figure]:
             "100 readers beside 100 that never read, p99", found["reader_p99_s"] * 1e3, "ms", limit,
             reference=found["reader_alone_p99_s"] * 1e3, expected="the reference's",
         ),
+        Figure("loop lag meanwhile, p99", found["lag_p99_s"] * 1e3, "ms", LAG_LIMIT_MS),
         Figure("gaps and disorder that readers saw", found["reader_faults"], "", 0.0, expected="0"),
         Figure(
             "memory of one that never reads", found["never_reader_kib"], "KiB",

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import process_use
+from bench import loop_lag, process_use
 from bench.demo import wait_until_serving
 from modelhost import Client
 
@@ -29,11 +29,18 @@ class Running:
     operators: str
     tcp: str
     log: Path
+    lag: Path
+    """Where it is noted how late its loop is."""
 
     @property
     def pid(self) -> int:
         """The process id."""
         return self.process.pid
+
+    def lag_p99_s(self, since: float) -> float:
+        """Return the 99th percentile of its loop's lag since a time (``time.monotonic``)."""
+        lags = sorted(loop_lag.lags(self.lag, since, time.monotonic()))
+        return lags[min(len(lags) - 1, int(0.99 * len(lags)))] if lags else 0.0
 
     def workers(self) -> list[int]:
         """Return the process ids of its workers."""
@@ -52,13 +59,8 @@ class Running:
 
 
 @contextmanager
-def running(
-    *flags: str, endpoint: str = "", program: Sequence[str] = ("-m", "modelhostd")
-) -> Iterator[Running]:
-    """Start the unchanged daemon with ``flags`` on a home of its own; ``endpoint`` is its hub.
-
-    ``program`` = what Python is to run, where that is not the daemon by itself.
-    """
+def running(*flags: str, endpoint: str = "") -> Iterator[Running]:
+    """Start the unchanged daemon with ``flags`` on a home of its own; ``endpoint`` is its hub."""
     with (
         tempfile.TemporaryDirectory(prefix="mh-bench-") as scratch,
         contextlib.ExitStack() as stack,
@@ -68,7 +70,8 @@ def running(
         environment = {**os.environ, "RUNTIME_DIRECTORY": scratch}
         if endpoint:
             environment["HF_ENDPOINT"] = endpoint
-        command = [sys.executable, *program, "--home", str(folder / "home")]
+        lag = folder / "lag"
+        command = [sys.executable, loop_lag.__file__, str(lag), "--home", str(folder / "home")]
         command += ["--grpc", users, "--grpc", "127.0.0.1:0", "--http", "off"]
         command += ["--log-level", "warning", *flags]
         log = folder / "log"
@@ -78,7 +81,7 @@ def running(
         wait_until_serving(users, process)
         with Client(users) as client:
             tcp = next(x.address for x in client.host().listeners if ":/" not in x.address)
-        yield Running(process, users, f"unix:{folder}/admin.sock", tcp, log)
+        yield Running(process, users, f"unix:{folder}/admin.sock", tcp, log, lag)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

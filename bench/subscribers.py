@@ -76,7 +76,9 @@ async def _beside_never_readers(daemon: Running, seconds: float) -> dict[str, fl
         before = process_use.rss_bytes(daemon.pid)
         async with _never_readers(daemon):
             read.latencies.clear()
+            since = time.monotonic()
             took = await _publish(daemon.operators, seconds)
+            lag_p99_s = daemon.lag_p99_s(since)
             beside = sorted(read.latencies)
             # Lower bound of what is theirs: the readers' own needs did not change meanwhile.
             grown = process_use.rss_bytes(daemon.pid) - before
@@ -92,6 +94,7 @@ async def _beside_never_readers(daemon: Running, seconds: float) -> dict[str, fl
             "reader_p50_s": _share(beside, 0.5),
             "reader_p99_s": _share(beside, 0.99),
             "reader_alone_p99_s": _share(alone, 0.99),
+            "lag_p99_s": lag_p99_s,
             "reader_faults": float(read.faults + missing),
             "publish_p50_s": _share(sorted(took), 0.5),
             "publish_p99_s": _share(sorted(took), 0.99),
