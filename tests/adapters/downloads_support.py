@@ -21,6 +21,7 @@ from modelhostd.adapters.credentials import Credentials
 from modelhostd.adapters.downloads import HubDownloads
 from modelhostd.adapters.files import FileStore
 from modelhostd.adapters.hub import HubConfig
+from modelhostd.adapters.parts import kept_spans
 from modelhostd.adapters.transfer import StreamConfig
 from modelhostd.adapters.trees import TreeStore
 from modelhostd.adapters.wire import Limits
@@ -202,6 +203,7 @@ def cdn_ranges(hub: LoopbackHub) -> list[str]:
 
 
 async def weights_at(site: Site, count: int) -> None:
-    """Wait until exactly so many bytes of the weights are on disk."""
-    part = site.home / "staging" / "parts" / f"{SHA256}.part"
-    await asyncio.to_thread(wait_until, lambda: part.exists() and part.stat().st_size == count)
+    """Wait until exactly so many bytes of the weights are on disk, and in the journal."""
+    await asyncio.to_thread(
+        wait_until, lambda: kept_spans(site.store.home, SHA256, len(WEIGHTS)).total == count
+    )

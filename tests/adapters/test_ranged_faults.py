@@ -269,6 +269,8 @@ async def test_a_cancelled_download_asks_for_exactly_what_is_missing(
         await task
     kept = kept_spans(site.store.home, SHA256, TOTAL)
     assert kept.total == 170_000
+    # A request is logged when its connection is seen to be gone.
+    await asyncio.to_thread(wait_until, lambda: len(cdn_ranges(hub)) == 4)
     before = len(cdn_ranges(hub))
     fetched = await site.fetch()
     assert fetched.reused_bytes >= 170_000
@@ -290,6 +292,8 @@ async def test_a_killed_process_leaves_what_it_wrote(site: Site, hub: LoopbackHu
     child.kill()
     assert await asyncio.to_thread(child.communicate, None, 20) == (b"", None)
     assert child.returncode == -signal.SIGKILL
+    # A request is logged when its connection is seen to be gone.
+    await asyncio.to_thread(wait_until, lambda: len(cdn_ranges(hub)) == 4)
     before = len(cdn_ranges(hub))
     site = Site(site.home, hub, streams=RANGED)
     await site.fetch()

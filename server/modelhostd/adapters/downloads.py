@@ -177,7 +177,7 @@ class SourceDownloads:
                 written,
                 tap,
                 self._streams,
-                Places(self._streams.connections_in_all),
+                Places(self._streams.connections_more),
             )
             digests = {**kept, **await self._fetch_files(transfer, missing)}
         enter(meter, Phase.VERIFYING, report)

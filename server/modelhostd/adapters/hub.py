@@ -51,7 +51,7 @@ class HubConfig:
     """Returns the endpoint's token; asked for each request, so that it can be changed."""
     limits: Limits = field(default_factory=Limits)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
-    files_at_once: int = 4
+    files_at_once: int = 8
     """Files of one download that are fetched side by side."""
     policy: OriginPolicy = field(default_factory=OriginPolicy)
     """What the operator allows besides the endpoint."""

@@ -26,7 +26,7 @@ class TransferConfig:
 
     limits: Limits = field(default_factory=Limits)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
-    files_at_once: int = 4
+    files_at_once: int = 8
     """Files of one download that are fetched side by side."""
     version: str = "0"
     """modelhost's version, for the user agent."""

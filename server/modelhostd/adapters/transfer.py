@@ -21,8 +21,8 @@ class StreamConfig:
     """Of one file, at most."""
     connections_first: int = 1
     """Of one file, before it is known whether more are of use."""
-    connections_in_all: int = 16
-    """Of one download, all its files together, at most (each file has at least one)."""
+    connections_more: int = 8
+    """Of one download, all its files together, beyond the one that each file has."""
     ranged_bytes: int = 16 << 20
     """What is shorter comes by one connection."""
     piece_bytes_min: int = 4 << 20
