@@ -31,6 +31,18 @@ def test_both_ends_see_the_same_memory(descriptor):
     with_reading.close()
 
 
+def test_its_memory_comes_when_it_is_allocated(descriptor):
+    """A new arena holds no memory; allocated and mapped it holds all of it, as zeros."""
+    assert os.fstat(descriptor).st_blocks == 0
+    arena.allocate(descriptor, 0, SIZE)
+    assert os.fstat(descriptor).st_blocks * 512 == SIZE
+    for writable in (True, False):
+        end = Arena(descriptor, SIZE, writable=writable)
+        end.populate()
+        assert end.read(0, SIZE) == bytes(SIZE)
+        end.close()
+
+
 def test_nobody_can_truncate_or_grow_it(descriptor):
     """The seals hold: a peer cannot take the memory away under the other's feet."""
     for size in (0, SIZE - 1, SIZE * 2):

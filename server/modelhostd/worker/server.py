@@ -284,6 +284,8 @@ def _adopt(descriptor: int) -> socket.socket:
 
 def _map(descriptor: int, size: int, *, writable: bool) -> Arena:
     try:
-        return Arena(descriptor, size, writable=writable)
+        arena = Arena(descriptor, size, writable=writable)
     finally:
         os.close(descriptor)
+    arena.populate()
+    return arena

@@ -69,8 +69,8 @@ class Commands:
     ) -> tuple[int, "asyncio.Future[T]"]:
         """Send a command; return its number and the future of what ``read`` makes of its answer's header.
 
-        An answer that ``read`` raises at is the end of the worker. The future raises the worker's typed error. The answer is awaited by the worker's end of the
-        protocol even where nobody here waits any more.
+        The future raises the worker's typed error. An answer that ``read`` raises at is the end of the worker.
+        It is waited for even where nobody here waits any more.
         """
         self._next += 1
         command = self._in_flight[self._next] = _Command(kind, generation, read, model, report)

@@ -66,6 +66,7 @@ class Worker:
         self._calls: Calls
         self._stderr: StderrTail
         self._box: BlackBox
+        self._filled: asyncio.Future[None]
 
     @property
     def pid(self) -> int:
@@ -99,9 +100,12 @@ class Worker:
         timeout_s = self._config.start_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
+                await asyncio.shield(self._filled)
                 reply = await self._control.hello(self._config, self.device)
-        except TimeoutError:
+        except TimeoutError:  # is an OSError, too
             raise self._unfit(f"not ready {timeout_s:g} s after its start") from None
+        except OSError as error:
+            raise self._unfit(f"got no memory for its arenas: {error.strerror}") from None
         except asyncio.CancelledError:
             self.kill("not wanted any more")
             raise
@@ -163,19 +167,15 @@ class Worker:
 
     async def _launch(self) -> None:
         size = self._config.arena_bytes
-        making = self._loop.run_in_executor(None, Arenas.make, self.device, size)
-        try:
-            self._arenas = arenas = await asyncio.shield(making)
-        except asyncio.CancelledError:
-            making.add_done_callback(lambda made: made.result().close())
-            raise
+        self._arenas = arenas = Arenas(self.device, size)
         try:
             process = processes.start(self._config, arenas.requests_fd, arenas.responses_fd)
         except BaseException:
             arenas.close()
             raise
         self._process = process
-        arenas.close_descriptors()
+        # Beside the interpreter's start: it takes a few hundred ms, and the worker maps them when greeted.
+        self._filled = self._loop.run_in_executor(None, arenas.fill)
         self._box = BlackBox(arenas.responses.view(size, PAGE_BYTES))
         self._stderr = StderrTail(f"{self.device} worker {process.pid}")
         self._calls = Calls(

@@ -1,8 +1,8 @@
 """Tensor arenas: memory that a daemon and one worker share, as sealed memfds.
 
-The daemon makes them, faults them in and seals them before the worker is started; nobody can then
-truncate one under the other's feet (that would be a SIGBUS). Each end maps the arena that it only reads as
-read-only: a wild write in a worker cannot reach another request.
+The daemon makes and seals them before the worker is started; nobody can then truncate one under the other's feet
+(that would be a SIGBUS). Their memory comes with ``allocate``, beside the worker's start and before its first use.
+Each end maps the arena that it only reads as read-only: a wild write in a worker cannot reach another request.
 """
 
 import contextlib
@@ -14,15 +14,18 @@ _POPULATE_READ = 22
 _POPULATE_WRITE = 23
 
 
-def create(name: str, size: int) -> int:
-    """Return the descriptor of a new arena of ``size`` bytes, all of them allocated, close-on-exec.
+_STEP_BYTES = 4 << 20
+"""``madvise`` keeps the interpreter: 256 MiB at once would stop every other thread for 50 to 150 ms."""
 
-    Takes about 80 ms per GiB and gives up the interpreter meanwhile: call it in a thread. Raises
-    ``OSError`` where there is no memory.
+
+def create(name: str, size: int) -> int:
+    """Return the descriptor of a new arena of ``size`` bytes for good, close-on-exec, without memory yet.
+
+    Raises ``OSError`` where the system has none to give.
     """
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.posix_fallocate(fd, 0, size)
+        os.ftruncate(fd, size)
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     except BaseException:
@@ -31,17 +34,31 @@ def create(name: str, size: int) -> int:
     return fd
 
 
+def allocate(fd: int, offset: int, length: int) -> None:
+    """Give part of an arena its memory. Takes about 80 ms per GiB and gives up the interpreter meanwhile.
+
+    Raises ``OSError`` where there is no memory.
+    """
+    os.posix_fallocate(fd, offset, length)
+
+
 class Arena:
     """One end's view of an arena. ``close`` ends it; the memory goes when both ends are gone."""
 
     def __init__(self, fd: int, size: int, *, writable: bool) -> None:
         """Map ``size`` bytes of ``fd``. The descriptor is not needed any more afterwards."""
         self.size = size
+        self._populate = _POPULATE_WRITE if writable else _POPULATE_READ
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         self.memory = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=protection)
+
+    def populate(self) -> None:
+        """Map every page now, so that no request pays for it. In a thread: others have their turn."""
         # Kernels before 5.14 cannot; the pages are then mapped one by one when first used.
         with contextlib.suppress(OSError):
-            self.memory.madvise(_POPULATE_WRITE if writable else _POPULATE_READ)
+            for offset in range(0, self.size, _STEP_BYTES):
+                length = min(_STEP_BYTES, self.size - offset)
+                self.memory.madvise(self._populate, offset, length)
 
     def holds(self, offset: int, length: int) -> bool:
         """Whether a slot of these numbers lies inside: they come from the other end."""
