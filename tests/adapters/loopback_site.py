@@ -10,6 +10,11 @@ from types import TracebackType
 from typing import Any, Self
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """Say nothing of clients that went away: that is what they are tested for."""
+
+
 @dataclass
 class Page:
     """What is at one path. Change its fields and the next request sees it."""
@@ -136,6 +141,6 @@ class LoopbackSite:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server = _Server(("127.0.0.1", 0), Handler)
         server.daemon_threads = True
         return server

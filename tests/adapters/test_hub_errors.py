@@ -286,6 +286,17 @@ async def test_a_page_link_to_elsewhere_gets_neither_token_nor_request(
     assert (await failure(site)).reason in {Reason.SOURCE_NOT_ALLOWED, Reason.BAD_SOURCE_REPLY}
 
 
+async def test_a_page_link_to_another_allowed_origin_gets_no_token(
+    site: Site, hub: LoopbackHub
+) -> None:
+    """Another port of the operator's host may be asked; the token is the endpoint's alone."""
+    site.token = TOKEN
+    with LoopbackHub() as other:
+        hub.next_link = f"{other.endpoint}/api/models/org/tiny/tree/main"
+        await failure(site)
+        assert [request.headers.get("authorization") for request in other.requests] == [None]
+
+
 async def test_a_renamed_repository_is_followed(site: Site, hub: LoopbackHub) -> None:
     """As the Hub does it: a relative redirect, here of API and files."""
     hub.renames["org/old"] = "org/tiny"

@@ -13,11 +13,13 @@ from modelhostd.adapters.ollama import Ollama
 from modelhostd.adapters.source import TransferConfig
 from modelhostd.core.errors import Reason
 from modelhostd.core.origins import parse_target
+from tests import gguf
 from tests.adapters.downloads_support import PATIENT
 from tests.adapters.loopback_site import LoopbackSite, Page
 from tests.adapters.source_desk import SourceDesk
 
-WEIGHTS = b"GGUF" + bytes(range(256)) * 300
+WEIGHTS = gguf.model(bytes(range(256)) * 300)
+OTHER = gguf.model(bytes(range(256)) * 301)
 MANIFEST = "/v2/library/tiny/manifests/latest"
 TOKEN = "ollama_canary_0123456789"
 
@@ -82,11 +84,11 @@ def desk(tmp_path: Path, site: LoopbackSite) -> SourceDesk:
 
 async def test_a_model_by_name_namespace_and_tag(desk: SourceDesk, registry: Registry) -> None:
     """Layers become files; without a tag it is the latest."""
-    registry.put({"model": WEIGHTS + b"8b"}, "someone/tiny", "8b")
+    registry.put({"model": OTHER}, "someone/tiny", "8b")
     await desk.fetch("ollama://tiny", 1)
     await desk.fetch("ollama://someone/tiny:8b", 2)
     assert desk.content(1) == {"tiny.gguf": WEIGHTS, "template.txt": b"{{ .Prompt }}"}
-    assert desk.content(2) == {"tiny.gguf": WEIGHTS + b"8b"}
+    assert desk.content(2) == {"tiny.gguf": OTHER}
 
 
 async def test_layers_that_are_no_gguf_are_refused_by_name(

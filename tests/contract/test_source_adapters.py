@@ -30,6 +30,7 @@ from modelhostd.core.origins import OriginPolicy
 from modelhostd.core.resources import Phase, Progress, Source
 from modelhostd.core.sources import scheme_of
 from modelhostd.ports import DownloadJob
+from tests import gguf
 from tests.adapters.downloads_support import tiny
 from tests.adapters.loopback_site import LoopbackSite, Page
 
@@ -164,7 +165,7 @@ class OllamaPlace:
         self.adapter: SourceAdapter = Ollama(HttpSourceConfig(), site.url)
 
     def sample(self, data_bytes: int = 1000, seed: int = 0) -> dict[str, bytes]:
-        weights = b"GGUF" + random.Random(seed).randbytes(data_bytes)
+        weights = gguf.model(random.Random(seed).randbytes(data_bytes))
         return {"tiny.gguf": weights, "template.txt": b"{{ .Prompt }}", "params.json": b"{}"}
 
     def put(self, name: str, files: Mapping[str, bytes]) -> str:

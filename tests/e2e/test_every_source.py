@@ -8,6 +8,7 @@ import pytest
 
 from bench.loopback_hub import LoopbackHub, Repo
 from modelhost import Client, ModelhostError
+from tests import gguf
 from tests.adapters.loopback_site import LoopbackSite, Page
 from tests.e2e.process import Daemon
 
@@ -15,7 +16,7 @@ Make = Callable[..., Daemon]
 
 HEADER = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
 WEIGHTS = len(HEADER).to_bytes(8, "little") + HEADER + b"\0" * 4
-GGUF = b"GGUF" + bytes(100)
+GGUF = gguf.model(bytes(100))
 
 
 @pytest.fixture
