@@ -1,5 +1,7 @@
 """Pruning and quarantine as commands of a whole host."""
 
+import asyncio
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.ports import Quarantined
+from tests.fakes.clock import settle
 from tests.host.support import World, held, release
 
 ENTRY = Quarantined("1-a", "a", "w", "hf://org/a", 5, "e", "f", "why", 1.0)
@@ -78,3 +81,34 @@ async def test_quarantine_is_listed_and_released_by_model(world: World) -> None:
         assert list(await run.host.storage.quarantined()) == [orphan]
         await run.host.storage.delete_quarantined("2-b")
         assert not await run.host.storage.quarantined()
+
+
+@pytest.mark.parametrize("keep_entry", [False, True])
+async def test_a_check_leaves_a_deletion_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, keep_entry: bool
+) -> None:
+    """Files that lie there without a row because they are being deleted are neither told nor repaired."""
+    gate = asyncio.Event()
+    delete = world.files.delete_artifact
+
+    async def slow(model: str, version: int, *, keep_bytes: bool = False) -> int:
+        await gate.wait()
+        return await delete(model, version, keep_bytes=keep_bytes)
+
+    monkeypatch.setattr(world.files, "delete_artifact", slow)
+    async with world.host() as run:
+        await run.have("a")
+        await run.have("b")
+        operation = await run.host.models.delete("a", force=True, keep_entry=keep_entry)
+        await settle(20)
+        world.files.put("stray", 1, {"x": b"y"})
+        check = await run.host.storage.check(deep=False, repair=True)
+        done = await run.end(check)
+        assert {f["name"].partition("/")[0] for f in done.result["findings"]} <= {
+            "stray",
+            hashlib.sha256(b"y").hexdigest(),
+        }
+        assert ("a", 1) in world.files.trees
+        gate.set()
+        await run.end(operation)
+        assert set(world.files.trees) == {("b", 1)}

@@ -1,10 +1,11 @@
 """Deletions of models: what stands in their way, and what goes with a model."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 from modelhostd.core import leases, slots
 from modelhostd.core.errors import ModelhostError, Reason
-from modelhostd.core.resources import Instance, Kind, Model
+from modelhostd.core.resources import FINAL_STATES, Instance, Kind, Model, OperationKind
 from modelhostd.core.state import Edit, State
 
 
@@ -31,6 +32,15 @@ def refuse_in_slot(state: State, model: Model) -> None:
             f"slot '{standing[0].id}' stands for model '{model.id}'; switch or clear it first, or "
             "delete with force",
         )
+
+
+def being_deleted(state: State) -> AbstractSet[str]:
+    """Return the models that an unfinished deletion takes away, or files of them."""
+    return {
+        operation.model
+        for operation in state.operations.values()
+        if operation.kind is OperationKind.DELETE and operation.state not in FINAL_STATES
+    }
 
 
 def entry(state: State, model_id: str) -> Sequence[Edit]:

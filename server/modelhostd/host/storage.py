@@ -6,6 +6,7 @@ from functools import partial
 import structlog
 
 from modelhostd.core.artifacts import downloading, superfluous
+from modelhostd.core.deletions import being_deleted
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.leftovers import leftovers, suspects
 from modelhostd.core.resources import ArtifactState, Model, Operation, OperationKind, Phase
@@ -105,8 +106,16 @@ class Storage:
         }
 
     async def _check(self, deep: bool, repair: bool) -> Mapping[str, object]:
-        findings = await self._files.check(self.expected(), deep=deep, repair=repair)
-        return {"findings": findings_result(findings)}
+        # What is being deleted lies on disk without a row for a moment: that is nothing to repair.
+        leaving = being_deleted(self._registry.decided)
+        expected = {model: v for model, v in self.expected().items() if model not in leaving}
+        on_disk = await self._files.on_disk(leaving)
+        findings = await self._files.check({**expected, **on_disk}, deep=deep, repair=repair)
+        now = self.expected()
+        changed = {model for model, versions in expected.items() if now.get(model) != versions}
+        moving = leaving | being_deleted(self._registry.decided) | changed
+        told = [f for f in findings if f.name.partition("/")[0] not in moving]
+        return {"findings": findings_result(told)}
 
     def expected(self) -> Mapping[str, Sequence[int]]:
         """Return what the disk should hold: model id -> available versions."""
