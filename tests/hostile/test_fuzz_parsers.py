@@ -65,6 +65,7 @@ PARSERS: Mapping[str, str] = {
     "modelhostd.core.ollama_manifest.parse_challenge": "tests/core/test_ollama_manifest.py",
     # What lies on the disk.
     "modelhostd.core.safetensors_header.parse_header": "tests/core/test_safetensors_header.py",
+    "modelhostd.core.gguf_header.parse_gguf": "tests/core/test_gguf_header.py",
     "modelhostd.core.manifest.decode": "tests/core/test_manifest.py",
     "modelhostd.core.spans.parse_spans": "tests/core/test_spans.py",
     "modelhostd.adapters.parts.read_journal": "tests/hostile/test_fuzz_parsers.py",
