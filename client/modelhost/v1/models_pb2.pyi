@@ -179,9 +179,12 @@ class Source(_message.Message):
     IGNORE_PATTERNS_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
     """The place, canonical and without a revision: `hf://org/name`, `https://...`,
-    `github://owner/repo/asset`, `ollama://name`, `file:///...`, `s3://...`. In requests a revision
-    after `@` (`:` for ollama) is accepted and moves to `revision`. An unknown scheme is
-    INVALID_ARGUMENT, one that the daemon's policy forbids SOURCE_NOT_ALLOWED.
+    `github://owner/repo/asset` (without asset all of a release), `ollama://name`, `file:///...`,
+    `s3://...`. In requests a revision after `@` (`:` for ollama) is accepted and moves to
+    `revision`. Behind a URL `#sha256=`, `#sha1=` or `#md5=` and hex digits say what must come; one
+    whose last segment is `SHA256SUMS`, `SHA1SUMS`, `MD5SUMS` or ends with `.sha256` and the like is
+    a list of files beside it. An unknown scheme is INVALID_ARGUMENT, one that the daemon's policy
+    forbids SOURCE_NOT_ALLOWED.
     """
     revision: _builtins.str
     """What is asked for: a branch, tag or commit. Empty = the source's default. The commit that it
