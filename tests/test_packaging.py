@@ -1,6 +1,7 @@
 """What is installed: floors that agree with the stubs, a light client, a wheel that holds it all."""
 
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+VERSION = runpy.run_path(str(ROOT / PROJECT["tool"]["hatch"]["version"]["path"]))["__version__"]
 STUBS = [
     *(ROOT / "client" / "modelhost").rglob("*_pb2*.py"),
     *(ROOT / "server" / "modelhostd").rglob("*_pb2*.py"),
@@ -133,7 +135,7 @@ def test_the_commands_are_installed(command: str) -> None:
         check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert PROJECT["project"]["version"] in done.stdout
+    assert VERSION in done.stdout
 
 
 # --- the wheel --------------------------------------------------------------------------------------------
@@ -176,12 +178,11 @@ def test_the_wheel_holds_the_contract(wheel: set[str]) -> None:
 def test_the_wheel_holds_nothing_else(wheel: set[str]) -> None:
     """No tests, caches or foreign packages: two packages, the protos and the metadata."""
     tops = {name.split("/")[0] for name in wheel}
-    version = PROJECT["project"]["version"]
     assert tops == {
         "modelhost",
         "modelhostd",
-        f"modelhost-{version}.data",
-        f"modelhost-{version}.dist-info",
+        f"modelhost-{VERSION}.data",
+        f"modelhost-{VERSION}.dist-info",
     }
     assert not [n for n in wheel if "__pycache__" in n or ".cache" in n or n.endswith(".db")]
 

@@ -9,7 +9,8 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from importlib import metadata
+
+from modelhostd._version import __version__
 
 EXIT_HELD = 75
 EXIT_CONFIG = 78
@@ -49,7 +50,7 @@ def _serve(given: Sequence[str]) -> int:
         description="One daemon that owns the devices of this machine.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=metadata.version("modelhost"))
+    parser.add_argument("--version", action="version", version=__version__)
     add_arguments(parser)
     parser.epilog = "modelhostd fsck --help: check and repair a home that no daemon uses"
     parsed = parser.parse_args(given)

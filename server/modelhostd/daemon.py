@@ -15,9 +15,11 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from importlib import metadata
+
+import grpc
 
 from modelhostd import config_load, process
+from modelhostd._version import __version__
 from modelhostd.adapters import logs, memory
 from modelhostd.adapters.backup import write_backup
 from modelhostd.adapters.blobs import BlobStore, StoreConfig
@@ -250,9 +252,9 @@ class Daemon:
             api.rpc_stats,
             tallies,
             build={
-                "version": metadata.version("modelhost"),
+                "version": __version__,
                 "python_version": platform.python_version(),
-                "grpcio_version": metadata.version("grpcio"),
+                "grpcio_version": grpc.__version__,
             },
             subscriber_count=api.gauges.subscriber_count,
             inference_bytes=api.gauges.inference_bytes,
@@ -270,7 +272,7 @@ class Daemon:
             limits=config.limits,
             settings=self._settings,
             home=config.home,
-            version=metadata.version("modelhost"),
+            version=__version__,
             server_name=config.server_name,
             backends=self._backends,
             sources=self._sources,
@@ -313,6 +315,9 @@ class Daemon:
 
 def _installed(package: str) -> str:
     """Return the version of an installed package, or an empty text."""
+    # Here: with what it brings (email) it is a twentieth of the daemon's start.
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except (metadata.PackageNotFoundError, ValueError):

@@ -5,9 +5,9 @@ A part of the composition root; see ``daemon``.
 
 import os
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
+from modelhostd._version import __version__
 from modelhostd.adapters.credentials import Credentials, Place
 from modelhostd.adapters.github import GitHub
 from modelhostd.adapters.http_source import HttpSourceConfig
@@ -77,7 +77,7 @@ class SourceSetup:
         transfer = TransferConfig(
             limits=Limits(connect_s=config.connect_timeout_s, stall_s=config.read_timeout_s),
             retry=RetryPolicy(tries=config.attempts),
-            version=metadata.version("modelhost"),
+            version=__version__,
         )
         plain = HttpSourceConfig(policy, self.credentials, transfer)
         urls = Urls(plain)
