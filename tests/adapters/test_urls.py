@@ -92,6 +92,18 @@ async def test_lists_of_other_digests_are_held_too(
     assert error.reason is Reason.CHECKSUM_MISMATCH
 
 
+async def test_the_first_file_of_a_list_that_is_missing_ends_it(
+    desk: SourceDesk, site: LoopbackSite
+) -> None:
+    """The others are not asked for one by one."""
+    names = [f"{number}.json" for number in range(500)]
+    lines = "".join(f"{'0' * 64}  {name}\n" for name in ["a.safetensors", *names])
+    site.pages["/l/SHA256SUMS"] = Page(lines.encode())
+    error = await desk.refused(f"{site.url}/l/SHA256SUMS")
+    assert error.reason is Reason.SOURCE_NOT_FOUND
+    assert len(site.requests) < 50
+
+
 @pytest.mark.parametrize(
     "lines",
     [

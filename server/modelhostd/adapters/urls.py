@@ -7,6 +7,7 @@ tell that two ranges are of the same version.
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from glob import escape
 from urllib.parse import urldefrag
@@ -59,10 +60,7 @@ class Urls(HttpSource):
         checksum = fragment.replace("=", ":")
         if is_list(_last(url)):
             named, chosen = self._listed(connections, source, url, checksum, allow_unsafe)
-            urls = {file.path: beside(url, file.path) for file in named}
-            files = tuple(
-                _as_found(file, self._probe(connections, source, urls[file.path])) for file in named
-            )
+            files = self._measured_files(connections, source, url, named)
         else:
             probe = self._probe(connections, source, url)
             file = _with_checksum(RemoteFile(check_path(probe.name, source.uri), 0), checksum)
@@ -143,6 +141,21 @@ class Urls(HttpSource):
         chosen = _chosen(tuple(checksums), source, allow_unsafe=allow_unsafe, named=False)
         files = [_with_checksum(RemoteFile(path, 0), checksums[path]) for path in chosen.chosen]
         return files, chosen
+
+    def _measured_files(
+        self, connections: Connections, source: Source, url: str, named: Sequence[RemoteFile]
+    ) -> tuple[RemoteFile, ...]:
+        """Return the files with their sizes: asked side by side, since each costs a round trip."""
+
+        def measured(file: RemoteFile) -> RemoteFile:
+            return _as_found(file, self._probe(connections, source, beside(url, file.path)))
+
+        pool = ThreadPoolExecutor(self.files_at_once, thread_name_prefix="probe")
+        try:
+            return tuple(pool.map(measured, named))
+        finally:
+            # The first failure is the answer: what was not asked yet is not asked.
+            pool.shutdown(cancel_futures=True)
 
     def _probe(self, connections: Connections, source: Source, url: str) -> _Probe:
         """Ask for a file's first byte, or for all of it where its size is not told otherwise."""
