@@ -107,6 +107,8 @@ def test_tokens_belong_to_their_endpoints(tmp_path: Path) -> None:
     assert made.has_credential("github")
     assert made.has_credential("https")
     assert not made.has_credential("ollama")
+    assert not made.has_credential("file")
+    assert not setup({"HF_TOKEN": "hf_x"}).has_credential("https")
     assert "hf_x" not in repr(made.credentials.known()) + repr(vars(made.credentials))
 
 

@@ -20,7 +20,6 @@ from modelhostd.adapters.source import SourceAdapter, TransferConfig
 from modelhostd.adapters.urls import Urls
 from modelhostd.adapters.wire import Limits
 from modelhostd.config import SOURCES, DownloadConfig
-from modelhostd.core.errors import ModelhostError
 from modelhostd.core.origins import Origin, OriginPolicy, parse_target
 from modelhostd.core.transfer import RetryPolicy
 
@@ -56,16 +55,12 @@ class SourceSetup:
         return offered
 
     def has_credential(self, scheme: str) -> bool:
-        """Tell whether there is a token for a scheme's endpoint; for ``https``, for any host."""
-        endpoint = self.offered.get(scheme)
-        try:
-            if scheme == "https":
-                return any(known.origin for known in self.credentials.known())
-            return (
-                bool(endpoint) and self.credentials.for_origin(_origin(endpoint or "")) is not None
-            )
-        except ModelhostError:
-            return False
+        """Tell whether there is a token for a scheme's endpoint; for ``https``, for any other host."""
+        places = {name: str(_origin(place)) for name, place in self.offered.items() if place}
+        known = {known.origin for known in self.credentials.known() if known.origin}
+        if scheme == "https":
+            return bool(known - set(places.values()))
+        return places.get(scheme) in known
 
     def _adapters(self) -> Mapping[str, SourceAdapter]:
         config = self._config
