@@ -43,6 +43,8 @@ _FOREIGN = (
     "STATE_DIRECTORY",
     "CACHE_DIRECTORY",
     "RUNTIME_DIRECTORY",
+    # Every daemon and worker that a test starts would compile all of its modules anew.
+    "PYTHONDONTWRITEBYTECODE",
 )
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "grpc_proxy", "no_grpc_proxy")
 
