@@ -4,8 +4,10 @@ Bytes at the frontier are hashed as they come; those that came before their turn
 page cache when the gap before them is closed.
 """
 
+import errno
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,9 @@ from modelhostd.adapters.parts import Part
 from modelhostd.ports import RemoteFile
 
 READ_BYTES = 1 << 20
+NEAR_BYTES = 2 << 20
+"""So little is read again by whoever is at the frontier: hashing what is in the cache of a core costs a
+quarter less than hashing it later, and elsewhere."""
 
 
 class Digests:
@@ -59,7 +64,7 @@ class Digests:
 
 
 class Hasher:
-    """The hash frontier of one part; one thread at a time."""
+    """The hash frontier of one part. Thread-safe."""
 
     def __init__(self, part: Part, digests: Digests, stop: Callable[[], None]) -> None:
         self.position = 0
@@ -67,6 +72,7 @@ class Hasher:
         self._part = part
         self._digests = digests
         self._stop = stop
+        self._lock = threading.Lock()
         self._buffer: memoryview | None = None
 
     def restart(self) -> None:
@@ -75,21 +81,28 @@ class Hasher:
         self.position = 0
 
     def feed(self, offset: int, data: memoryview) -> None:
-        """Hash bytes on their way to the disk, if it is their turn."""
-        if offset == self.position:
-            self._digests.update(data)
-            self.position += len(data)
+        """Hash bytes that are on disk, as all before them are, if it is nearly their turn."""
+        if offset - self.position > NEAR_BYTES:
+            return
+        self.catch_up(offset)
+        with self._lock:
+            if offset == self.position:
+                self._digests.update(data)
+                self.position += len(data)
 
     def catch_up(self, limit: int) -> None:
         """Hash what is on disk before ``limit``; ``stop`` is called between reads, may raise."""
-        if self._buffer is None and self.position < limit:
-            self._buffer = memoryview(bytearray(READ_BYTES))
         while self.position < limit:
             self._stop()
-            assert self._buffer is not None
-            wanted = self._buffer[: min(READ_BYTES, limit - self.position)]
-            count = os.preadv(self._part.fd, [wanted], self.position)
-            if count == 0:
-                raise OSError(5, "a file that is being fetched became shorter")
-            self._digests.update(wanted[:count])
-            self.position += count
+            with self._lock:
+                self._read(limit)
+
+    def _read(self, limit: int) -> None:
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(READ_BYTES))
+        wanted = self._buffer[: max(0, min(READ_BYTES, limit - self.position))]
+        count = os.preadv(self._part.fd, [wanted], self.position) if wanted else 0
+        if wanted and count == 0:
+            raise OSError(errno.EIO, "a file that is being fetched became shorter")
+        self._digests.update(wanted[:count])
+        self.position += count

@@ -1,9 +1,9 @@
 """The bytes of one file, by one connection or by several side by side, gone on with after every cut.
 
 A short rest comes by one connection, in the caller's thread, hashed on the way. A long one is cut into
-pieces, handed out from the front: connections are added while that makes it faster, and one thread hashes
-behind the finished prefix. Whoever fails while others go on makes one connection less; only the last one's
-failure is waited out.
+pieces, handed out from the front: connections are added while that makes it faster, whoever is at the
+frontier hashes, and one thread what was finished before its turn. Whoever fails while others go on makes
+one connection less; only the last one's failure is waited out.
 """
 
 import threading
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from modelhostd.adapters.blobs import Stopped
-from modelhostd.adapters.hashing import Hasher
+from modelhostd.adapters.hashing import NEAR_BYTES, Hasher
 from modelhostd.adapters.parts import Part
 from modelhostd.adapters.retries import Patience
 from modelhostd.adapters.source import Body, Changed, mismatch
@@ -113,7 +113,8 @@ class FileStreams:
                 self._wait(failure)
 
     def _alone(self, offset: int, data: memoryview) -> None:
-        self._hasher.feed(offset, data)
+        if self._part.prefix >= offset + len(data):
+            self._hasher.feed(offset, data)
         self._part.sync_if_due()
 
     def _wait(self, failure: Transient) -> None:
@@ -276,9 +277,12 @@ class FileStreams:
         self._copy(body, piece[1], self._beside)
 
     def _beside(self, offset: int, data: memoryview) -> None:
-        """Tell the hashing thread, and keep what is not synced within bounds."""
-        if not self._fresh.is_set():
-            self._fresh.set()
+        """Hash at the frontier or tell the thread that does, and keep what is not synced within bounds."""
+        prefix = self._part.prefix
+        if prefix >= offset + len(data):
+            self._hasher.feed(offset, data)
+            if prefix - self._hasher.position > NEAR_BYTES and not self._fresh.is_set():
+                self._fresh.set()
         due = self._transfer.store.config.sync_bytes
         if self._part.unsynced_bytes >= due:
             with self._changed:
@@ -308,9 +312,9 @@ class FileStreams:
         """Hash behind the finished prefix."""
         try:
             while not self._over and self._hasher.position < self._file.size_bytes:
-                self._fresh.wait(TICK_S)
-                self._fresh.clear()
-                self._hasher.catch_up(self._part.prefix)
+                if self._fresh.wait(TICK_S):
+                    self._fresh.clear()
+                    self._hasher.catch_up(self._part.prefix)
         except BaseException as error:
             self._fail(error)
 
