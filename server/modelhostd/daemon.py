@@ -31,6 +31,7 @@ from modelhostd.adapters.files import FileStore
 from modelhostd.adapters.notify import Notifier
 from modelhostd.adapters.transfer import StreamConfig
 from modelhostd.adapters.trees import TreeStore
+from modelhostd.adapters.uploads import UploadStore
 from modelhostd.adapters.workers.config import WorkersConfig
 from modelhostd.adapters.workers.supervisor import ProcessWorkers
 from modelhostd.api.facts import Backend, CredentialStatus, SourceStatus
@@ -96,6 +97,7 @@ class Daemon:
             database=self._database,
             devices=MachineDevices(config.devices.sim_bytes),
             downloads=self._downloads,
+            uploads=UploadStore(self._store, trees),
             files=self._files,
             workers=self._workers,
         )

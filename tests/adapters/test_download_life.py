@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench.loopback_hub import Fault, LoopbackHub, Repo
-from modelhostd.adapters import failpoints
+from modelhostd.adapters import downloads, failpoints
 from modelhostd.adapters.wire import Limits
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import Phase
@@ -249,7 +249,7 @@ async def test_a_cancel_at_the_end_leaves_all_or_nothing(
 ) -> None:
     """So many turns of the loop after publication: the caller has the artifact, or it is not there."""
     loop = asyncio.get_running_loop()
-    publish = site.downloads._publish
+    publish = downloads.publish
 
     def cancel_in(left: int) -> None:
         if left:
@@ -261,7 +261,7 @@ async def test_a_cancel_at_the_end_leaves_all_or_nothing(
         await publish(*given)
         loop.call_soon(cancel_in, turns)
 
-    monkeypatch.setattr(site.downloads, "_publish", published)
+    monkeypatch.setattr(downloads, "publish", published)
     task = asyncio.create_task(site.fetch())
     await asyncio.wait({task})
     assert site.visible() == ([] if task.cancelled() else ["tiny/1"])

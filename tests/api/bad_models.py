@@ -73,6 +73,18 @@ CASES = [
         for n, key in NAMES.items()
     ),
     # --- what is not there
+    Bad("upload to unknown", "UploadModelFiles", model_service_pb2.UploadModelFilesRequest(
+        model="models/no", start={}), "MODEL_NOT_FOUND", ("'no'",), {"model": "no"}),
+    Bad("upload without start", "UploadModelFiles", model_service_pb2.UploadModelFilesRequest(
+        model=MODEL, commit=True), "INVALID_ARGUMENT", ("start as the first",), {"field": "step"}),
+    Bad("upload nothing", "UploadModelFiles", model_service_pb2.UploadModelFilesRequest(model=MODEL),
+        "INVALID_ARGUMENT", ("start as the first",), {"field": "step"}),
+    Bad("upload total", "UploadModelFiles", model_service_pb2.UploadModelFilesRequest(
+        model=MODEL, start={"total_bytes": -1}), "INVALID_ARGUMENT", ("start.total_bytes",)),
+    Bad("upload revision", "UploadModelFiles", model_service_pb2.UploadModelFilesRequest(
+        model=MODEL, start={"revision": "a\nb"}), "INVALID_ARGUMENT", ("start.revision",)),
+    Bad("upload request id", "UploadModelFiles", model_service_pb2.UploadModelFilesRequest(
+        model=MODEL, start={"request_id": "a b"}), "INVALID_ARGUMENT", ("request_id",)),
     Bad("unknown model", "GetModel", model_service_pb2.GetModelRequest(name="models/no"),
         "MODEL_NOT_FOUND", ("'no'", "modelhost ls"), {"model": "no"}),
     Bad("update unknown", "UpdateModel", model_service_pb2.UpdateModelRequest(

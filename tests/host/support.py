@@ -17,6 +17,7 @@ from tests.fakes.database import FakeDatabase, FakeDisk
 from tests.fakes.devices import FakeDevices, sim
 from tests.fakes.downloads import FakeDownloads
 from tests.fakes.files import FakeFiles
+from tests.fakes.uploads import FakeUploads
 from tests.fakes.workers import FakeWorkers
 
 MODEL_BYTES = 400
@@ -34,6 +35,7 @@ class World:
     def __post_init__(self) -> None:
         self.files = FakeFiles(self.root)
         self.downloads = FakeDownloads(self.files)
+        self.uploads = FakeUploads(self.files)
 
     @asynccontextmanager
     async def host(
@@ -66,6 +68,7 @@ class World:
             database=database,
             devices=FakeDevices(*(sim(i, 10_000) for i in range(devices))),
             downloads=self.downloads,
+            uploads=self.uploads,
             files=self.files,
             workers=real_workers or workers,
         )

@@ -13,6 +13,7 @@ from modelhostd.adapters.downloads import HubDownloads
 from modelhostd.adapters.files import FileStore
 from modelhostd.adapters.hub import HubConfig
 from modelhostd.adapters.trees import TreeStore
+from modelhostd.adapters.uploads import UploadStore
 from modelhostd.host import Host, HostConfig
 from modelhostd.host.registry import History
 from tests.fakes.devices import FakeDevices, sim
@@ -68,6 +69,7 @@ def make_host(plan: Plan) -> tuple[Host, FileStore]:
         database=SqliteDatabase(plan.home / FILE_NAME, idle_s=0.004),
         devices=FakeDevices(sim(0, BUDGET)),
         downloads=HubDownloads(HubConfig(endpoint=plan.endpoint), store, trees),
+        uploads=UploadStore(store, trees),
         files=files,
         workers=FakeWorkers(),
     )

@@ -17,12 +17,13 @@ from modelhostd.adapters.hub import Hub, HubConfig
 from modelhostd.adapters.layout import disk_errors
 from modelhostd.adapters.parts import kept_spans
 from modelhostd.adapters.progress import Meter
+from modelhostd.adapters.publishing import publish
 from modelhostd.adapters.pump import fetch_file, kept_whole, part_key
 from modelhostd.adapters.remote_headers import predict
 from modelhostd.adapters.retries import Patience, with_retries
 from modelhostd.adapters.sampling import enter, ticking
 from modelhostd.adapters.source import SourceAdapter
-from modelhostd.adapters.threads import cancellable, first_failure, in_thread, to_the_end
+from modelhostd.adapters.threads import cancellable, first_failure
 from modelhostd.adapters.throttle import Tap, Throttle
 from modelhostd.adapters.transfer import Places, StreamConfig, Transfer
 from modelhostd.adapters.trees import TreeStore
@@ -138,7 +139,7 @@ class SourceDownloads:
                 held.enter_context(self._store.hold(digests))
                 manifest = await self._fetch(job, facts, connections, tap, meter, report)
             # The last wait of all: cancelled in it the artifact is taken back, after it nothing is.
-            await self._publish(manifest, canceller)
+            await publish(self._trees, manifest, canceller)
         return Fetched(facts, manifest.files, meter.reused_bytes, manifest.predicted_bytes)
 
     def _adapter(self, source: Source) -> SourceAdapter:
@@ -275,20 +276,6 @@ class SourceDownloads:
             tags=tuple(facts.tags),
             entry=job.manifest,
         )
-
-    async def _publish(self, manifest: Manifest, canceller: Canceller) -> None:
-        """Publish to the end: cancelled before the rename nothing happened, after it is undone."""
-        future = in_thread(partial(self._trees.publish, manifest, canceller.is_cancelled))
-        try:
-            await asyncio.shield(future)
-        except asyncio.CancelledError:
-            canceller.cancel()
-            await to_the_end(future)
-            if future.exception() is None:
-                await to_the_end(
-                    in_thread(partial(self._trees.remove, manifest.model, manifest.version))
-                )
-            raise
 
 
 class HubDownloads(SourceDownloads):

@@ -38,6 +38,12 @@ class Meter:
             self._files = {path: _FileCount(size) for path, size in sizes.items()}
             self._total = sum(sizes.values())
 
+    def add(self, path: str, size: int, total: int) -> None:
+        """Add a file to what there is to do, which is ``total`` bytes as far as is known."""
+        with self._lock:
+            self._files[path] = _FileCount(size)
+            self._total = max(self._total, total)
+
     def enter(self, phase: Phase) -> None:
         """Go to the next phase."""
         with self._lock:

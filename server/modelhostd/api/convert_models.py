@@ -43,7 +43,7 @@ def model(given: Model) -> models_pb2.Model:
         description=given.description,
         labels=given.labels,
         licence=given.licence,
-        source=source(given.source),
+        source=source(given.source) if given.source.uri else None,
         task=given.task,
         config=config(given.config),
         requirements=requirements(given.requirements),

@@ -1,10 +1,11 @@
 """ModelService: parse, one call of the host, convert."""
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from modelhost.v1 import model_service_pb2 as pb
 from modelhost.v1 import models_pb2, operations_pb2, options_pb2
-from modelhostd.api import convert, convert_from, convert_models, lists, masks
+from modelhostd.api import convert, convert_from, convert_models, lists, masks, uploads
 from modelhostd.api.addressing import model_id, plain_model_id
 from modelhostd.api.calls import Call
 from modelhostd.api.compatibility import Compatibility
@@ -41,8 +42,12 @@ class ModelService:
 
     async def create_model(self, request: pb.CreateModelRequest, call: Call) -> models_pb2.Model:
         """See CreateModel in the contract."""
+        spec = convert_from.spec(request.model)
+        if request.model.HasField("source"):
+            # Unset is a model whose files are uploaded; empty is a mistake.
+            sources.canonical(spec.source)
         model = await self._host.models.create(
-            convert_from.spec(request.model),
+            spec,
             request.model_id,
             call.principal,
             convert_from.request(call.method, request),
@@ -154,6 +159,12 @@ class ModelService:
             request=convert_from.request(call.method, request),
         )
         return convert.operation(operation)
+
+    async def upload_model_files(
+        self, requests: AsyncIterator[pb.UploadModelFilesRequest], call: Call
+    ) -> pb.UploadModelFilesResponse:
+        """See UploadModelFiles in the contract."""
+        return await uploads.take(self._host, requests, call)
 
     async def verify_model(
         self, request: pb.VerifyModelRequest, call: Call

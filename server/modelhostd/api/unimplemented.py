@@ -3,12 +3,7 @@
 The README's table of what works is checked against this page.
 """
 
-UNIMPLEMENTED_METHODS = frozenset(
-    {
-        "modelhost.v1.ModelService/UploadModelFiles",
-        "modelhost.v1.ModelService/ListCatalogModels",
-    }
-)
+UNIMPLEMENTED_METHODS = frozenset({"modelhost.v1.ModelService/ListCatalogModels"})
 
 UNIMPLEMENTED_FIELDS = frozenset(
     {

@@ -21,7 +21,10 @@ from modelhostd.core.resources import (
     OperationState,
 )
 from modelhostd.core.state import Edit, State
+from modelhostd.core.uploads import UPLOAD
 
+BRINGING = frozenset({OperationKind.DOWNLOAD, OperationKind.UPLOAD})
+"""Operations that bring files."""
 _ACTIVE = frozenset(
     {ArtifactState.QUEUED, ArtifactState.DOWNLOADING, ArtifactState.VERIFYING, ArtifactState.PAUSED}
 )
@@ -51,11 +54,46 @@ def artifact_of(state: State, operation: str) -> tuple[Model, Artifact] | None:
 
 
 def wanted(model: Model, operation: Operation, *, allow_unsafe: bool = False) -> Sequence[Edit]:
-    """Return the edits that give the model the artifact a new download will fill."""
+    """Return the edits that give the model the artifact a new download will fill.
+
+    Raises WRONG_STATE for a model without a source, CONFLICTING_OPERATION during an upload.
+    """
+    if not model.source.uri:
+        raise ModelhostError(
+            Reason.WRONG_STATE,
+            f"model '{model.id}' has no source to download from: its files are uploaded "
+            "(UploadModelFiles, `modelhost upload`)",
+            {"name": f"models/{model.id}", "state": model.state.value},
+        )
+    refuse_other_work(model)
     changed, artifact = rules.wanted_artifact(
         model, operation.id, operation.create_time, allow_unsafe=allow_unsafe
     )
     return [rules.model_edit(changed, "DOWNLOAD_QUEUED", version=str(artifact.version))]
+
+
+def wanted_upload(model: Model, operation: Operation) -> Sequence[Edit]:
+    """Return the edits that give the model the artifact an upload will fill.
+
+    Raises CONFLICTING_OPERATION while another upload or a download is under way.
+    """
+    refuse_other_work(model)
+    changed, artifact = rules.wanted_artifact(model, operation.id, operation.create_time)
+    artifact = replace(artifact, source=UPLOAD)
+    changed = replace(changed, artifacts=(*changed.artifacts[:-1], artifact))
+    return [rules.model_edit(changed, "UPLOAD_STARTED", version=str(artifact.version))]
+
+
+def refuse_other_work(model: Model) -> None:
+    """Raise CONFLICTING_OPERATION while files of the model are on their way."""
+    last = model.artifacts[-1] if model.artifacts else None
+    if last is not None and last.state in _ACTIVE:
+        raise ModelhostError(
+            Reason.CONFLICTING_OPERATION,
+            f"files of model '{model.id}' are on their way already (operation '{last.operation}'); "
+            "wait for its end, or cancel it, then try again",
+            {"model": model.id, "operation": last.operation},
+        )
 
 
 def moved(state: State, operation: str, to: ArtifactState, reason: str) -> Sequence[Edit]:
@@ -77,7 +115,9 @@ def dropped(state: State, operation: str, reason: str) -> Sequence[Edit]:
     return [rules.model_edit(replace(model, artifacts=kept), reason)]
 
 
-def failed(state: State, operation: str, error: ModelhostError) -> Sequence[Edit]:
+def failed(
+    state: State, operation: str, error: ModelhostError, reason: str = "DOWNLOAD_FAILED"
+) -> Sequence[Edit]:
     """Return the edits that end the operation's artifact FAILED, or QUARANTINED for wrong bytes."""
     found = artifact_of(state, operation)
     if found is None:
@@ -89,7 +129,7 @@ def failed(state: State, operation: str, error: ModelhostError) -> Sequence[Edit
         op_rules.stored(error),
         quarantined=error.reason is Reason.CHECKSUM_MISMATCH,
     )
-    return [rules.model_edit(changed, "DOWNLOAD_FAILED", cause=error.reason.value)]
+    return [rules.model_edit(changed, reason, cause=error.reason.value)]
 
 
 def accepted(
@@ -152,11 +192,11 @@ def superfluous(state: State) -> tuple[Sequence[tuple[str, int]], Sequence[Edit]
 
 
 def downloading(state: State) -> Collection[str]:
-    """Return the models that an unfinished download works on or will go on with."""
+    """Return the models that an unfinished download or upload works on or will go on with."""
     return {
         operation.model
         for operation in state.operations.values()
-        if operation.kind is OperationKind.DOWNLOAD and operation.state not in FINAL_STATES
+        if operation.kind in BRINGING and operation.state not in FINAL_STATES
     }
 
 

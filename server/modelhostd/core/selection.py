@@ -91,7 +91,7 @@ def select(
             why[path] = "matches an ignore pattern"
         elif allow and not any(fnmatchcase(path, pattern) for pattern in allow):
             why[path] = "matches no allow pattern"
-        elif ((reason := _unsafe(path)) and not allow_unsafe) or (
+        elif ((reason := unsafe_suffix(path)) and not allow_unsafe) or (
             not allow and (reason := _unneeded(path, allow_unsafe=allow_unsafe))
         ):
             why[path] = reason
@@ -134,7 +134,8 @@ def _pickle(path: str) -> bool:
     return _suffix(path) in PICKLE_SUFFIXES
 
 
-def _unsafe(path: str) -> str:
+def unsafe_suffix(path: str) -> str:
+    """Return why a file of this name is taken for one that can run code; empty where it is not."""
     suffix = _suffix(path)
     if suffix in CODE_SUFFIXES:
         return "code is never fetched"

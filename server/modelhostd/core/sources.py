@@ -72,6 +72,21 @@ def parse_source(
     )
 
 
+def canonical(source: Source) -> Source:
+    """Return a source as a client gave it in its canonical form. Raises INVALID_ARGUMENT."""
+    return parse_source(
+        source.uri,
+        revision=source.revision,
+        allow_patterns=source.allow_patterns,
+        ignore_patterns=source.ignore_patterns,
+    )
+
+
+def canonical_or_none(source: Source) -> Source:
+    """The same; a source without anything is that of a model whose files are uploaded."""
+    return source if source == Source("") else canonical(source)
+
+
 def split_uri(text: str, *, field: str = "source.uri") -> SourceName:
     """Take a URI apart and return its canonical form. Raises INVALID_ARGUMENT naming ``field``."""
     if not text:

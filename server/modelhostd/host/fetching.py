@@ -43,10 +43,10 @@ class Fetching:
             if found is None:
                 raise _model_gone(key)
             rate_limit = self._registry.committed.operation(key).rate_limit_bytes_per_second
-            job = replace(_job(*found, key), rate_limit=rate_limit)
+            job = replace(job_of(*found, key), rate_limit=rate_limit)
             fetched = await self._downloads.fetch(job, partial(self._report, key))
             whole()
-            await self._finish(key, fetched)
+            await self.finish(key, fetched)
         except ModelhostError as error:
             failure = error
             await self._operations.settle(lambda: self._failed(key, failure))
@@ -81,7 +81,8 @@ class Fetching:
                 # A step on the way that nobody may be told of: no reason to lose the bytes.
                 log.warning("not told: VERIFYING", operation=key, reason=error.reason)
 
-    async def _finish(self, key: str, fetched: Fetched) -> None:
+    async def finish(self, key: str, fetched: Fetched) -> None:
+        """Record an artifact that is whole, verified and published; delete the files that it replaces."""
         gone: list[int] = []
         facts = fetched.facts
         arrived = artifacts.Arrived(
@@ -126,7 +127,8 @@ class Fetching:
         ]
 
 
-def _job(model: Model, artifact: Artifact, operation: str) -> DownloadJob:
+def job_of(model: Model, artifact: Artifact, operation: str) -> DownloadJob:
+    """Return what there is to fetch, with what is stored beside the files."""
     spec = asdict(rules.spec_of(model))
     manifest = {"id": model.id, "uid": model.uid, "create_time": model.create_time, **spec}
     source = artifact.source or model.source

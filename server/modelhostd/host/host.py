@@ -33,8 +33,10 @@ from modelhostd.host.routes import Routes
 from modelhostd.host.slots import Slots
 from modelhostd.host.storage import Storage
 from modelhostd.host.transfers import Transfers
+from modelhostd.host.uploads import Uploads
 from modelhostd.host.worker_counts import WorkerCounts
 from modelhostd.ports import Clock, Database, DeviceFacts, Devices, Downloads, Files, Workers
+from modelhostd.ports.uploads import Uploads as UploadsPort
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +71,7 @@ class Host:
         database: Database,
         devices: Devices,
         downloads: Downloads,
+        uploads: UploadsPort,
         files: Files,
         workers: Workers,
     ) -> None:
@@ -102,8 +105,15 @@ class Host:
             files,
             per_host=config.downloads_per_host,
         )
+        self.uploads = Uploads(self.registry, self.operations, uploads, downloads, files)
         self.models = Models(
-            self.registry, self.operations, self.transfers, self.residency, downloads, files
+            self.registry,
+            self.operations,
+            self.transfers,
+            self.uploads,
+            self.residency,
+            downloads,
+            files,
         )
         self.fetched_loads = FetchedLoads(
             self.registry, self.operations, self.transfers, self.residency

@@ -99,16 +99,7 @@ class ImportPlan:
             self.relied_on.add((edit.kind, edit.key))
 
     def _model(self, entry: ModelEntry) -> None:
-        source = entry.spec.source
-        spec = replace(
-            entry.spec,
-            source=sources.parse_source(
-                source.uri,
-                revision=source.revision,
-                allow_patterns=source.allow_patterns,
-                ignore_patterns=source.ignore_patterns,
-            ),
-        )
+        spec = replace(entry.spec, source=sources.canonical_or_none(entry.spec.source))
         have = self.state.models.get(entry.id)
         if have is None:
             uid = str(uuid.uuid4())

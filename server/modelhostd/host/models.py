@@ -8,6 +8,8 @@ from functools import partial
 from modelhostd.core import deletions, sources
 from modelhostd.core import operations as op_rules
 from modelhostd.core import registry as rules
+from modelhostd.core.artifacts import BRINGING
+from modelhostd.core.errors import invalid
 from modelhostd.core.resources import (
     FINAL_STATES,
     Artifact,
@@ -27,6 +29,7 @@ from modelhostd.host.registry import Registry, Request
 from modelhostd.host.residency import Residency
 from modelhostd.host.storage import findings_result
 from modelhostd.host.transfers import Transfers
+from modelhostd.host.uploads import Uploads
 from modelhostd.ports import Downloads, Files, SourceFacts
 
 
@@ -38,6 +41,7 @@ class Models:
         registry: Registry,
         operations: Operations,
         transfers: Transfers,
+        uploads: Uploads,
         residency: Residency,
         downloads: Downloads,
         files: Files,
@@ -45,6 +49,7 @@ class Models:
         self._registry = registry
         self._operations = operations
         self._transfers = transfers
+        self._uploads = uploads
         self._residency = residency
         self._downloads = downloads
         self._files = files
@@ -73,7 +78,7 @@ class Models:
 
     async def inspect(self, source: Source) -> SourceFacts:
         """Ask a source what a download would fetch, without a byte of weights."""
-        return await self._downloads.inspect(_canonical(source))
+        return await self._downloads.inspect(sources.canonical(source))
 
     # --- changing -------------------------------------------------------------------------------
 
@@ -86,12 +91,16 @@ class Models:
     ) -> Model:
         """Register a model; an empty id is derived from the source.
 
-        Raises ALREADY_EXISTS, INVALID_ARGUMENT.
+        A model without a source gets its files by upload. Raises ALREADY_EXISTS, INVALID_ARGUMENT.
         """
         answered = await self._registry.answered(request)
         if answered is not None:
             return self.get(answered)
-        source = _canonical(spec.source)
+        source = sources.canonical_or_none(spec.source)
+        if not source.uri and not model_id:
+            raise invalid(
+                "model_id", "an id, since there is no source to derive one from", model_id
+            )
         key = model_id or sources.derive_model_id(source)
         # Its namesake's files may be on their way out still: they would take the new one's along.
         op_rules.refuse_while_deleted(self._registry.decided.operations.values(), key)
@@ -117,7 +126,7 @@ class Models:
         """Replace a model's client-writable fields by what ``change`` makes of them."""
         model = self._registry.decided.model(model_id)
         spec = change(rules.spec_of(model))
-        spec = replace(spec, source=_canonical(spec.source))
+        spec = replace(spec, source=sources.canonical_or_none(spec.source))
         devices = self._registry.decided.devices
         now = self._registry.clock.time()
         updated = rules.update(model, spec, etag, now, devices)
@@ -219,6 +228,7 @@ class Models:
         model = self._registry.decided.model(model_id)
         if self._downloading(model, version):
             await self._transfers.abandon(model_id)
+            await self._uploads.abandon(model_id)
         if not version or self._user_of(model_id, version) is not None:
             await self._residency.remove(model_id, "MODEL_DELETED")
         artifacts = self._registry.decided.model(model_id).artifacts
@@ -253,7 +263,7 @@ class Models:
         active = {
             o.id
             for o in self._registry.decided.operations.values()
-            if o.kind is OperationKind.DOWNLOAD and o.state not in FINAL_STATES
+            if o.kind in BRINGING and o.state not in FINAL_STATES
         }
         return any(a.operation in active and version in (0, a.version) for a in model.artifacts)
 
@@ -272,12 +282,3 @@ def stale_instance(state: State, old: Model, new: Model) -> Sequence[Edit]:
         return ()
     key = instance_key(instance.model, instance.id)
     return [Edit(Kind.INSTANCE, key, replace(instance, config_stale=True), "CONFIG_STALE")]
-
-
-def _canonical(source: Source) -> Source:
-    return sources.parse_source(
-        source.uri,
-        revision=source.revision,
-        allow_patterns=source.allow_patterns,
-        ignore_patterns=source.ignore_patterns,
-    )
