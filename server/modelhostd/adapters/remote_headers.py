@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from modelhostd.adapters.connections import Connections
-from modelhostd.adapters.source import Reader, SourceAdapter
+from modelhostd.adapters.source import Changed, Reader, SourceAdapter
 from modelhostd.adapters.wire import Transient, bad_reply
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.safetensors_header import (
@@ -36,7 +36,7 @@ def predict(adapter: SourceAdapter, connections: Connections, facts: SourceFacts
             )
             for file in weights
         ]
-    except (ModelhostError, Transient):
+    except (ModelhostError, Transient, Changed):
         return facts
     return replace(facts, predicted_bytes=predicted_bytes(headers))
 

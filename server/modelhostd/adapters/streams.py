@@ -22,7 +22,7 @@ from modelhostd.core.ramp import Ramp
 from modelhostd.core.spans import Span, next_piece
 from modelhostd.ports import RemoteFile
 
-BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 512 << 10
 GAIN_BYTES_MIN = 64 << 10
 """A failure after fewer bytes does not start the count of tries anew: a drip must end."""
 ATTEMPTS_MAX = 1000
@@ -237,14 +237,19 @@ class FileStreams:
             if extra:
                 self._transfer.places.give_back()
             with self._changed:
-                if not self._over:
-                    self._threads.remove(threading.current_thread())
+                self._leave()
                 self._changed.notify_all()
+
+    def _leave(self) -> None:
+        """Be no longer among the connections, in the same step that decides so: the last one stays."""
+        if not self._over and threading.current_thread() in self._threads:
+            self._threads.remove(threading.current_thread())
 
     def _take(self) -> Span | None:
         with self._changed:
             while not self._over and self._failure is None:
                 if len(self._threads) > max(1, self._ramp.wanted):
+                    self._leave()
                     return None
                 pause = self._not_before - time.monotonic()
                 if pause <= 0:
@@ -294,11 +299,12 @@ class FileStreams:
         """Tell whether a connection that failed is the last one, after it has waited as it must."""
         with self._changed:
             if failure.retry_after_s is not None:
-                self._not_before = max(
-                    self._not_before, time.monotonic() + min(failure.retry_after_s, 300.0)
-                )
+                cap_s = self._transfer.adapter.retry.retry_after_cap_s
+                pause_s = min(failure.retry_after_s, cap_s)
+                self._not_before = max(self._not_before, time.monotonic() + pause_s)
             if len(self._threads) > 1:
                 self._ramp.failed(time.monotonic())
+                self._leave()
                 return False
             self._waiting = True
         try:
