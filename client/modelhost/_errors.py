@@ -232,6 +232,7 @@ _HINTS: Mapping[str, str] = {
     "UNSUPPORTED_MODEL": "where the task is wrong: `modelhost rm {model}`, then `modelhost pull SOURCE --task TASK`",
     "GATED": "accept the licence at the source, and give the daemon a token (HF_TOKEN)",
     "AUTHENTICATION_REQUIRED": "give the daemon a token for the source; `modelhost sources` shows which it has",
+    "SOURCE_NOT_ALLOWED": "who runs the daemon may allow it in its configuration: {setting}",
     "OFFLINE": "the daemon is configured to stay offline",
     "UNSAFE_FILE": "`--allow-unsafe`, if you trust the source",
     "SEQUENCE_COMPACTED": "start again with the whole state: `modelhost events --snapshot`",
