@@ -4,18 +4,16 @@ from types import TracebackType
 from typing import Self
 
 from modelhost._async.events import AsyncEvents
+from modelhost._async.files import AsyncFiles
 from modelhost._async.holds import AsyncHolds
 from modelhost._async.host import AsyncHost
 from modelhost._async.inference import AsyncInference
-from modelhost._async.registry import AsyncRegistry
 from modelhost._async.residency import AsyncResidency
 from modelhost._async.transport import AsyncTransport
 from modelhost._options import MESSAGE_BYTES_MAX, make_options
 
 
-class AsyncClient(
-    AsyncRegistry, AsyncResidency, AsyncHolds, AsyncInference, AsyncEvents, AsyncHost
-):
+class AsyncClient(AsyncFiles, AsyncResidency, AsyncHolds, AsyncInference, AsyncEvents, AsyncHost):
     """A connection to a modelhost daemon, made when it is first used.
 
     ::

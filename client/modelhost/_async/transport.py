@@ -3,7 +3,7 @@
 
 import asyncio
 import functools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import grpc
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
+T = TypeVar("T")
 
 
 class AsyncStream(Generic[R]):
@@ -146,19 +147,28 @@ class AsyncTransport:
     async def upload(
         self,
         method: "grpc.aio.StreamUnaryMultiCallable[Q, R]",
-        requests: Iterator[Q],
+        requests: Iterator[Q] | AsyncIterator[Q],
         name: str,
         timeout: float | None = None,
+        *,
+        lasting: bool = False,
     ) -> R:
-        """Send a stream of requests and return the one answer."""
+        """Send a stream of requests and return the one answer.
+
+        A ``lasting`` one has no end but ``timeout``; others have the client's.
+        """
         self.check_open()
-        seconds = timeout or self.options.timeout
+        seconds = timeout or (None if lasting else self.options.timeout)
         try:
             return await method(requests, timeout=seconds)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(
                 error, call=name, target=self.options.target, timeout=seconds
             ) from None
+
+    async def blocking(self, work: Callable[[], T]) -> T:
+        """Return what blocking work comes to."""
+        return await asyncio.to_thread(work)
 
     async def health(self, service: str, timeout: float | None = None) -> str:
         """Return what grpc.health.v1 says of a service."""

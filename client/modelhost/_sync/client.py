@@ -6,15 +6,15 @@ from typing import Self
 
 from modelhost._options import MESSAGE_BYTES_MAX, make_options
 from modelhost._sync.events import Events
+from modelhost._sync.files import Files
 from modelhost._sync.holds import Holds
 from modelhost._sync.host import Host
 from modelhost._sync.inference import Inference
-from modelhost._sync.registry import Registry
 from modelhost._sync.residency import Residency
 from modelhost._sync.transport import Transport
 
 
-class Client(Registry, Residency, Holds, Inference, Events, Host):
+class Client(Files, Residency, Holds, Inference, Events, Host):
     """A connection to a modelhost daemon, made when it is first used.
 
     ::

@@ -2,7 +2,7 @@
 
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar, cast
 
 import grpc
@@ -21,6 +21,7 @@ from modelhost.v1.residency_service_pb2_grpc import ResidencyServiceStub
 
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
+T = TypeVar("T")
 R_co = TypeVar("R_co", bound=Message, covariant=True)
 
 
@@ -150,16 +151,25 @@ class Transport:
         requests: Iterator[Q],
         name: str,
         timeout: float | None = None,
+        *,
+        lasting: bool = False,
     ) -> R:
-        """Send a stream of requests and return the one answer."""
+        """Send a stream of requests and return the one answer.
+
+        A ``lasting`` one has no end but ``timeout``; others have the client's.
+        """
         self.check_open()
-        seconds = timeout or self.options.timeout
+        seconds = timeout or (None if lasting else self.options.timeout)
         try:
             return method(requests, timeout=seconds)
         except grpc.RpcError as error:
             raise error_from_rpc(
                 _failure(error), call=name, target=self.options.target, timeout=seconds
             ) from None
+
+    def blocking(self, work: Callable[[], T]) -> T:
+        """Return what blocking work comes to."""
+        return work()
 
     def health(self, service: str, timeout: float | None = None) -> str:
         """Return what grpc.health.v1 says of a service."""

@@ -10,6 +10,7 @@ from modelhost._errors import ModelhostError
 from modelhost.cli import (
     daemon,
     failures,
+    files,
     holds,
     host,
     infer,
@@ -30,7 +31,7 @@ SECTIONS: Mapping[str, Sequence[click.Command]] = {
     ),
     "Models": (
         *(registry.pull, registry.add, registry.ls, registry.show, registry.rm),
-        *(registry.inspect, registry.check),
+        *(registry.inspect, registry.check, files.upload, files.outdated),
     ),
     "Disk": (storage.storage, storage.verify, storage.prune, storage.quarantine),
     "Memory": (
