@@ -126,6 +126,8 @@ def amounts(operation: Operation) -> str:
         parts.append(f"{show_bytes(int(progress.bytes_per_second))}/s")
     if operation.state == Operation.RUNNING and progress.HasField("eta"):
         parts.append(f"{show_seconds(progress.eta.ToTimedelta().total_seconds())} left")
+    if operation.state == Operation.RUNNING and progress.HasField("retry"):
+        parts.append(f"again after {plain(progress.retry.reason)} ({progress.retry.attempt})")
     return ", ".join(parts)
 
 

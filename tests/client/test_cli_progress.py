@@ -61,6 +61,8 @@ def test_a_terminal_shows_a_bar() -> None:
     operation = step("DOWNLOADING", 512, 1024)
     operation.progress.bytes_per_second = 2048
     operation.progress.eta.seconds = 65
+    operation.progress.retry.reason = "NETWORK_ERROR"
+    operation.progress.retry.attempt = 2
     with _progress.shown(stream, console) as report:
         report(operation)
         console.file.flush()
@@ -68,7 +70,7 @@ def test_a_terminal_shows_a_bar() -> None:
     for part in (
         "load m\\x1b",
         "50 %",
-        "512 B of 1.0 KiB, 2.0 KiB/s, 1 min 5 s left",
+        "512 B of 1.0 KiB, 2.0 KiB/s, 1 min 5 s left, again after NETWORK_ERROR (2)",
         "downloading",
     ):
         assert part in text
