@@ -59,6 +59,7 @@ def test_defaults_of_a_user() -> None:
     assert config.loopback_is_operator
     assert config.limits.inference_message_bytes == 64 * 2**20
     assert config.limits.control_message_bytes == 256 * 2**10
+    assert config.downloads.cache == Path("/home/ada/.cache/huggingface/hub")
     assert config.path is None
     assert load(None, {**HOME, "XDG_DATA_HOME": "/data"}).home == Path("/data/modelhost")
 
@@ -132,17 +133,20 @@ def test_the_file_is_found_by_flag_variable_or_in_its_usual_place(tmp_path: Path
 
 
 def test_variables_of_hugging_face_are_honoured() -> None:
-    """HF_TOKEN and HF_ENDPOINT count; our own variables win over them."""
+    """HF_TOKEN, HF_ENDPOINT and HF_HUB_CACHE count; our own variables win over them."""
     environment = {
         **HOME,
         "HF_TOKEN": " hf_secret\t".strip(),
         "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HUB_CACHE": "/cache",
     }
     downloads = load(None, environment).downloads
     assert downloads.token == Secret("hf_secret")
     assert downloads.endpoint == "http://127.0.0.1:9"
+    assert downloads.cache == Path("/cache")
     environment["MODELHOST_DOWNLOADS_ENDPOINT"] = "https://hub.example"
     assert load(None, environment).downloads.endpoint == "https://hub.example"
+    assert load(None, {**HOME, "HF_HOME": "/hf"}).downloads.cache == Path("/hf/hub")
 
 
 def test_the_client_s_variables_are_no_error() -> None:

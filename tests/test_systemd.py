@@ -162,6 +162,7 @@ def test_the_service_keeps_its_state_where_the_unit_says() -> None:
     assert config.home == Path("/var/lib/modelhost")
     assert config.grpc == ("127.0.0.1:7411", "unix:/run/modelhost/modelhost.sock")
     assert config.admin_socket == Path("/run/modelhost/admin.sock")
+    assert config.downloads.cache == Path("/var/cache/modelhost/huggingface/hub")
 
 
 def test_the_unit_waits_longer_than_the_daemon_takes_to_stop() -> None:

@@ -93,6 +93,8 @@ class DownloadConfig:
     """The API of the GitHub whose releases ``github://`` names."""
     ollama_endpoint: str = key("https://registry.ollama.ai", values.endpoint)
     """The registry of ``ollama://``."""
+    cache: Path | None = key(None, values.absolute, variables=("HF_HUB_CACHE",))
+    """Hugging Face's cache; a file that is in it is taken from there. Default: where it usually is."""
     file_roots: tuple[Path, ...] = key((), values.absolutes)
     """Folders beneath which ``file:///...`` sources may be; none = no such sources."""
     token: Secret | None = key(
@@ -307,6 +309,7 @@ def build(given: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
                 values.socket_path(path)
             except values.Expected as error:
                 raise ConfigError("runtime_dir", f"runtime_dir: expected {error}") from None
+    parts["downloads"].setdefault("cache", default_cache(environment))
     made = {section: SECTIONS[section](**kept) for section, kept in parts.items()}
     return Config(**top, **made, explicit=frozenset(given))
 
@@ -324,6 +327,14 @@ def default_runtime(home: Path, environment: Mapping[str, str]) -> Path:
     """Return the service's runtime directory, or ``run`` below the home."""
     runtime = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     return Path(runtime) if runtime else home / "run"
+
+
+def default_cache(environment: Mapping[str, str]) -> Path:
+    """Return where huggingface_hub keeps its cache (its own rules, as of 1.0)."""
+    if hub := environment.get("HF_HOME"):
+        return Path(hub).expanduser() / "hub"
+    cache = environment.get("XDG_CACHE_HOME") or str(user_home(environment) / ".cache")
+    return Path(cache).expanduser() / "huggingface" / "hub"
 
 
 def user_home(environment: Mapping[str, str]) -> Path:

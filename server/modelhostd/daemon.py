@@ -28,6 +28,7 @@ from modelhostd.adapters.database import FILE_NAME, SqliteDatabase
 from modelhostd.adapters.devices import MachineDevices
 from modelhostd.adapters.downloads import SourceDownloads
 from modelhostd.adapters.files import FileStore
+from modelhostd.adapters.hub_cache import HubCache
 from modelhostd.adapters.notify import Notifier
 from modelhostd.adapters.transfer import StreamConfig
 from modelhostd.adapters.trees import TreeStore
@@ -88,6 +89,7 @@ class Daemon:
             trees,
             streams=StreamConfig(connections=config.downloads.connections),
             deadline_s=config.downloads.deadline_s,
+            cache=HubCache(config.downloads.cache) if config.downloads.cache else None,
         )
         self._database = SqliteDatabase(config.home / FILE_NAME)
         self._workers = ProcessWorkers(_workers_config(config))

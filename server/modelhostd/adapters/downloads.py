@@ -14,6 +14,7 @@ from modelhostd.adapters.connections import Connections
 from modelhostd.adapters.contacts import Contact, Contacts
 from modelhostd.adapters.formats import check_file
 from modelhostd.adapters.hub import Hub, HubConfig
+from modelhostd.adapters.hub_cache import HubCache
 from modelhostd.adapters.layout import disk_errors
 from modelhostd.adapters.parts import kept_spans
 from modelhostd.adapters.progress import Meter
@@ -50,6 +51,7 @@ class SourceDownloads:
         *,
         streams: StreamConfig | None = None,
         deadline_s: float = 0.0,
+        cache: HubCache | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._adapters = dict(adapters)
@@ -57,6 +59,7 @@ class SourceDownloads:
         self._trees = trees
         self._streams = streams or StreamConfig()
         self._deadline_s = deadline_s
+        self._cache = cache
         self._now = now
         self._throttle = Throttle()
         self._contacts = Contacts(now)
@@ -221,7 +224,7 @@ class SourceDownloads:
             while queue:
                 file = queue.popleft()
                 digests[file.path] = await cancellable(
-                    transfer.canceller, partial(fetch_file, transfer, file)
+                    transfer.canceller, partial(self._fetch_one, transfer, file)
                 )
 
         workers = min(transfer.adapter.files_at_once, len(missing))
@@ -229,6 +232,12 @@ class SourceDownloads:
         if tasks:
             await first_failure(tasks, transfer.canceller)
         return digests
+
+    def _fetch_one(self, transfer: Transfer, file: RemoteFile) -> str:
+        """Return the SHA-256 of a file that is among the verified ones now."""
+        if self._cache is not None:
+            self._cache.take(transfer, file)
+        return fetch_file(transfer, file)
 
     def _check(
         self,
