@@ -147,6 +147,22 @@ def test_a_manifest_of_unknown_content_still_gives_its_model(home: Path) -> None
     assert len(again.uid) == 36
 
 
+def test_an_uploaded_model_of_unknown_content_comes_back_without_a_source(home: Path) -> None:
+    """Its artifact says that it was uploaded; there is nothing to download it from."""
+    path = home / "models" / "minilm" / "2" / "manifest.json"
+    document = json.loads(path.read_text())
+    document["entry"] = {"source": 5}
+    document["source"] = {
+        "uri": "upload://", "revision": "", "allow_patterns": [], "ignore_patterns": []
+    }  # fmt: skip
+    path.write_text(json.dumps(document))
+    break_database(home, "gone")
+    assert run(home, "--rebuild")[0] == 0
+    again = stored_models(home)["minilm"]
+    assert again.source == Source("")
+    assert again.artifacts[-1].source == Source("upload://")
+
+
 def test_a_rebuild_that_fails_leaves_everything(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

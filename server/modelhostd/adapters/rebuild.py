@@ -20,7 +20,16 @@ from modelhostd.core import registry, tasks
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.manifest import Manifest
 from modelhostd.core.registry import ModelSpec
-from modelhostd.core.resources import Artifact, ArtifactState, Event, Kind, Model, StoredError
+from modelhostd.core.resources import (
+    Artifact,
+    ArtifactState,
+    Event,
+    Kind,
+    Model,
+    Source,
+    StoredError,
+)
+from modelhostd.core.uploads import UPLOAD
 from modelhostd.ports import Batch, Change
 
 REASON = "REBUILT"
@@ -68,7 +77,8 @@ def _spec(manifest: Manifest) -> ModelSpec:
         registry.check_spec(spec)
     except (msgspec.ValidationError, ModelhostError):
         # Written by another version or by hand: the source alone makes it usable.
-        return ModelSpec(source=manifest.source)
+        uploaded = manifest.source == UPLOAD
+        return ModelSpec(source=Source("") if uploaded else manifest.source)
     return spec
 
 

@@ -44,7 +44,7 @@ async def requests(
         except TimeoutError:
             raise ModelhostError(
                 Reason.DEADLINE_EXCEEDED,
-                f"{method.name} got no message for {READ_IDLE_S:g} s; nothing was done, begin again",
+                f"{method.name} got no message for {READ_IDLE_S:g} s; what came does not count, begin again",
                 {"method": method.name},
             ) from None
         yield parsed(method, raw)
