@@ -4,6 +4,7 @@ Import it as ``from tests.support import wait_until``; shared fakes live in ``te
 """
 
 import asyncio
+import select
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -19,6 +20,17 @@ _LONGEST_PAUSE_S = 0.05
 
 class ConditionNotMetError(AssertionError):
     """A condition did not hold before the deadline; the message says which, and its last value."""
+
+
+def readable(*descriptors: int, timeout_s: float = DEADLINE_S) -> list[int]:
+    """Return those of the descriptors that can be read (of a pidfd: whose process has ended) in time.
+
+    Unlike ``select`` it takes any number: a long run of tests may have more than 1,024 open.
+    """
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return [descriptor for descriptor, _ in poll.poll(max(0.0, timeout_s) * 1000)]
 
 
 def wait_until(condition: Callable[[], T], deadline_s: float = DEADLINE_S, *, what: str = "") -> T:

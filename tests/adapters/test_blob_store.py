@@ -1,5 +1,6 @@
 """The store on disk: links, modes, order of renames, symlinks in the way."""
 
+import gc
 import hashlib
 import os
 import stat
@@ -264,3 +265,15 @@ async def test_many_versions_share_what_is_equal(store: Store) -> None:
     assert (await store.files.use()).blob_bytes == total
     freed = [await store.files.delete_artifact("tiny", version) for version in range(1, 11)]
     assert freed == [0] * 9 + [total]
+
+
+def test_a_store_that_nobody_closes_keeps_no_descriptor(tmp_path: Path) -> None:
+    """The home's descriptor goes with its object, and closing it twice is harmless."""
+    before = set(os.listdir("/proc/self/fd"))
+    store = BlobStore(StoreConfig(tmp_path / "dropped"))
+    closed = BlobStore(StoreConfig(tmp_path / "closed"))
+    closed.close()
+    closed.close()
+    del store, closed
+    gc.collect()
+    assert set(os.listdir("/proc/self/fd")) <= before

@@ -1,7 +1,6 @@
 """The real daemon as a process: started, waited for by its own READY, ended or killed."""
 
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -11,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+
+from tests.support import readable
 
 START_S = 30.0
 END_S = 60.0
@@ -114,10 +115,10 @@ class Daemon:
         ended = os.pidfd_open(self.process.pid)
         try:
             while (left := end - time.monotonic()) > 0:
-                found, _, _ = select.select([listener, ended], [], [], left)
-                if listener in found and b"READY=1" in listener.recv(65536).split(b"\n"):
+                found = readable(listener.fileno(), ended, timeout_s=left)
+                if listener.fileno() in found and b"READY=1" in listener.recv(65536).split(b"\n"):
                     return
-                if ended in found and listener not in found:
+                if ended in found and listener.fileno() not in found:
                     raise DaemonFailed(f"exit code {self.process.wait()}\n{self.log}")
         finally:
             os.close(ended)

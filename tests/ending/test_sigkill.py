@@ -1,13 +1,12 @@
 """SIGKILL of the daemon: its workers go with it, whatever they are doing."""
 
 import os
-import select
 
 import pytest
 
 from modelhost import Client
 from tests.ending.scene import MODEL, Scene, scene
-from tests.support import DEADLINE_S, wait_until
+from tests.support import readable, wait_until
 
 STARTS = 5
 
@@ -22,7 +21,7 @@ def at():
 def _gone(descriptors: list[int]) -> None:
     """Wait until the processes of these pidfds have ended."""
     for descriptor in descriptors:
-        ended, _, _ = select.select([descriptor], [], [], DEADLINE_S)
+        ended = readable(descriptor)
         os.close(descriptor)
         assert ended, "a worker outlives its daemon"
 

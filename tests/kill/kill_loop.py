@@ -29,6 +29,7 @@ from tests.kill.chronicle import Chronicle
 from tests.kill.look import Disk, expect
 from tests.kill.plan import Plan
 from tests.kill.scenario import live
+from tests.support import readable
 
 LIFE_S = 40.0
 """No life lasts so long; one that does hangs."""
@@ -172,8 +173,8 @@ def _kill(
     pause_s = chance.random() * 0.006
     gone = False
     while (calm or wanted > 0) and time.monotonic() < end:
-        readable, _, _ = select.select([pulses], [], [], end - time.monotonic())
-        found = len(os.read(pulses, wanted if not calm else 4096)) if readable else 0
+        heard = readable(pulses, timeout_s=end - time.monotonic())
+        found = len(os.read(pulses, wanted if not calm else 4096)) if heard else 0
         if not found:
             gone = True
             break

@@ -17,6 +17,7 @@ import errno
 import os
 import re
 import stat
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,13 +67,15 @@ class Home:
         with disk_errors(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Also where nobody closes it: the descriptor goes with the object.
+        self._close = weakref.finalize(self, os.close, self._fd)
         for segments in (PARTS, VERIFIED, TREES, TRASH, QUARANTINE, MODELS, BLOBS):
             with self.directory(*segments, create=True):
                 pass
 
     def close(self) -> None:
         """Let go of the directory."""
-        os.close(self._fd)
+        self._close()
 
     def shown(self, *segments: str) -> Path:
         """Return a path for messages and for readers (the worker opens models by it)."""

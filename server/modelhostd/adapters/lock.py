@@ -117,7 +117,9 @@ def _wait_for_end(pid: int) -> None:
     with contextlib.suppress(OSError):
         descriptor = os.pidfd_open(pid)
         try:
-            select.select([descriptor], [], [], DYING_S)
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            poll.poll(DYING_S * 1000)
         finally:
             os.close(descriptor)
 
