@@ -101,7 +101,7 @@ async def test_the_queue_keeps_its_order(world: World) -> None:
             await run.add(model)
         await held(run, "c")
         waiting = [await run.host.transfers.download(m) for m in "abd"]
-        await run.host.transfers.update(waiting[2].id, 5)
+        await run.host.transfers.update(waiting[2].id, priority=5)
         await run.crash()
     release(run, "c")
     world.downloads.jobs.clear()
