@@ -12,6 +12,7 @@ import pytest
 
 from modelhost.v1 import model_service_pb2 as pb
 from modelhost.v1 import models_pb2, operation_service_pb2, operations_pb2
+from modelhostd.host import uploads
 from tests.api.support import CALL_S, Served, failure, served
 from tests.support import wait_until_async
 
@@ -207,6 +208,20 @@ async def test_a_deadline_ends_an_upload(tmp_path: Path) -> None:
             await it.tcp.models.UploadModelFiles(messages(), timeout=0.5)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await wait_until_async(lambda: _ended(it))
+
+
+async def test_a_drip_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon's own limit for a whole upload: DEADLINE_EXCEEDED, and the model is free again."""
+    monkeypatch.setattr(uploads, "UPLOAD_S", 0.1)
+    async with served(tmp_path) as it:
+        await add(it)
+        found = await failure(Open(it, start(), file("data.txt", DATA)).call)
+        assert (found.reason, found.metadata["method"]) == (
+            "DEADLINE_EXCEEDED",
+            "UploadModelFiles",
+        )
+        monkeypatch.undo()
+        assert (await upload(it, whole(FILES))).model.state == models_pb2.Artifact.AVAILABLE
 
 
 async def test_one_at_a_time_brings_files_of_a_model(tmp_path: Path) -> None:
