@@ -26,10 +26,15 @@ def test_connections_that_help_are_added_to_the_limit() -> None:
 
 def test_connections_that_do_not_help_are_taken_back() -> None:
     """Where one fills the line there is one again, but for a try now and then."""
-    counts = run(Ramp(8), lambda _: 400e6, 60.0)
+    counts = run(Ramp(8), lambda _: 100e6, 60.0)
     assert counts[-1] in {1, 2}
     assert counts.count(1) > 0.9 * len(counts)
     assert max(counts) == 2
+
+
+def test_one_that_is_fast_stays_alone() -> None:
+    """No others are tried where one brings more than any server gives to each."""
+    assert set(run(Ramp(8), lambda n: n * 400e6, 40.0)) == {1}
 
 
 def test_the_knee_of_the_line_is_found() -> None:

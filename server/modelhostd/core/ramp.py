@@ -10,6 +10,9 @@ MEASURE_S = 0.3
 """How long a number of connections is measured; a new one needs some round trips to get going."""
 GAIN = 1.25
 """How much faster twice the connections must be to stay."""
+FAST = 150e6
+"""Bytes a second: a connection that brings them is not what limits. More of them were no faster on loopback
+and took some 10 to 15 % more processor time."""
 AGAIN_S = 15.0
 """When another try is made after one that did not help: lines change."""
 
@@ -42,7 +45,8 @@ class Ramp:
                 return self.wanted
             self._before = 0
         self._best = rate
-        if now >= self._quiet_until and rate > 0 and self.wanted < self.limit:
+        slow = 0 < rate < FAST * self.wanted
+        if now >= self._quiet_until and slow and self.wanted < self.limit:
             self._before, self.wanted = self.wanted, min(self.limit, self.wanted * 2)
         return self.wanted
 
