@@ -156,6 +156,9 @@ class HttpReader:
         if not etag.startswith('"'):
             return
         with self._lock:
-            before, self._etag = self._etag, etag
-        if before not in {"", etag}:
+            changed = self._etag not in {"", etag}
+            # After a change the first answer of the new start says which version it is of: this one may
+            # have been the odd one out.
+            self._etag = "" if changed else etag
+        if changed:
             raise Changed
