@@ -109,3 +109,18 @@ def test_a_missing_uvloop_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert factory is None
     assert not setting.effective
     assert "uvloop" in setting.message
+
+
+def test_the_collector_works_from_ready_on() -> None:
+    """What the start left is spared, and what comes after it is collected; an end before READY leaves it on."""
+    prepared(
+        before="import gc; gc.disable()",
+        after="process.begin_collecting(); assert gc.isenabled() and gc.get_freeze_count() > 1000",
+    )
+    prepared(
+        after=(
+            "import gc\nfrom modelhostd.__main__ import main\n"
+            "try:\n    main(['--no-such-flag'])\nexcept SystemExit:\n    pass\n"
+            "assert gc.isenabled()"
+        )
+    )

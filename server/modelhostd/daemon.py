@@ -183,6 +183,7 @@ class Daemon:
 
     def _announce(self, addresses: Sequence[str]) -> None:
         self._notifier.ready(f"serving on {', '.join(addresses)}")
+        process.begin_collecting()
         log.info("serving", addresses=list(addresses), home=str(self.config.home))
         if sys.stderr.isatty() or os.environ.get("MODELHOST_BANNER"):
             sys.stderr.write(_banner(self.config, addresses))

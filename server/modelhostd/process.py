@@ -8,6 +8,7 @@ of large tensors. This module imports only the standard library.
 import asyncio
 import ctypes
 import faulthandler
+import gc
 import os
 import resource
 import sys
@@ -68,6 +69,12 @@ def loop_factory(
     except ImportError as error:
         return None, ProcessSetting("uvloop", "on", effective=False, message=str(error))
     return uvloop.new_event_loop, ProcessSetting("uvloop", "on", effective=True)
+
+
+def begin_collecting() -> None:
+    """Let the collector work, and spare it what is there by now: the start's objects stay for good."""
+    gc.freeze()
+    gc.enable()
 
 
 def release_memory() -> bool:
