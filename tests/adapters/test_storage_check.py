@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +14,12 @@ import pytest
 from modelhostd.adapters.blobs import BlobStore, StoreConfig
 from modelhostd.adapters.files import FileStore
 from modelhostd.adapters.layout import blob_at
+from modelhostd.adapters.storage_check import StorageCheck
 from modelhostd.adapters.trees import TreeStore
 from modelhostd.core.findings import FindingKind
 from modelhostd.core.resources import ModelFile
 from tests.adapters.store_support import manifest_of, publish, verified
+from tests.support import DEADLINE_S
 
 CONTENT = {"config.json": b"{}", "sub/deep/model.safetensors": b"weights" * 100, "copy.json": b"{}"}
 
@@ -181,3 +187,36 @@ async def test_a_cancelled_verify_ends(store: Store) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_blob_that_is_being_deleted_is_no_stray(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deletion that is under way while the blobs are listed leaves nothing to tell of."""
+    weights = next(file for file in store.put() if "deep" in file.path)
+    listed = threading.Event()
+    blobs = StorageCheck._blobs
+
+    def listing(check: StorageCheck) -> Iterator[tuple[str, os.stat_result]]:
+        yield from blobs(check)
+        listed.set()
+
+    monkeypatch.setattr(StorageCheck, "_blobs", listing)
+    held = threading.Event()
+    done = threading.Event()
+
+    def delete() -> None:
+        with store.blobs.commit:
+            shutil.rmtree(store.home / "models" / "tiny")
+            held.set()
+            assert listed.wait(DEADLINE_S)
+            store.home.joinpath(*blob_at(weights.sha256)).unlink()
+        done.set()
+
+    thread = threading.Thread(target=delete)
+    thread.start()
+    await asyncio.to_thread(held.wait, DEADLINE_S)
+    found = await store.files.check({}, deep=False, repair=False)
+    thread.join(DEADLINE_S)
+    assert done.is_set()
+    assert weights.sha256 not in {f.name for f in found}

@@ -135,16 +135,19 @@ class StorageCheck:
                     yield f"{prefix}/{name}", found
 
     def _stray_blobs(self, *, repair: bool) -> Iterator[StorageFinding]:
-        for name, found in list(self._blobs()):
-            if found.st_nlink > 1:
+        for name, listed in list(self._blobs()):
+            if listed.st_nlink > 1:
                 continue
             sha256 = name.rpartition("/")[2]
-            if self._store.held(sha256):
-                continue
             repaired = False
-            if repair:
-                with self._store.commit, suppress(ModelhostError):
-                    repaired = self._store.drop_blob(sha256) == found.st_size
+            # What is just being deleted or published has gone, or is some model's, when the lock is free.
+            with self._store.commit:
+                found = self._store.home.stat((*BLOBS, *name.split("/")))
+                if found is None or found.st_nlink > 1 or self._store.held(sha256):
+                    continue
+                if repair:
+                    with suppress(ModelhostError):
+                        repaired = self._store.drop_blob(sha256) == found.st_size
             yield StorageFinding(
                 FindingKind.STRAY_BLOB,
                 sha256,
