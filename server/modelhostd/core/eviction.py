@@ -38,9 +38,11 @@ class Holding:
     second_last_use: float = -math.inf
     """When the request before the last one came; -inf where there were fewer than two."""
     load_s: float = 0.0
-    """What loading it again is expected to take, from the loads it had."""
+    """What coming back is expected to take from the tier where it would land, from the loads it had."""
     ready_since: float = 0.0
     priority: int = 0
+    bound: bool = False
+    """Whether these bytes go with others only: the copy in host memory of what is on a device."""
 
     @property
     def held(self) -> bool:
@@ -49,9 +51,10 @@ class Holding:
 
     @property
     def idle(self) -> bool:
-        """Whether it can be evicted now: ready, nothing in flight, nothing queued, not held."""
+        """Whether it can be evicted now: ready or warm, nothing in flight, nothing queued, not held."""
         return (
-            self.state is InstanceState.READY
+            self.state in (InstanceState.READY, InstanceState.WARM)
+            and not self.bound
             and self.in_flight == 0
             and self.queued == 0
             and not self.held

@@ -23,11 +23,13 @@ ARTIFACT: Mapping[A, frozenset[A]] = {
 
 INSTANCE: Mapping[I, frozenset[I]] = {
     I.QUEUED: frozenset({I.LOADING, I.FAILED, I.BLOCKED}),
-    I.LOADING: frozenset({I.READY, I.QUEUED, I.DRAINING, I.FAILED, I.BLOCKED}),
+    # Back to WARM: a swap-in that was stopped, or found no memory.
+    I.LOADING: frozenset({I.READY, I.WARM, I.QUEUED, I.DRAINING, I.FAILED, I.BLOCKED}),
     I.READY: frozenset({I.DRAINING, I.QUEUED, I.BLOCKED, I.FAILED}),
     # A drained instance that gets its worker killed comes back, as any other.
     I.DRAINING: frozenset({I.WARM, I.QUEUED, I.BLOCKED, I.FAILED}),
-    I.WARM: frozenset({I.LOADING, I.QUEUED}),
+    # DRAINING: the copy in host memory goes, too.
+    I.WARM: frozenset({I.LOADING, I.DRAINING, I.QUEUED}),
     I.FAILED: frozenset({I.QUEUED}),
     I.BLOCKED: frozenset({I.QUEUED}),
 }
