@@ -261,7 +261,7 @@ async def test_a_blocked_model_can_be_unblocked(tmp_path: Path) -> None:
         await it.have()
         for _ in range(5):
             await it.load()
-            it.running.workers.crash("sim-0", blamed="minilm", stderr_tail="boom")
+            it.running.blame("minilm", stderr_tail="boom")
             await wait_until_async(
                 lambda: it.host.routes.get("minilm") is None or it.host.routes.get("minilm").open
             )

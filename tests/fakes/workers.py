@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from modelhostd.core.errors import ModelhostError, Reason
-from modelhostd.core.resources import Health, Isolation, Phase, Progress
+from modelhostd.core.resources import Health, Phase, Progress
 from modelhostd.ports import (
     InferReply,
     Loaded,
@@ -342,7 +342,7 @@ def deadline_exceeded(model: str) -> ModelhostError:
 
 
 def _own(spec: LoadSpec) -> str:
-    return spec.model if spec.config.isolation is Isolation.PROCESS else ""
+    return spec.model if spec.own_worker else ""
 
 
 def _lost(device: str, exit: str) -> ModelhostError:

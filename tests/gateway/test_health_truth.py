@@ -162,7 +162,7 @@ async def test_a_blocked_model_is_not_ready_however_it_is_asked(tmp_path: Path) 
         truth, host = scene.truth, scene.running.host
         async with asyncio.timeout(DEADLINE_S):
             while "BLOCKED" not in truth.reasons:
-                scene.running.workers.crash("sim-0", blamed="m")
+                scene.running.blame("m")
                 await truth.poll()
                 await scene.infer()
                 await truth.caught_up()

@@ -191,7 +191,9 @@ class Chaos:
             case 2:
                 self.world.downloads.fail(f"hf://org/{model}", FAULT, Phase.DOWNLOADING)
             case 3 if run.workers.pids():
-                run.workers.crash("sim-0", blamed=self.random.choice([model, ""]))
+                device, own = self.random.choice(list(run.workers._processes))
+                blamed = own or self.random.choice([model, ""])
+                run.workers.crash(device, model=own, blamed=blamed)
             case _:
                 self.publish(model, SIZES[model])
 

@@ -138,6 +138,12 @@ class Running:
         assert done.state is OperationState.FAILED, done
         return done
 
+    def blame(self, model: str, *, exit: str = "signal SIGKILL", stderr_tail: str = "") -> None:
+        """End the worker that a model is in, its own or the shared one, and blame it."""
+        route = self.host.routes.get(model)
+        own = model if route is not None and route.own_worker else ""
+        self.workers.crash("sim-0", model=own, blamed=model, exit=exit, stderr_tail=stderr_tail)
+
     def reasons(self, kind: str = "") -> list[str]:
         """Return the reasons of all events so far, of one kind or of all."""
         ring = self.host.registry.journal

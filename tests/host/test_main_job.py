@@ -159,7 +159,7 @@ async def test_five_crashes_block_a_model(world: World) -> None:
         await run.load("a")
         for _ in range(5):
             await run.host.inference.infer("a", "", b"x", 5.0)
-            run.workers.crash("sim-0", blamed="a", stderr_tail="boom")
+            run.blame("a", stderr_tail="boom")
             await run.host.registry.flush()
         with pytest.raises(ModelhostError) as caught:
             await run.host.inference.infer("a", "", b"x", 5.0)

@@ -47,7 +47,7 @@ async def test_a_model_that_crashes_while_loading_is_blocked(world: World) -> No
         while run.host.residency._crashes.blocked("a") is None:
             await run.host.residency.load("a")
             await gate.reached()
-            run.workers.crash("sim-0", blamed="a")
+            run.blame("a")
             crashes += 1
             await settle()
         assert crashes == 5

@@ -26,27 +26,28 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from modelhost.v1 import errors_pb2 as modelhost_dot_v1_dot_errors__pb2
+from modelhost.v1 import models_pb2 as modelhost_dot_v1_dot_models__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmodelhost/v1/instances.proto\x12\x0cmodelhost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19modelhost/v1/errors.proto\"\xcf\x01\n\x06Health\x12+\n\x06status\x18\x01 \x01(\x0e\x32\x1b.modelhost.v1.Health.Status\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\ncheck_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x0b\n\x07UNKNOWN\x10\x01\x12\x0b\n\x07HEALTHY\x10\x02\x12\x0c\n\x08\x44\x45GRADED\x10\x03\x12\r\n\tUNHEALTHY\x10\x04\"\xff\x05\n\x08Instance\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12+\n\x05state\x18\x05 \x01(\x0e\x32\x1c.modelhost.v1.Instance.State\x12)\n\x04tier\x18\x06 \x01(\x0e\x32\x1b.modelhost.v1.Instance.Tier\x12$\n\x06health\x18\x07 \x01(\x0b\x32\x14.modelhost.v1.Health\x12\x18\n\x10\x61rtifact_version\x18\x08 \x01(\x03\x12\x17\n\x0fpredicted_bytes\x18\t \x01(\x03\x12\x16\n\x0emeasured_bytes\x18\n \x01(\x03\x12\x0f\n\x07\x62\x61\x63kend\x18\x0b \x01(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nready_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rload_duration\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x63rash_count\x18\x0f \x01(\x05\x12\x14\n\x0c\x63onfig_stale\x18\x10 \x01(\x08\x12\x11\n\toperation\x18\x11 \x01(\t\x12\"\n\x05\x65rror\x18\x12 \x01(\x0b\x32\x13.modelhost.v1.Error\x12\x30\n\x08\x61\x63tivity\x18\x13 \x01(\x0b\x32\x1e.modelhost.v1.InstanceActivity\"s\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06QUEUED\x10\x01\x12\x0b\n\x07LOADING\x10\x02\x12\t\n\x05READY\x10\x03\x12\x0c\n\x08\x44RAINING\x10\x04\x12\x08\n\x04WARM\x10\x05\x12\n\n\x06\x46\x41ILED\x10\x06\x12\x0b\n\x07\x42LOCKED\x10\x07\"<\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x08\n\x04\x44ISK\x10\x01\x12\x08\n\x04HOST\x10\x02\x12\n\n\x06\x44\x45VICE\x10\x03\"\xab\x03\n\x10InstanceActivity\x12\x11\n\tin_flight\x18\x01 \x01(\x05\x12\x0e\n\x06queued\x18\x02 \x01(\x05\x12\x32\n\x0elast_used_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\reviction_rank\x18\x05 \x01(\x05\x12\x43\n\x0e\x65vict_blockers\x18\x06 \x03(\x0e\x32+.modelhost.v1.InstanceActivity.EvictBlocker\x12\x15\n\rrequest_count\x18\x07 \x01(\x03\x12\x13\n\x0b\x65rror_count\x18\x08 \x01(\x03\"\x86\x01\n\x0c\x45victBlocker\x12\x1d\n\x19\x45VICT_BLOCKER_UNSPECIFIED\x10\x00\x12\r\n\tIN_FLIGHT\x10\x01\x12\n\n\x06QUEUED\x10\x02\x12\n\n\x06PINNED\x10\x03\x12\n\n\x06LEASED\x10\x04\x12\x11\n\rMIN_RESIDENCY\x10\x05\x12\x11\n\rIN_TRANSITION\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmodelhost/v1/instances.proto\x12\x0cmodelhost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19modelhost/v1/errors.proto\x1a\x19modelhost/v1/models.proto\"\xcf\x01\n\x06Health\x12+\n\x06status\x18\x01 \x01(\x0e\x32\x1b.modelhost.v1.Health.Status\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\ncheck_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x0b\n\x07UNKNOWN\x10\x01\x12\x0b\n\x07HEALTHY\x10\x02\x12\x0c\n\x08\x44\x45GRADED\x10\x03\x12\r\n\tUNHEALTHY\x10\x04\"\xb7\x06\n\x08Instance\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12+\n\x05state\x18\x05 \x01(\x0e\x32\x1c.modelhost.v1.Instance.State\x12)\n\x04tier\x18\x06 \x01(\x0e\x32\x1b.modelhost.v1.Instance.Tier\x12$\n\x06health\x18\x07 \x01(\x0b\x32\x14.modelhost.v1.Health\x12\x18\n\x10\x61rtifact_version\x18\x08 \x01(\x03\x12\x17\n\x0fpredicted_bytes\x18\t \x01(\x03\x12\x16\n\x0emeasured_bytes\x18\n \x01(\x03\x12\x0f\n\x07\x62\x61\x63kend\x18\x0b \x01(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nready_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rload_duration\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x63rash_count\x18\x0f \x01(\x05\x12\x14\n\x0c\x63onfig_stale\x18\x10 \x01(\x08\x12\x11\n\toperation\x18\x11 \x01(\t\x12\"\n\x05\x65rror\x18\x12 \x01(\x0b\x32\x13.modelhost.v1.Error\x12\x30\n\x08\x61\x63tivity\x18\x13 \x01(\x0b\x32\x1e.modelhost.v1.InstanceActivity\x12\x36\n\tisolation\x18\x14 \x01(\x0e\x32#.modelhost.v1.ModelConfig.Isolation\"s\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06QUEUED\x10\x01\x12\x0b\n\x07LOADING\x10\x02\x12\t\n\x05READY\x10\x03\x12\x0c\n\x08\x44RAINING\x10\x04\x12\x08\n\x04WARM\x10\x05\x12\n\n\x06\x46\x41ILED\x10\x06\x12\x0b\n\x07\x42LOCKED\x10\x07\"<\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x08\n\x04\x44ISK\x10\x01\x12\x08\n\x04HOST\x10\x02\x12\n\n\x06\x44\x45VICE\x10\x03\"\xab\x03\n\x10InstanceActivity\x12\x11\n\tin_flight\x18\x01 \x01(\x05\x12\x0e\n\x06queued\x18\x02 \x01(\x05\x12\x32\n\x0elast_used_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\reviction_rank\x18\x05 \x01(\x05\x12\x43\n\x0e\x65vict_blockers\x18\x06 \x03(\x0e\x32+.modelhost.v1.InstanceActivity.EvictBlocker\x12\x15\n\rrequest_count\x18\x07 \x01(\x03\x12\x13\n\x0b\x65rror_count\x18\x08 \x01(\x03\"\x86\x01\n\x0c\x45victBlocker\x12\x1d\n\x19\x45VICT_BLOCKER_UNSPECIFIED\x10\x00\x12\r\n\tIN_FLIGHT\x10\x01\x12\n\n\x06QUEUED\x10\x02\x12\n\n\x06PINNED\x10\x03\x12\n\n\x06LEASED\x10\x04\x12\x11\n\rMIN_RESIDENCY\x10\x05\x12\x11\n\rIN_TRANSITION\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelhost.v1.instances_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HEALTH']._serialized_start=139
-  _globals['_HEALTH']._serialized_end=346
-  _globals['_HEALTH_STATUS']._serialized_start=259
-  _globals['_HEALTH_STATUS']._serialized_end=346
-  _globals['_INSTANCE']._serialized_start=349
-  _globals['_INSTANCE']._serialized_end=1116
-  _globals['_INSTANCE_STATE']._serialized_start=939
-  _globals['_INSTANCE_STATE']._serialized_end=1054
-  _globals['_INSTANCE_TIER']._serialized_start=1056
-  _globals['_INSTANCE_TIER']._serialized_end=1116
-  _globals['_INSTANCEACTIVITY']._serialized_start=1119
-  _globals['_INSTANCEACTIVITY']._serialized_end=1546
-  _globals['_INSTANCEACTIVITY_EVICTBLOCKER']._serialized_start=1412
-  _globals['_INSTANCEACTIVITY_EVICTBLOCKER']._serialized_end=1546
+  _globals['_HEALTH']._serialized_start=166
+  _globals['_HEALTH']._serialized_end=373
+  _globals['_HEALTH_STATUS']._serialized_start=286
+  _globals['_HEALTH_STATUS']._serialized_end=373
+  _globals['_INSTANCE']._serialized_start=376
+  _globals['_INSTANCE']._serialized_end=1199
+  _globals['_INSTANCE_STATE']._serialized_start=1022
+  _globals['_INSTANCE_STATE']._serialized_end=1137
+  _globals['_INSTANCE_TIER']._serialized_start=1139
+  _globals['_INSTANCE_TIER']._serialized_end=1199
+  _globals['_INSTANCEACTIVITY']._serialized_start=1202
+  _globals['_INSTANCEACTIVITY']._serialized_end=1629
+  _globals['_INSTANCEACTIVITY_EVICTBLOCKER']._serialized_start=1495
+  _globals['_INSTANCEACTIVITY_EVICTBLOCKER']._serialized_end=1629
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from modelhost.v1 import errors_pb2 as _errors_pb2
+from modelhost.v1 import models_pb2 as _models_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -183,6 +184,7 @@ class Instance(_message.Message):
     OPERATION_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     ACTIVITY_FIELD_NUMBER: _builtins.int
+    ISOLATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The resource name, `models/{model}/instances/{instance}`. The id is new with each load that
     starts from disk.
@@ -214,6 +216,12 @@ class Instance(_message.Message):
     operation: _builtins.str
     """The operation that works on it, or last did, `operations/{operation}`. Empty where a request
     loaded it and nobody asked for an operation.
+    """
+    isolation: _models_pb2.ModelConfig.Isolation.ValueType
+    """Whether it shares the worker of its device. PROCESS, by the model's config or because the model
+    took a shared worker down twice in 10 minutes: each load since then tells so by an event ISOLATED
+    that says why. That holds until UnblockModel, until a field of its config changes that needs a
+    reload, or until the daemon ends. Meaningful from LOADING on.
     """
     @_builtins.property
     def health(self) -> Global___Health:
@@ -263,10 +271,11 @@ class Instance(_message.Message):
         operation: _builtins.str = ...,
         error: _errors_pb2.Error | None = ...,
         activity: Global___InstanceActivity | None = ...,
+        isolation: _models_pb2.ModelConfig.Isolation.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "create_time", b"create_time", "error", b"error", "health", b"health", "load_duration", b"load_duration", "ready_time", b"ready_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "artifact_version", b"artifact_version", "backend", b"backend", "config_stale", b"config_stale", "crash_count", b"crash_count", "create_time", b"create_time", "device", b"device", "error", b"error", "generation", b"generation", "health", b"health", "load_duration", b"load_duration", "measured_bytes", b"measured_bytes", "model", b"model", "name", b"name", "operation", b"operation", "predicted_bytes", b"predicted_bytes", "ready_time", b"ready_time", "state", b"state", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "artifact_version", b"artifact_version", "backend", b"backend", "config_stale", b"config_stale", "crash_count", b"crash_count", "create_time", b"create_time", "device", b"device", "error", b"error", "generation", b"generation", "health", b"health", "isolation", b"isolation", "load_duration", b"load_duration", "measured_bytes", b"measured_bytes", "model", b"model", "name", b"name", "operation", b"operation", "predicted_bytes", b"predicted_bytes", "ready_time", b"ready_time", "state", b"state", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

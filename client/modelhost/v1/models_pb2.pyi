@@ -233,7 +233,9 @@ class ModelConfig(_message.Message):
         ISOLATION_UNSPECIFIED: ModelConfig._Isolation.ValueType  # 0
         """Treated as SHARED; never sent."""
         SHARED: ModelConfig._Isolation.ValueType  # 1
-        """It shares the worker of its device with other models. The default."""
+        """It shares the worker of its device with other models. The default. One that took that down twice
+        in 10 minutes gets a worker of its own all the same; see `Instance.isolation`.
+        """
         PROCESS: ModelConfig._Isolation.ValueType  # 2
         """It has a worker process of its own: slower to start, and its crash hurts nobody else."""
 
@@ -243,7 +245,9 @@ class ModelConfig(_message.Message):
     ISOLATION_UNSPECIFIED: ModelConfig.Isolation.ValueType  # 0
     """Treated as SHARED; never sent."""
     SHARED: ModelConfig.Isolation.ValueType  # 1
-    """It shares the worker of its device with other models. The default."""
+    """It shares the worker of its device with other models. The default. One that took that down twice
+    in 10 minutes gets a worker of its own all the same; see `Instance.isolation`.
+    """
     PROCESS: ModelConfig.Isolation.ValueType  # 2
     """It has a worker process of its own: slower to start, and its crash hurts nobody else."""
 

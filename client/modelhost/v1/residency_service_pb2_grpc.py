@@ -285,8 +285,8 @@ class ResidencyServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UnblockModel(self, request, context):
-        """Allows a model that is BLOCKED to be loaded again and forgets its crashes. It does not load it.
-        Not blocked is no error. The answer is the model. Fails with MODEL_NOT_FOUND.
+        """Allows a model that is BLOCKED to be loaded again and forgets its crashes: its next load shares
+        its device's worker again, where its config says so. It does not load it. Not blocked is no error. The answer is the model. Fails with MODEL_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

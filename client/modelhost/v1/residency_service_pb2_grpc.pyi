@@ -119,8 +119,8 @@ class ResidencyServiceStub:
     ClearSlot: _grpc.UnaryUnaryMultiCallable[_residency_service_pb2.ClearSlotRequest, _empty_pb2.Empty]
     """Removes a slot; its model stays as it is. Fails with SLOT_NOT_FOUND, ETAG_MISMATCH."""
     UnblockModel: _grpc.UnaryUnaryMultiCallable[_residency_service_pb2.UnblockModelRequest, _models_pb2.Model]
-    """Allows a model that is BLOCKED to be loaded again and forgets its crashes. It does not load it.
-    Not blocked is no error. The answer is the model. Fails with MODEL_NOT_FOUND.
+    """Allows a model that is BLOCKED to be loaded again and forgets its crashes: its next load shares
+    its device's worker again, where its config says so. It does not load it. Not blocked is no error. The answer is the model. Fails with MODEL_NOT_FOUND.
     """
 
 @_typing.type_check_only
@@ -208,8 +208,8 @@ class ResidencyServiceAsyncStub(ResidencyServiceStub):
     ClearSlot: _aio.UnaryUnaryMultiCallable[_residency_service_pb2.ClearSlotRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Removes a slot; its model stays as it is. Fails with SLOT_NOT_FOUND, ETAG_MISMATCH."""
     UnblockModel: _aio.UnaryUnaryMultiCallable[_residency_service_pb2.UnblockModelRequest, _models_pb2.Model]  # type: ignore[assignment]
-    """Allows a model that is BLOCKED to be loaded again and forgets its crashes. It does not load it.
-    Not blocked is no error. The answer is the model. Fails with MODEL_NOT_FOUND.
+    """Allows a model that is BLOCKED to be loaded again and forgets its crashes: its next load shares
+    its device's worker again, where its config says so. It does not load it. Not blocked is no error. The answer is the model. Fails with MODEL_NOT_FOUND.
     """
 
 class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -396,8 +396,8 @@ class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _residency_service_pb2.UnblockModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.Model, _abc.Awaitable[_models_pb2.Model]]:
-        """Allows a model that is BLOCKED to be loaded again and forgets its crashes. It does not load it.
-        Not blocked is no error. The answer is the model. Fails with MODEL_NOT_FOUND.
+        """Allows a model that is BLOCKED to be loaded again and forgets its crashes: its next load shares
+        its device's worker again, where its config says so. It does not load it. Not blocked is no error. The answer is the model. Fails with MODEL_NOT_FOUND.
         """
 
 def add_ResidencyServiceServicer_to_server(servicer: ResidencyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -86,6 +86,7 @@ def instance(
         load_duration=duration(given.load_s or None),
         crash_count=given.crash_count,
         config_stale=given.config_stale,
+        isolation=convert_models.ISOLATIONS[given.isolation],
         operation=named("operations", given.operation),
         error=error(given.error) if given.error is not None else None,
         activity=activity,

@@ -203,6 +203,7 @@ class Instance:
     config_stale: bool = False
     operation: str = ""
     error: StoredError | None = None
+    isolation: Isolation = Isolation.SHARED
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,50 +1,88 @@
-"""Which models took their worker down, how often, and which of them are blocked for it."""
+"""Which models took their worker down, how often, and which have a process of their own or are blocked for it."""
 
+from dataclasses import dataclass, field
+
+from modelhostd.core import crashes as rules
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.registry import needs_reload
+from modelhostd.core.resources import Model, ModelConfig
 from modelhostd.ports import Clock, WorkerExit
 
-CRASHES_MAX = 5
-CRASH_WINDOW_S = 600.0
 STDERR_MAX = 2000
 
 
+@dataclass(slots=True)
+class _Record:
+    """One model's crashes, and what is told of them."""
+
+    crashes: rules.Crashes = field(default_factory=rules.Crashes)
+    config: ModelConfig = field(default_factory=ModelConfig)
+    """The model's when it was isolated."""
+    exit: str = ""
+    blocked: ModelhostError | None = None
+
+
 class Crashes:
-    """Counts crashes by the model that was executing; five in ten minutes block it."""
+    """Counts crashes by the model that was executing; see :mod:`modelhostd.core.crashes`."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._times: dict[str, list[float]] = {}
-        self._blocked: dict[str, ModelhostError] = {}
+        self._records: dict[str, _Record] = {}
 
-    def note(self, exit: WorkerExit) -> None:
+    def note(self, exit: WorkerExit, model: Model | None) -> None:
         """Count a worker's exit against the model that bears the blame, if any does."""
-        if not exit.blamed:
+        if model is None or model.id != exit.blamed:
             return
         now = self._clock.monotonic()
-        recent = [t for t in self._times.get(exit.blamed, ()) if now - t <= CRASH_WINDOW_S]
-        self._times[exit.blamed] = [*recent, now]
-        if len(recent) + 1 >= CRASHES_MAX:
-            self._blocked[exit.blamed] = _blocked(exit, len(recent) + 1)
+        record = self._records.setdefault(model.id, _Record())
+        before = self._shared_again(record, model)
+        record.crashes = before.crashed(now, shared=not exit.model)
+        if record.crashes.isolated and not before.isolated:
+            record.config, record.exit = model.config, exit.exit
+        if record.crashes.blocked:
+            record.blocked = _blocked(exit, record.crashes.count(now))
 
     def count(self, model: str) -> int:
         """Return the model's crashes within the window."""
-        now = self._clock.monotonic()
-        return sum(now - t <= CRASH_WINDOW_S for t in self._times.get(model, ()))
+        record = self._records.get(model)
+        return 0 if record is None else record.crashes.count(self._clock.monotonic())
 
     def blocked(self, model: str) -> ModelhostError | None:
         """Return why the model is blocked, or None."""
-        return self._blocked.get(model)
+        record = self._records.get(model)
+        return None if record is None else record.blocked
+
+    def isolated(self, model: Model) -> dict[str, str] | None:
+        """Return why the model's next load gets a process of its own, as an event tells it, or None.
+
+        It does until UnblockModel, or until the model's config changes in a field that needs a reload.
+        """
+        record = self._records.get(model.id)
+        if record is None:
+            return None
+        record.crashes = self._shared_again(record, model)
+        if not record.crashes.isolated:
+            return None
+        return {
+            "why": f"took the worker that it shared down {rules.ISOLATED_AT} times",
+            "windowSeconds": f"{rules.WINDOW_S:g}",
+            "exit": record.exit,
+        }
 
     def forget(self, model: str) -> None:
-        """Unblock a model and start counting anew."""
-        self._times.pop(model, None)
-        self._blocked.pop(model, None)
+        """Unblock a model, let it share a worker again and start counting anew."""
+        self._records.pop(model, None)
+
+    def _shared_again(self, record: _Record, model: Model) -> rules.Crashes:
+        if record.crashes.isolated and needs_reload(record.config, model.config):
+            return record.crashes.shared_again()
+        return record.crashes
 
 
 def _blocked(exit: WorkerExit, count: int) -> ModelhostError:
     return ModelhostError(
         Reason.MODEL_BLOCKED,
-        f"model '{exit.blamed}' took its worker down {count} times in {CRASH_WINDOW_S:g} s "
+        f"model '{exit.blamed}' took its worker down {count} times in {rules.WINDOW_S:g} s "
         f"(last: {exit.exit}); fix the cause, then UnblockModel",
         {
             "model": exit.blamed,

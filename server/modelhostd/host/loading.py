@@ -78,6 +78,9 @@ class Loading:
     def begin(self, wanted: Wanted, model: Model, artifact: Artifact, instance: Instance) -> None:
         """Start a load on ``instance.device``, where ``wanted.bytes`` are free."""
         self._occupancy.ledger.reserve(instance.device, model.id, wanted.bytes)
+        isolated = self._crashes.isolated(model)
+        own = isolated is not None or model.config.isolation is Isolation.PROCESS
+        instance = replace(instance, isolation=Isolation.PROCESS if own else Isolation.SHARED)
         loading = replace(
             instance,
             state=step(INSTANCE, instance.state, InstanceState.LOADING),
@@ -89,7 +92,8 @@ class Loading:
         )
         route = _route(model, loading)
         self._occupancy.routes.put(route)
-        edits = [*changed(loading, "LOADING")]
+        edits = [*changed(instance, "ISOLATED", isolated)] if isolated is not None else []
+        edits += changed(loading, "LOADING")
         for operation in wanted.operations:
             edits += self._operations.running(operation, Phase.LOADING)
         self._registry.record(edits)
@@ -117,6 +121,7 @@ class Loading:
             task=model.task,
             config=model.config,
             predicted_bytes=instance.predicted_bytes,
+            isolated=instance.isolation is not model.config.isolation,
         )
 
     async def _load(self, wanted: Wanted, route: Route, spec: LoadSpec) -> None:
@@ -223,5 +228,5 @@ def _route(model: Model, instance: Instance) -> Route:
         generation=instance.generation,
         device=instance.device,
         version=instance.artifact_version,
-        own_worker=model.config.isolation is Isolation.PROCESS,
+        own_worker=instance.isolation is Isolation.PROCESS,
     )

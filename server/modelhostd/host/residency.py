@@ -279,7 +279,7 @@ class Residency:
         log.error(
             "worker lost", device=exit.device, pid=exit.pid, exit=exit.exit, blamed=exit.blamed
         )
-        self._crashes.note(exit)
+        self._crashes.note(exit, self._registry.decided.models.get(exit.blamed))
         lost = [
             r
             for r in self.routes

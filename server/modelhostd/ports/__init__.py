@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from modelhostd.core.resources import (
     Event,
     Health,
+    Isolation,
     Kind,
     ModelConfig,
     ModelFile,
@@ -239,6 +240,13 @@ class LoadSpec:
     task: str
     config: ModelConfig
     predicted_bytes: int
+    isolated: bool = False
+    """Whether it gets a worker of its own though its config does not say so."""
+
+    @property
+    def own_worker(self) -> bool:
+        """Whether it has a worker of its own."""
+        return self.isolated or self.config.isolation is Isolation.PROCESS
 
 
 @dataclass(frozen=True, slots=True)

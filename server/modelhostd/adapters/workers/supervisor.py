@@ -9,7 +9,7 @@ from modelhostd.adapters.workers.config import WorkersConfig
 from modelhostd.adapters.workers.seat import Seat
 from modelhostd.adapters.workers.worker import Worker
 from modelhostd.core.errors import ModelhostError
-from modelhostd.core.resources import Health, Isolation, Phase, Progress
+from modelhostd.core.resources import Health, Phase, Progress
 from modelhostd.ports import InferReply, Loaded, LoadSpec, WorkerExit, WorkerListener
 
 REAP_S = 10.0
@@ -182,4 +182,4 @@ class ProcessWorkers:
 
 
 def _own(spec: LoadSpec) -> str:
-    return spec.model if spec.config.isolation is Isolation.PROCESS else ""
+    return spec.model if spec.own_worker else ""
