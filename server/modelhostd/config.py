@@ -17,9 +17,11 @@ from modelhostd import config_values as values
 from modelhostd.config_values import Address, ConfigError, Secret
 from modelhostd.core import resources
 from modelhostd.core.eviction import POLICIES
+from modelhostd.core.storage import POLICIES as STORAGE_POLICIES
 
 MIB = 2**20
 GIB = 2**30
+DAY_S = 86_400.0
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 SOURCES = ("hf", "https", "github", "ollama", "file")
@@ -201,6 +203,11 @@ class SettingsConfig:
     eviction_policy: str = key("lru", values.word, live=True, choices=POLICIES)
     min_residency_s: float = key(0.0, values.seconds, live=True, most=86400)
     drain_timeout_s: float = key(30.0, values.seconds, live=True, most=3600)
+    disk_budget_bytes: int = key(0, values.size, live=True, most=2**60)
+    storage_policy: str = key("off", values.word, live=True, choices=STORAGE_POLICIES)
+    storage_ttl_s: float = key(30 * DAY_S, values.seconds, live=True, least=3600, most=3650 * DAY_S)
+    verify_interval_s: float = key(0.0, values.seconds, live=True, most=3650 * DAY_S)
+    verify_rate_bytes_per_second: int = key(64 * MIB, values.size, live=True, least=MIB)
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     INSUFFICIENT_DISK_SPACE: _Reason.ValueType  # 36
     """The disk cannot take the work: `neededBytes` against `freeBytes` at `path`. Nothing was begun,
-    or what was is resumable. Delete models or run PruneStorage, then repeat.
+    or what was is resumable. Delete models, run PruneStorage or raise `Settings.disk_budget_bytes`,
+    then repeat; a download that is PAUSED for it goes on by itself.
     """
     PERMISSION_DENIED_ON_DISK: _Reason.ValueType  # 37
     """The daemon's user may not read or write `path`. Correct owner or mode; under systemd see also
@@ -364,7 +365,8 @@ safetensors, or let an operator allow it for this download.
 """
 INSUFFICIENT_DISK_SPACE: Reason.ValueType  # 36
 """The disk cannot take the work: `neededBytes` against `freeBytes` at `path`. Nothing was begun,
-or what was is resumable. Delete models or run PruneStorage, then repeat.
+or what was is resumable. Delete models, run PruneStorage or raise `Settings.disk_budget_bytes`,
+then repeat; a download that is PAUSED for it goes on by itself.
 """
 PERMISSION_DENIED_ON_DISK: Reason.ValueType  # 37
 """The daemon's user may not read or write `path`. Correct owner or mode; under systemd see also

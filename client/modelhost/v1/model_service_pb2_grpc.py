@@ -204,8 +204,10 @@ class ModelServiceServicer(object):
         Fails at once with MODEL_NOT_FOUND, WRONG_STATE (the model has no source),
         CONFLICTING_OPERATION, QUEUE_FULL, REQUEST_ID_REUSED, PERMISSION_DENIED (`allow_unsafe` without
         OPERATE); all that concerns the source or the disk fails the operation, with the reasons of
-        InspectSource, CHECKSUM_MISMATCH, MALFORMED_FILE, UNSAFE_FILE, INSUFFICIENT_DISK_SPACE,
-        PERMISSION_DENIED_ON_DISK or STORAGE_ERROR.
+        InspectSource, CHECKSUM_MISMATCH, MALFORMED_FILE, UNSAFE_FILE, INSUFFICIENT_DISK_SPACE (it could
+        never fit), PERMISSION_DENIED_ON_DISK or STORAGE_ERROR. All of it is held against the free disk
+        and the budget before its first byte, and promised to it; where there is no room now it is PAUSED
+        and goes on by itself when there is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,7 +215,8 @@ class ModelServiceServicer(object):
 
     def VerifyModel(self, request, context):
         """Hashes every file of an artifact again and compares with its manifest. The operation SUCCEEDED
-        lists what is wrong; nothing is repaired.
+        lists what is wrong; nothing is repaired, and an artifact that is not whole is QUARANTINED: the
+        next DownloadModel fetches it again. See also `Settings.verify_interval`.
 
         Fails with MODEL_NOT_FOUND, MODEL_NOT_DOWNLOADED, REQUEST_ID_REUSED.
         """

@@ -417,11 +417,15 @@ class Artifact(_message.Message):
         AVAILABLE: Artifact._State.ValueType  # 5
         """All files are on disk, whole and verified: the model can be loaded."""
         PAUSED: Artifact._State.ValueType  # 6
-        """The download is paused; ResumeOperation goes on with it."""
+        """The download is paused; ResumeOperation goes on with it. With an `error` INSUFFICIENT_DISK_SPACE
+        it goes on by itself when there is room.
+        """
         FAILED: Artifact._State.ValueType  # 7
         """The download failed; `error` says why. What has arrived is kept, a new DownloadModel resumes."""
         QUARANTINED: Artifact._State.ValueType  # 8
-        """A file did not match its checksum or its format. See HostService.ListQuarantine."""
+        """A file did not match its checksum or its format, when it was fetched or when it was verified. It
+        is not loaded any more; a new DownloadModel replaces it. See HostService.ListQuarantine.
+        """
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """How far the files are on their way to disk. Expect new values."""
@@ -439,11 +443,15 @@ class Artifact(_message.Message):
     AVAILABLE: Artifact.State.ValueType  # 5
     """All files are on disk, whole and verified: the model can be loaded."""
     PAUSED: Artifact.State.ValueType  # 6
-    """The download is paused; ResumeOperation goes on with it."""
+    """The download is paused; ResumeOperation goes on with it. With an `error` INSUFFICIENT_DISK_SPACE
+    it goes on by itself when there is room.
+    """
     FAILED: Artifact.State.ValueType  # 7
     """The download failed; `error` says why. What has arrived is kept, a new DownloadModel resumes."""
     QUARANTINED: Artifact.State.ValueType  # 8
-    """A file did not match its checksum or its format. See HostService.ListQuarantine."""
+    """A file did not match its checksum or its format, when it was fetched or when it was verified. It
+    is not loaded any more; a new DownloadModel replaces it. See HostService.ListQuarantine.
+    """
 
     VERSION_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -455,6 +463,7 @@ class Artifact(_message.Message):
     AVAILABLE_TIME_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    VERIFY_TIME_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """1 for the model's first revision, one more for each new one. It is `model_version` in inference
     requests.
@@ -481,7 +490,13 @@ class Artifact(_message.Message):
 
     @_builtins.property
     def error(self) -> _errors_pb2.Error:
-        """Why it is FAILED or QUARANTINED; unset otherwise."""
+        """Why it is FAILED or QUARANTINED, or PAUSED for want of room on disk; unset otherwise."""
+
+    @_builtins.property
+    def verify_time(self) -> _timestamp_pb2.Timestamp:
+        """When its files were last hashed again and found right, by VerifyModel or by
+        `Settings.verify_interval`; unset when never.
+        """
 
     def __init__(
         self,
@@ -496,10 +511,11 @@ class Artifact(_message.Message):
         available_time: _timestamp_pb2.Timestamp | None = ...,
         operation: _builtins.str = ...,
         error: _errors_pb2.Error | None = ...,
+        verify_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["available_time", b"available_time", "create_time", b"create_time", "error", b"error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available_time", b"available_time", "create_time", b"create_time", "error", b"error", "verify_time", b"verify_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_time", b"available_time", "create_time", b"create_time", "error", b"error", "file_count", b"file_count", "operation", b"operation", "predicted_bytes", b"predicted_bytes", "revision", b"revision", "size_bytes", b"size_bytes", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_time", b"available_time", "create_time", b"create_time", "error", b"error", "file_count", b"file_count", "operation", b"operation", "predicted_bytes", b"predicted_bytes", "revision", b"revision", "size_bytes", b"size_bytes", "state", b"state", "verify_time", b"verify_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

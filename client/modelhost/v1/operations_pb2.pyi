@@ -101,7 +101,9 @@ class Operation(_message.Message):
         RUNNING: Operation._State.ValueType  # 2
         """It works."""
         PAUSED: Operation._State.ValueType  # 3
-        """Someone paused it; it keeps what it has."""
+        """Someone paused it, or there is no room on disk (`progress.retry` says so; it goes on when there
+        is); it keeps what it has.
+        """
         SUCCEEDED: Operation._State.ValueType  # 4
         """It ended well; `result` is set. Final."""
         FAILED: Operation._State.ValueType  # 5
@@ -119,7 +121,9 @@ class Operation(_message.Message):
     RUNNING: Operation.State.ValueType  # 2
     """It works."""
     PAUSED: Operation.State.ValueType  # 3
-    """Someone paused it; it keeps what it has."""
+    """Someone paused it, or there is no room on disk (`progress.retry` says so; it goes on when there
+    is); it keeps what it has.
+    """
     SUCCEEDED: Operation.State.ValueType  # 4
     """It ended well; `result` is set. Final."""
     FAILED: Operation.State.ValueType  # 5
@@ -615,22 +619,26 @@ class PruneResult(_message.Message):
     FREED_BYTES_FIELD_NUMBER: _builtins.int
     BLOB_COUNT_FIELD_NUMBER: _builtins.int
     ARTIFACT_COUNT_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
     freed_bytes: _builtins.int
     """Bytes of disk that are free again."""
     blob_count: _builtins.int
     """Blobs that no model needed."""
     artifact_count: _builtins.int
     """Artifacts that were neither current nor kept for rollback."""
+    dry_run: _builtins.bool
+    """Whether nothing was removed: these are what would be."""
     def __init__(
         self,
         *,
         freed_bytes: _builtins.int = ...,
         blob_count: _builtins.int = ...,
         artifact_count: _builtins.int = ...,
+        dry_run: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_count", b"artifact_count", "blob_count", b"blob_count", "freed_bytes", b"freed_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_count", b"artifact_count", "blob_count", b"blob_count", "dry_run", b"dry_run", "freed_bytes", b"freed_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

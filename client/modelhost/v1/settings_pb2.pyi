@@ -38,6 +38,11 @@ class Settings(_message.Message):
     DRAIN_TIMEOUT_FIELD_NUMBER: _builtins.int
     LOG_LEVEL_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    DISK_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    STORAGE_POLICY_FIELD_NUMBER: _builtins.int
+    STORAGE_TTL_FIELD_NUMBER: _builtins.int
+    VERIFY_INTERVAL_FIELD_NUMBER: _builtins.int
+    VERIFY_RATE_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Always `settings`. Output only."""
     max_concurrent_downloads: _builtins.int
@@ -62,6 +67,22 @@ class Settings(_message.Message):
     """Changes with every change. In UpdateSettings one that is not current is ETAG_MISMATCH, an empty
     one is not compared.
     """
+    disk_budget_bytes: _builtins.int
+    """The most bytes that files of models may take on disk: verified files, downloads under way and
+    quarantine together. 0 = as much as the disk has, the default. A budget below what is there takes
+    nothing away by itself; downloads wait until there is room.
+    """
+    storage_policy: _builtins.str
+    """Which models' files go by themselves when there is no room for a download, or the budget is
+    exceeded: `off`, the default: none; `lru`: the least recently used; `size`: those that free most;
+    `ttl`: those not used for `storage_ttl`, whether or not room is needed. Never those of a model
+    that is loaded, pinned, leased, in a slot, or that an operation works on. With `lru` and `size`
+    nothing goes that is not needed, and nothing at all where it would not suffice.
+    """
+    verify_rate_bytes_per_second: _builtins.int
+    """The most bytes a second that such a verification reads, a quarter of it while requests are
+    answered. At least 1 MiB; 64 MiB by default.
+    """
     @_builtins.property
     def keep_alive(self) -> _duration_pb2.Duration:
         """How long after its last use a model stays loaded, for models that do not say. 0 = it goes as
@@ -80,6 +101,18 @@ class Settings(_message.Message):
         From 0; 30 s by default.
         """
 
+    @_builtins.property
+    def storage_ttl(self) -> _duration_pb2.Duration:
+        """How long files are kept after their last use with `storage_policy` `ttl`. From 1 hour to 3,650
+        days; 30 days by default.
+        """
+
+    @_builtins.property
+    def verify_interval(self) -> _duration_pb2.Duration:
+        """How long after its last verification the files of each artifact are hashed again, one artifact at
+        a time, while neither loads nor downloads run. From 1 hour to 3,650 days; 0 = never, the default.
+        """
+
     def __init__(
         self,
         *,
@@ -95,10 +128,15 @@ class Settings(_message.Message):
         drain_timeout: _duration_pb2.Duration | None = ...,
         log_level: _builtins.str = ...,
         etag: _builtins.str = ...,
+        disk_budget_bytes: _builtins.int = ...,
+        storage_policy: _builtins.str = ...,
+        storage_ttl: _duration_pb2.Duration | None = ...,
+        verify_interval: _duration_pb2.Duration | None = ...,
+        verify_rate_bytes_per_second: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drain_timeout", b"drain_timeout", "keep_alive", b"keep_alive", "min_residency", b"min_residency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain_timeout", b"drain_timeout", "keep_alive", b"keep_alive", "min_residency", b"min_residency", "storage_ttl", b"storage_ttl", "verify_interval", b"verify_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["download_rate_limit_bytes_per_second", b"download_rate_limit_bytes_per_second", "drain_timeout", b"drain_timeout", "etag", b"etag", "eviction_policy", b"eviction_policy", "keep_alive", b"keep_alive", "load_on_demand", b"load_on_demand", "log_level", b"log_level", "max_concurrent_downloads", b"max_concurrent_downloads", "max_concurrent_loads", b"max_concurrent_loads", "min_residency", b"min_residency", "name", b"name", "queue_limit", b"queue_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_budget_bytes", b"disk_budget_bytes", "download_rate_limit_bytes_per_second", b"download_rate_limit_bytes_per_second", "drain_timeout", b"drain_timeout", "etag", b"etag", "eviction_policy", b"eviction_policy", "keep_alive", b"keep_alive", "load_on_demand", b"load_on_demand", "log_level", b"log_level", "max_concurrent_downloads", b"max_concurrent_downloads", "max_concurrent_loads", b"max_concurrent_loads", "min_residency", b"min_residency", "name", b"name", "queue_limit", b"queue_limit", "storage_policy", b"storage_policy", "storage_ttl", b"storage_ttl", "verify_interval", b"verify_interval", "verify_rate_bytes_per_second", b"verify_rate_bytes_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amodelhost/v1/storage.proto\x12\x0cmodelhost.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x02\n\x07Storage\x12\x0c\n\x04home\x18\x01 \x01(\t\x12\x12\n\nblob_bytes\x18\x02 \x01(\x03\x12\x12\n\nblob_count\x18\x03 \x01(\x03\x12\x15\n\rstaging_bytes\x18\x04 \x01(\x03\x12\x18\n\x10quarantine_bytes\x18\x05 \x01(\x03\x12\x19\n\x11reclaimable_bytes\x18\x06 \x01(\x03\x12\x12\n\nfree_bytes\x18\x07 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x08 \x01(\x03\x12.\n\x06models\x18\t \x03(\x0b\x32\x1e.modelhost.v1.Storage.ModelUse\x1a-\n\x08ModelUse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"c\n\x0eStorageFinding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x12\n\nrepairable\x18\x04 \x01(\x08\x12\x10\n\x08repaired\x18\x05 \x01(\x08\"\xd2\x01\n\x0fQuarantinedFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x17\n\x0f\x65xpected_sha256\x18\x06 \x01(\t\x12\x15\n\ractual_sha256\x18\x07 \x01(\t\x12\x0f\n\x07message\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amodelhost/v1/storage.proto\x12\x0cmodelhost.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x04\n\x07Storage\x12\x0c\n\x04home\x18\x01 \x01(\t\x12\x12\n\nblob_bytes\x18\x02 \x01(\x03\x12\x12\n\nblob_count\x18\x03 \x01(\x03\x12\x15\n\rstaging_bytes\x18\x04 \x01(\x03\x12\x18\n\x10quarantine_bytes\x18\x05 \x01(\x03\x12\x19\n\x11reclaimable_bytes\x18\x06 \x01(\x03\x12\x12\n\nfree_bytes\x18\x07 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x08 \x01(\x03\x12.\n\x06models\x18\t \x03(\x0b\x32\x1e.modelhost.v1.Storage.ModelUse\x12\x14\n\x0cshared_bytes\x18\n \x01(\x03\x12\x14\n\x0c\x62udget_bytes\x18\x0b \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x0c \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\r \x01(\x03\x12\x11\n\thit_count\x18\x0e \x01(\x03\x12\x12\n\nmiss_count\x18\x0f \x01(\x03\x12\x15\n\rfetched_bytes\x18\x10 \x01(\x03\x1a\x84\x01\n\x08ModelUse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x11\n\town_bytes\x18\x03 \x01(\x03\x12\x31\n\rlast_use_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07kept_by\x18\x05 \x01(\t\"c\n\x0eStorageFinding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x12\n\nrepairable\x18\x04 \x01(\x08\x12\x10\n\x08repaired\x18\x05 \x01(\x08\"\xd2\x01\n\x0fQuarantinedFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x17\n\x0f\x65xpected_sha256\x18\x06 \x01(\t\x12\x15\n\ractual_sha256\x18\x07 \x01(\t\x12\x0f\n\x07message\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,11 +34,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelhost.v1.storage_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STORAGE']._serialized_start=78
-  _globals['_STORAGE']._serialized_end=353
-  _globals['_STORAGE_MODELUSE']._serialized_start=308
-  _globals['_STORAGE_MODELUSE']._serialized_end=353
-  _globals['_STORAGEFINDING']._serialized_start=355
-  _globals['_STORAGEFINDING']._serialized_end=454
-  _globals['_QUARANTINEDFILE']._serialized_start=457
-  _globals['_QUARANTINEDFILE']._serialized_end=667
+  _globals['_STORAGE']._serialized_end=596
+  _globals['_STORAGE_MODELUSE']._serialized_start=464
+  _globals['_STORAGE_MODELUSE']._serialized_end=596
+  _globals['_STORAGEFINDING']._serialized_start=598
+  _globals['_STORAGEFINDING']._serialized_end=697
+  _globals['_QUARANTINEDFILE']._serialized_start=700
+  _globals['_QUARANTINEDFILE']._serialized_end=910
 # @@protoc_insertion_point(module_scope)

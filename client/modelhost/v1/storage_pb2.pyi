@@ -34,19 +34,37 @@ class Storage(_message.Message):
 
         MODEL_FIELD_NUMBER: _builtins.int
         SIZE_BYTES_FIELD_NUMBER: _builtins.int
+        OWN_BYTES_FIELD_NUMBER: _builtins.int
+        LAST_USE_TIME_FIELD_NUMBER: _builtins.int
+        KEPT_BY_FIELD_NUMBER: _builtins.int
         model: _builtins.str
         """The model, `models/{model}`."""
         size_bytes: _builtins.int
         """Bytes of its files; what it shares with other models counts for each."""
+        own_bytes: _builtins.int
+        """Of these, the bytes that deleting its files would free: what no other model has."""
+        kept_by: _builtins.str
+        """Why `Settings.storage_policy` would not take its files now, in one word: LOADED, PINNED, LEASED,
+        SLOT, BUSY (an operation works on it). Empty = it may. Expect new values.
+        """
+        @_builtins.property
+        def last_use_time(self) -> _timestamp_pb2.Timestamp:
+            """When it was last used: asked or loaded. Unset = never since it came. Stored once a minute and
+            when the daemon stops.
+            """
+
         def __init__(
             self,
             *,
             model: _builtins.str = ...,
             size_bytes: _builtins.int = ...,
+            own_bytes: _builtins.int = ...,
+            last_use_time: _timestamp_pb2.Timestamp | None = ...,
+            kept_by: _builtins.str = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["last_use_time", b"last_use_time"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "size_bytes", b"size_bytes"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["kept_by", b"kept_by", "last_use_time", b"last_use_time", "model", b"model", "own_bytes", b"own_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -59,6 +77,13 @@ class Storage(_message.Message):
     FREE_BYTES_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    SHARED_BYTES_FIELD_NUMBER: _builtins.int
+    BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
+    HIT_COUNT_FIELD_NUMBER: _builtins.int
+    MISS_COUNT_FIELD_NUMBER: _builtins.int
+    FETCHED_BYTES_FIELD_NUMBER: _builtins.int
     home: _builtins.str
     """The home directory's absolute path."""
     blob_bytes: _builtins.int
@@ -75,6 +100,27 @@ class Storage(_message.Message):
     """Bytes free on the file system."""
     total_bytes: _builtins.int
     """Bytes of the file system."""
+    shared_bytes: _builtins.int
+    """Bytes of files that more than one model has, each file once: the more models, the more is saved."""
+    budget_bytes: _builtins.int
+    """Bytes that files of models may take; see `Settings.disk_budget_bytes`. 0 = no budget."""
+    reserved_bytes: _builtins.int
+    """Bytes promised to downloads and uploads under way and not written yet."""
+    available_bytes: _builtins.int
+    """Bytes that a further download may take now: what the disk has free and the budget leaves, less
+    what is promised already and a reserve for the database.
+    """
+    hit_count: _builtins.int
+    """Since the daemon started: how often a model's files were needed and on disk. Each load counts that
+    read them, and each download that had nothing to fetch.
+    """
+    miss_count: _builtins.int
+    """Since the daemon started: how often a model's files were needed and had to be fetched. Each
+    download counts that fetched at least one byte and ended well. The hit rate is `hit_count`
+    divided by both together.
+    """
+    fetched_bytes: _builtins.int
+    """Bytes that those downloads fetched."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Storage.ModelUse]:
         """The models by bytes, largest first; at most 1,000."""
@@ -91,10 +137,17 @@ class Storage(_message.Message):
         free_bytes: _builtins.int = ...,
         total_bytes: _builtins.int = ...,
         models: _abc.Iterable[Global___Storage.ModelUse] | None = ...,
+        shared_bytes: _builtins.int = ...,
+        budget_bytes: _builtins.int = ...,
+        reserved_bytes: _builtins.int = ...,
+        available_bytes: _builtins.int = ...,
+        hit_count: _builtins.int = ...,
+        miss_count: _builtins.int = ...,
+        fetched_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_bytes", b"blob_bytes", "blob_count", b"blob_count", "free_bytes", b"free_bytes", "home", b"home", "models", b"models", "quarantine_bytes", b"quarantine_bytes", "reclaimable_bytes", b"reclaimable_bytes", "staging_bytes", b"staging_bytes", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "blob_bytes", b"blob_bytes", "blob_count", b"blob_count", "budget_bytes", b"budget_bytes", "fetched_bytes", b"fetched_bytes", "free_bytes", b"free_bytes", "hit_count", b"hit_count", "home", b"home", "miss_count", b"miss_count", "models", b"models", "quarantine_bytes", b"quarantine_bytes", "reclaimable_bytes", b"reclaimable_bytes", "reserved_bytes", b"reserved_bytes", "shared_bytes", b"shared_bytes", "staging_bytes", b"staging_bytes", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -156,6 +156,11 @@ def settings(given: Settings) -> settings_pb2.Settings:
         drain_timeout=duration(given.drain_timeout_s),
         log_level=given.log_level,
         etag=str(given.edit),
+        disk_budget_bytes=given.disk_budget_bytes,
+        storage_policy=given.storage_policy,
+        storage_ttl=duration(given.storage_ttl_s),
+        verify_interval=duration(given.verify_interval_s),
+        verify_rate_bytes_per_second=given.verify_rate_bytes_per_second,
     )
 
 

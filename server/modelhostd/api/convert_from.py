@@ -52,7 +52,12 @@ _CORE_NAMES: Mapping[str, str] = {
     "load_timeout": "load_timeout_s",
     "min_residency": "min_residency_s",
     "drain_timeout": "drain_timeout_s",
+    "storage_ttl": "storage_ttl_s",
+    "verify_interval": "verify_interval_s",
 }
+
+# Numbers of which zero is a value, not the absence of one.
+_ZERO_SETTINGS = frozenset({"download_rate_limit_bytes_per_second", "disk_budget_bytes"})
 
 DEVICE_BYTES_MAX = 1 << 50
 PACKAGES_MAX = 64
@@ -251,7 +256,7 @@ def settings(given: settings_pb2.Settings, paths: Iterable[str], default: Settin
             # A bool has no "unset": false is a value.
             value = getattr(given, path)
             unset = not value and not isinstance(value, bool)
-            zero = path == "download_rate_limit_bytes_per_second"
+            zero = path in _ZERO_SETTINGS
             changes[name] = getattr(default, name) if unset and not zero else value
     return replace(default, **changes)
 

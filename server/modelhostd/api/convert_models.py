@@ -100,6 +100,7 @@ def artifact(given: Artifact) -> models_pb2.Artifact:
         available_time=timestamp(given.available_time),
         operation=named("operations", given.operation),
         error=error(given.error) if given.error is not None else None,
+        verify_time=timestamp(given.verify_time),
     )
 
 

@@ -119,6 +119,8 @@ class Artifact:
     """What the model's source was when this artifact was asked for; another one needs a download."""
     allow_unsafe: bool = False
     """Whether files that can run code when loaded may be among its files."""
+    verify_time: float = 0.0
+    """When its files were last hashed again and found right; 0 = never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +315,11 @@ class Settings:
     min_residency_s: float = 0.0
     drain_timeout_s: float = 30.0
     log_level: str = "info"
+    disk_budget_bytes: int = 0
+    storage_policy: str = "off"
+    storage_ttl_s: float = 30 * 86_400.0
+    verify_interval_s: float = 0.0
+    verify_rate_bytes_per_second: int = 64 << 20
     edit: int = 1
 
 
