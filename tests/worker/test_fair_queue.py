@@ -104,3 +104,29 @@ def test_everything_pushed_leaves_exactly_once(steps):
             assert set(queue.discard(instance)) == gone
             waiting = {n: entry for n, entry in waiting.items() if n not in gone}
         assert len(queue) == len(waiting)
+
+
+def test_more_of_an_instance_come_in_its_order_and_go_back_to_their_places():
+    """What is taken for a batch and does not fit stands where it stood, also behind a higher priority."""
+    queue = FairQueue(100)
+    for request, priority in ((1, 0), (2, 5), (3, 0), (4, 0)):
+        queue.push("a", request, priority, request)
+    queue.push("b", 9, 0, 9)
+    assert queue.pop(always) == ("a", 2)
+    taken = queue.more("a", 2, lambda item: True)
+    assert [item for _, item in taken] == [1, 3]
+    queue.push("a", 5, 0, 5)
+    queue.push("a", 6, 1, 6)
+    queue.put_back("a", taken)
+    assert [item for _, item in drain(queue)] == [9, 6, 1, 3, 4, 5]
+
+
+def test_more_stops_at_what_does_not_fit_and_skips_what_was_removed():
+    """The first item that is of another kind ends the search; requests that are gone do not."""
+    queue = FairQueue(100)
+    for request in range(6):
+        queue.push("a", request, 0, request)
+    queue.remove(1)
+    assert [item for _, item in queue.more("a", 9, lambda item: item < 3)] == [0, 2]
+    assert len(queue) == 3
+    assert queue.more("nobody", 9, lambda item: True) == []

@@ -22,11 +22,12 @@ traceback goes to the log.
 """
 
 import abc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
@@ -83,6 +84,11 @@ class Signature:
     alternatives: tuple[tuple[TensorSpec, ...], ...] = ()
     batched: bool = False
     max_batch_size: int = 0
+    joinable: bool = False
+    """Whether ``infer`` may be given the items of several requests at once, put together by ``join``: for models that
+    answer each item by itself. Only where ``batched``."""
+    decoupled: bool = False
+    """Whether ``infer_stream`` may give several responses to one request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +218,22 @@ class Backend(abc.ABC):
         storage of its parameters and buffers while nothing runs.
         """
         return None
+
+    def alike(self, inputs: Mapping[str, Tensor]) -> tuple[Hashable, int]:
+        """Return what requests must have in common to be joined, and how long this one's longest item is.
+
+        Requests of very different length are not joined, since their items are padded to the longest; 0
+        where that does not matter. By default names, datatypes and shapes must be the same, but for the items.
+        """
+        kind = tuple((n, t.datatype, t.array.shape[1:]) for n, t in sorted(inputs.items()))
+        return kind, 0
+
+    def join(self, requests: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """Return inputs with the items of all requests, which are alike; by default one behind the other."""
+        return {
+            name: Tensor(first.datatype, np.concatenate([r[name].array for r in requests]))
+            for name, first in requests[0].items()
+        }
 
     def infer_stream(
         self, inputs: Mapping[str, Tensor], context: InferContext

@@ -9,10 +9,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 from modelhostd.core.errors import ModelhostError, Reason
-from modelhostd.worker import failures
+from modelhostd.worker import batches, failures
 from modelhostd.worker.fairqueue import FairQueue
 from modelhostd.worker.jobs import Activity, Hosted, InferJob, Job
 from modelhostd.worker.wire.blackbox import BlackBox
@@ -26,16 +27,21 @@ QUICK_NS = 500_000
 TURN_NS = 1_000_000
 """How long that thread serves before it looks for more to read."""
 
+LOOK = 256
+"""Waiting requests that are looked at for one batch."""
+
 Key = tuple[str, int]
 
 
 class _Entry:
     """An instance that takes requests."""
 
-    __slots__ = ("hosted", "pace_ns", "running", "streams")
+    __slots__ = ("due_ns", "hosted", "pace_ns", "running", "streams")
 
     def __init__(self, hosted: Hosted) -> None:
         self.hosted = hosted
+        self.due_ns = 0
+        """Until when its requests wait for company; 0 = they do not."""
         self.running = 0
         self.streams = 0
         """Streaming requests, running or not: each may take for ever."""
@@ -45,6 +51,8 @@ class _Entry:
     @property
     def free(self) -> bool:
         """Whether one more of its requests may start."""
+        if self.due_ns and time.monotonic_ns() < self.due_ns:
+            return False
         return self.running < self.hosted.backend.concurrency
 
     @property
@@ -120,7 +128,8 @@ class Executor:
                 entry = self._entries[job.key]
                 if here and entry.quick:
                     return True
-                if self._idle and entry.free:
+                # Also where it waits for company: somebody has to look when its time is up.
+                if self._idle and (entry.free or entry.due_ns):
                     self._work.notify()
                 return False
         job.refuse(error)
@@ -132,10 +141,11 @@ class Executor:
         with self._lock:
             taken = self._take(_quick)
         while taken is not None:
-            self._run(*taken, activity)
+            entry, job = taken
+            jobs = self._run(entry, job, activity)
             more = time.monotonic_ns() < end_ns
             with self._lock:
-                self._end(*taken)
+                self._end(entry, jobs)
                 taken = self._take(_quick) if more else None
                 if not more and len(self._queue):
                     return True
@@ -212,7 +222,19 @@ class Executor:
             self._live[job.request] = job
         if job.streaming:
             entry.streams += 1
+        self._hold(entry, job)
         return None
+
+    def _hold(self, entry: _Entry, job: Job) -> None:
+        """Have a request wait for company, where it is to, or call off that others wait; the lock is held."""
+        hosted = entry.hosted
+        if not hosted.batch_delay_ns:
+            return
+        count = self._queue.count(job.key)
+        if count >= hosted.batch_limit or not _joinable(job):
+            entry.due_ns = 0
+        elif count == 1:
+            entry.due_ns = time.monotonic_ns() + hosted.batch_delay_ns
 
     def _take(self, fit: Callable[[_Entry], bool]) -> "tuple[_Entry, Job] | None":
         """Take the next job of an instance that is ``fit``, as one that runs; the lock is held."""
@@ -222,25 +244,34 @@ class Executor:
             return None
         key, job = found
         entry = entries[key]
+        entry.due_ns = 0
         entry.running += 1
         self._running += 1
         return entry, job
 
-    def _end(self, entry: _Entry, job: Job) -> None:
-        """Count a job out; the lock is held."""
+    def _end(self, entry: _Entry, jobs: Sequence[Job]) -> None:
+        """Count out what ran together; the lock is held."""
         entry.running -= 1
         self._running -= 1
-        self._live.pop(job.ticket, None)
-        if job.streaming:
-            entry.streams -= 1
+        for job in jobs:
+            self._live.pop(job.ticket, None)
+            if job.streaming:
+                entry.streams -= 1
         if self._awaited:
             self._ended.notify_all()
 
-    def _run(self, entry: _Entry, job: Job, activity: Activity) -> None:
+    def _run(self, entry: _Entry, job: Job, activity: Activity) -> list[Job]:
+        """Run a job, and those that fit to it; return all that are answered."""
         hosted = entry.hosted
         begin_ns = activity.begin(hosted.model)
+        jobs: list[Job] = [job]
         try:
-            error = job.run(hosted, activity)
+            if hosted.batch_limit > 1 and isinstance(job, InferJob) and not job.streaming:
+                together, refused = self._gather(entry, job)
+                jobs = [*together, *refused]
+                error = batches.run(together, hosted, activity)
+            else:
+                error = job.run(hosted, activity)
         except OSError:
             # The daemon's end of the socket is gone, and this process is about to be.
             log.debug("an answer was not sent", exc_info=True)
@@ -252,19 +283,53 @@ class Executor:
         activity.end()
         # One slow request makes the instance slow for the next ones, several quick ones undo it.
         entry.pace_ns += (time.monotonic_ns() - begin_ns - entry.pace_ns) / 4
+        return jobs
+
+    def _gather(self, entry: _Entry, first: InferJob) -> tuple[list[InferJob], list[InferJob]]:
+        """Return the requests that run now, ``first`` among them, and those that were refused on the way.
+
+        What waits and does not fit goes back to its place.
+        """
+        hosted = entry.hosted
+        with self._lock:
+            others = self._queue.more(first.key, min(hosted.batch_limit, LOOK) - 1, _joinable)
+        if not others:
+            return [first], []
+        batch = batches.form([(None, first), *others], hosted)
+        gone: list[InferJob] = []
+        with self._lock:
+            if self._entries.get(first.key) is entry:
+                self._queue.put_back(first.key, batch.left)
+                if batch.left and self._idle:
+                    self._work.notify()
+            else:
+                gone = [job for _, job in batch.left]
+        for job in gone:
+            job.refuse(failures.not_loaded(hosted.model))
+        return batch.together, [*batch.refused, *gone]
 
     def _loop(self, activity: Activity) -> None:
         while True:
             with self._lock:
                 while (taken := self._take(_free)) is None:
-                    self._work.wait()
+                    self._work.wait(self._next_due_s())
                 self._idle -= 1
-            self._run(*taken, activity)
+            entry, job = taken
+            jobs = self._run(entry, job, activity)
             with self._lock:
-                self._end(*taken)
+                self._end(entry, jobs)
                 self._idle += 1
             # Held longer, it would keep a request's tensors alive while the thread is idle.
-            del taken
+            del taken, job, jobs
+
+    def _next_due_s(self) -> float | None:
+        """Return the seconds until some request has waited for company long enough; None = none waits."""
+        due = [e.due_ns for key, e in self._entries.items() if e.due_ns and self._queue.count(key)]
+        return max(0.0, (min(due) - time.monotonic_ns()) / 1e9) if due else None
+
+
+def _joinable(job: Job) -> TypeGuard[InferJob]:
+    return isinstance(job, InferJob) and not job.streaming
 
 
 def _free(entry: _Entry) -> bool:

@@ -3,11 +3,14 @@
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Hashable, Iterable
+from typing import Generic, TypeGuard, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
+S = TypeVar("S")
+Entry = tuple[int, int, int]
+"""An item's place: its priority (negative), its number in the order of arrival, its request id."""
 
 
 class FairQueue(Generic[K, T]):
@@ -20,7 +23,7 @@ class FairQueue(Generic[K, T]):
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._order = itertools.count()
-        self._waiting: OrderedDict[K, list[tuple[int, int, int]]] = OrderedDict()
+        self._waiting: OrderedDict[K, list[Entry]] = OrderedDict()
         self._items: dict[int, T] = {}
 
     def __len__(self) -> int:
@@ -59,6 +62,39 @@ class FairQueue(Generic[K, T]):
                 return instance, item
             del self._waiting[instance]
         return None
+
+    def count(self, instance: K) -> int:
+        """Return how many wait for ``instance`` (a few more, where some were removed)."""
+        return len(self._waiting.get(instance, ()))
+
+    def more(
+        self, instance: K, count: int, fit: Callable[[T], TypeGuard[S]]
+    ) -> list[tuple[Entry, S]]:
+        """Take up to ``count`` further items of ``instance``, in their order, up to the first not ``fit``.
+
+        They are its turn still. Each comes with its place, for :meth:`put_back`.
+        """
+        heap = self._waiting.get(instance, [])
+        taken: list[tuple[Entry, S]] = []
+        while heap and len(taken) < count:
+            item = self._items.get(heap[0][2])
+            if item is None:
+                heapq.heappop(heap)
+            elif fit(item):
+                entry = heapq.heappop(heap)
+                del self._items[entry[2]]
+                taken.append((entry, item))
+            else:
+                break
+        if not heap:
+            self._waiting.pop(instance, None)
+        return taken
+
+    def put_back(self, instance: K, taken: Iterable[tuple[Entry, T]]) -> None:
+        """Put items back to the places that they were taken from by :meth:`more`."""
+        for entry, item in taken:
+            self._items[entry[2]] = item
+            heapq.heappush(self._waiting.setdefault(instance, []), entry)
 
     def remove(self, request: int) -> T | None:
         """Take one item out of its turn; None when it does not wait (any more)."""

@@ -30,6 +30,10 @@ class Hosted:
     backend_name: str
     backend: Backend
     signature: Signature
+    batch_limit: int = 1
+    """Items that may run together; 1 = each request by itself."""
+    batch_delay_ns: int = 0
+    """How long a request may wait for others."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -86,6 +90,9 @@ class InferJob:
     streaming: bool = False
     cancelled: bool = False
     unloaded: bool = False
+    input_ns: int = 0
+    """What parsing it took."""
+    _parsed: oip.ParsedRequest | None = None
     _changed: threading.Condition | None = None
 
     def __post_init__(self) -> None:
@@ -124,42 +131,88 @@ class InferJob:
         """Answer with an error."""
         self.channel.send_error(self.request, self.generation, error)
 
+    @property
+    def parsed(self) -> oip.ParsedRequest:
+        """The request, once it is prepared."""
+        assert self._parsed is not None
+        return self._parsed
+
+    def prepare(self, hosted: Hosted) -> bool:
+        """Parse the request, the first time, and see whether it is still wanted; False = it was refused."""
+        begin_ns = time.monotonic_ns()
+        if self.cancelled:
+            self.refuse(failures.cancelled())
+            return False
+        if self.deadline_ns is not None and begin_ns >= self.deadline_ns:
+            self.refuse(failures.late(hosted.model, started=False))
+            return False
+        if self._parsed is None:
+            try:
+                self._parsed = oip.parse(
+                    self.payload,
+                    name=self.name,
+                    version=hosted.version,
+                    signature=hosted.signature,
+                )
+            except BaseException as error:
+                self.refuse(failures.from_infer(error, hosted.model, hosted.device))
+                return False
+            self.input_ns = time.monotonic_ns() - begin_ns
+        return True
+
     def run(self, hosted: Hosted, activity: Activity) -> BaseException | None:
         """Serve the request and send its final frame; return what the backend raised, if it did."""
         started_ns = time.monotonic_ns()
-        if self.cancelled:
-            self.refuse(failures.cancelled())
-            return None
-        if self.deadline_ns is not None and started_ns >= self.deadline_ns:
-            self.refuse(failures.late(hosted.model, started=False))
+        if not self.prepare(hosted):
             return None
         try:
             self._serve(hosted, activity, started_ns)
         except BaseException as error:
-            failure = failures.from_infer(error, hosted.model, hosted.device)
-            if isinstance(error, Cancelled) and self.unloaded:
-                failure = failures.not_loaded(hosted.model)
-            elif isinstance(error, Cancelled) and not self.cancelled:
-                failure = failures.late(hosted.model, started=True)
-            self.refuse(failure)
+            self.fail(hosted, error)
             return error
         return None
 
+    def fail(self, hosted: Hosted, error: BaseException) -> None:
+        """Answer with what the backend raised."""
+        failure = failures.from_infer(error, hosted.model, hosted.device)
+        if isinstance(error, Cancelled) and self.unloaded:
+            failure = failures.not_loaded(hosted.model)
+        elif isinstance(error, Cancelled) and not self.cancelled:
+            failure = failures.late(hosted.model, started=True)
+        self.refuse(failure)
+
+    def answer(
+        self, hosted: Hosted, header: worker_pb2.ResponseHeader, response: oip.Response
+    ) -> None:
+        """Send the one response, or that it is too large."""
+        try:
+            self.channel.send_response(
+                self.request, self.generation, header, response, frames.FINAL
+            )
+        except ModelhostError as error:
+            self.fail(hosted, error)
+
+    def unwanted(self) -> bool:
+        """Whether it was cancelled, or its deadline has passed."""
+        if self.cancelled:
+            return True
+        return self.deadline_ns is not None and time.monotonic_ns() >= self.deadline_ns
+
     def _serve(self, hosted: Hosted, activity: Activity, started_ns: int) -> None:
-        header = worker_pb2.ResponseHeader(queue_ns=started_ns - self.arrived_ns)
-        signature = hosted.signature
-        parsed = oip.parse(
-            self.payload, name=self.name, version=hosted.version, signature=signature
+        parsed = self.parsed
+        header = worker_pb2.ResponseHeader(
+            item_count=parsed.item_count,
+            batch_size=parsed.item_count,
+            queue_ns=max(0, started_ns - self.arrived_ns),
+            input_ns=self.input_ns,
         )
         context = InferContext(
             parameters=parsed.parameters,
             outputs=frozenset(parsed.outputs),
-            cancelled=self._unwanted,
+            cancelled=self.unwanted,
             progress=activity.advance,
         )
         parsed_ns = time.monotonic_ns()
-        header.input_ns = parsed_ns - started_ns
-        header.item_count = header.batch_size = parsed.item_count
         if self.streaming:
             self._stream(hosted, parsed, context, header)
             activity.end()
@@ -195,11 +248,6 @@ class InferJob:
                 context.check_cancelled()
                 self._changed.wait(CREDIT_WAIT_S)
             self.credit -= 1
-
-    def _unwanted(self) -> bool:
-        if self.cancelled:
-            return True
-        return self.deadline_ns is not None and time.monotonic_ns() >= self.deadline_ns
 
 
 @dataclass

@@ -32,6 +32,9 @@ element of two bytes takes 16), so tensors beyond this have to come raw."""
 
 SMALL_BYTES = 16 * 1024
 
+ACTED_ON = frozenset({"timeout", "priority", "triton_enable_empty_final_response"})
+"""Parameters of requests that the daemon acts on itself; a backend never sees them."""
+
 _RAW_INPUT_FIELD = 7
 _RAW_OUTPUT_KEY = b"\x32"
 _SIZES = {1: 8, 5: 4}
@@ -267,7 +270,7 @@ def _read_parameters(request: oip.ModelInferRequest, model: str) -> dict[str, Pa
                 key,
             )
         choice = value.WhichOneof("parameter_choice")
-        if choice is not None:
+        if choice is not None and key not in ACTED_ON:
             parameters[key] = getattr(value, choice)
     return parameters
 

@@ -15,19 +15,27 @@ from modelhostd.worker.backend import (
 
 
 class IdentityBackend(Backend):
-    """Outputs are the inputs: same names, datatypes, shapes and bytes. Holds no memory."""
+    """Outputs are the inputs: same names, datatypes, shapes and bytes. Holds no memory.
+
+    Where the model's ``max_batch_size`` is set, the first dimension counts items and requests are batched.
+    """
 
     platform = "identity"
+
+    def __init__(self) -> None:
+        self._max_batch_size = 0
 
     def load(self, context: LoadContext) -> None:
         """Refuse options, since there are none; files are not looked at."""
         if context.options:
             raise BadInputError("backend_options", "none", ", ".join(context.options))
+        self._max_batch_size = context.max_batch_size
         context.report(0, 0)
 
     def signature(self) -> Signature:
         """Return the empty signature: any tensors."""
-        return Signature()
+        most = self._max_batch_size
+        return Signature(batched=most > 0, max_batch_size=most, joinable=most > 0)
 
     def infer(self, inputs: Mapping[str, Tensor], context: InferContext) -> Mapping[str, Output]:
         """Return the inputs."""

@@ -1,6 +1,6 @@
 """Texts and token tensors of a request to batches that a model takes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,28 @@ def tokenize(
             return_tensors="pt",
         )
         yield rows, dict(batch)
+
+
+def join_tokens(requests: Sequence[Mapping[str, Tensor]], padding: int) -> dict[str, Tensor]:
+    """Return the token tensors of several requests as one, the shorter ones padded and masked at their ends."""
+    longest = max(request["input_ids"].array.shape[1] for request in requests)
+    fill = {"input_ids": padding}
+    return {
+        name: Tensor(
+            first.datatype,
+            np.concatenate(
+                [
+                    np.pad(
+                        array := request[name].array,
+                        ((0, 0), (0, longest - array.shape[1])),
+                        constant_values=fill.get(name, 0),
+                    )
+                    for request in requests
+                ]
+            ),
+        )
+        for name, first in requests[0].items()
+    }
 
 
 def take_tokens(

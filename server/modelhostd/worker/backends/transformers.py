@@ -6,7 +6,7 @@ here, not by the library: it maps the file, cannot tell how far it is, and canno
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -113,7 +113,21 @@ class TransformersBackend(Backend):
             outputs=self._task.outputs,
             batched=True,
             max_batch_size=self._max_batch_size,
+            joinable=True,
         )
+
+    def alike(self, inputs: Mapping[str, Tensor]) -> tuple[Hashable, int]:
+        """Texts go with texts, tokens with tokens; the length is that of the longest."""
+        if "text" in inputs:
+            array = inputs["text"].array
+            return ("text", array.ndim), max(map(len, array.reshape(-1).tolist()), default=0)
+        return tuple(sorted(inputs)), inputs["input_ids"].array.shape[1]
+
+    def join(self, requests: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """Put the items one behind the other; tokens are padded to the longest."""
+        if "text" in requests[0]:
+            return super().join(requests)
+        return text.join_tokens(requests, self._tokenizer.pad_token_id or 0)
 
     def infer(self, inputs: Mapping[str, Tensor], context: InferContext) -> Mapping[str, Output]:
         """Run all items, a few at a time, and put the answers back in the items' order."""
