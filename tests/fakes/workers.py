@@ -1,6 +1,7 @@
 """Workers without processes: deterministic, and driven by the test step by step."""
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -14,46 +15,10 @@ from modelhostd.ports import (
     WorkerExit,
     WorkerListener,
 )
+from tests.fakes.gates import Gate, ModelGates
+from tests.fakes.worker_errors import deadline_exceeded, not_loaded, worker_lost
 
 Handler = Callable[[LoadSpec, bytes], bytes]
-
-
-class Gate:
-    """Holds callers until it is opened, and tells how many stand before it."""
-
-    def __init__(self) -> None:
-        self._open = asyncio.Event()
-        self._open.set()
-        self._changed = asyncio.Condition()
-        self.waiting = 0
-
-    @property
-    def closed(self) -> bool:
-        """Whether callers are held."""
-        return not self._open.is_set()
-
-    def close(self) -> None:
-        """Hold whoever comes from now on."""
-        self._open.clear()
-
-    def open(self) -> None:
-        """Let everybody through, now and from now on."""
-        self._open.set()
-
-    async def wait(self) -> None:
-        """Wait until the gate is open."""
-        self.waiting += 1
-        try:
-            async with self._changed:
-                self._changed.notify_all()
-            await self._open.wait()
-        finally:
-            self.waiting -= 1
-
-    async def reached(self, count: int = 1) -> None:
-        """Wait until ``count`` callers stand before the gate."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.waiting >= count)
 
 
 @dataclass
@@ -63,28 +28,35 @@ class _Process:
     device: str
     pid: int
     instances: dict[tuple[str, int], LoadSpec] = field(default_factory=dict)
+    loaded: dict[tuple[str, int], Loaded] = field(default_factory=dict)
+    """What was answered to each load that is held, warm ones included."""
+    warm: dict[tuple[str, int], LoadSpec] = field(default_factory=dict)
     loads: set["asyncio.Future[None]"] = field(default_factory=set)
     requests: dict["asyncio.Future[InferReply]", str] = field(default_factory=dict)
     """In flight -> model. A cancelled request leaves at once, as in the real port."""
     known: dict[str, str] = field(default_factory=dict)
 
 
-class FakeWorkers:
+class FakeWorkers(ModelGates):
     """Implements :class:`modelhostd.ports.Workers`.
 
-    Controls, all by model id: ``measured_bytes`` (default: the prediction), ``load_s`` (what a load says
-    that it took), ``load_errors`` (raised by each load until removed), ``infer_errors``, ``healths``, and the gates ``load_gate(model)``,
-    ``unload_gate(model)``, ``infer_gate(model)``: ``close()`` holds, ``open()`` releases, ``await
+    Controls, all by model id: ``measured_bytes`` (default: the prediction), ``host_bytes`` (of the image; default: the
+    measured ones, 0 on ``cpu``), ``load_s`` (what a load or promotion says that it took), ``load_errors`` and ``promote_errors`` (raised
+    by each until removed), ``infer_errors``, ``healths``, and the gates ``load_gate(model)``, ``unload_gate(model)``, ``demote_gate(model)``,
+    ``promote_gate(model)``, ``infer_gate(model)``: ``close()`` holds, ``open()`` releases, ``await
     reached(n)`` waits until n callers are held. ``crash(device)`` kills a worker as a signal would.
-    What happened is in ``log`` as ``(verb, device, model, generation)``; what is held in ``resident``;
+    What happened is in ``log`` as ``(verb, device, model, generation)``; what is held in ``resident`` and ``warm``;
     ``peak_bytes`` is the most that a device ever held at once.
     """
 
     def __init__(self, handler: Handler | None = None) -> None:
+        super().__init__()
         self.handler: Handler = handler or (lambda spec, payload: payload)
         self.measured_bytes: dict[str, int] = {}
+        self.host_bytes: dict[str, int] = {}
         self.load_s: dict[str, float] = {}
         self.load_errors: dict[str, ModelhostError] = {}
+        self.promote_errors: dict[str, ModelhostError] = {}
         self.infer_errors: dict[str, ModelhostError] = {}
         self.healths: dict[str, tuple[Health, str]] = {}
         self.inputs: dict[str, tuple[TensorSpec, ...]] = {}
@@ -93,25 +65,12 @@ class FakeWorkers:
         self.log: list[tuple[str, str, str, int]] = []
         self.peak_bytes: dict[str, int] = {}
         self.stopped = False
-        self._gates: dict[tuple[str, str], Gate] = {}
         self._processes: dict[tuple[str, str], _Process] = {}
         self._bytes: dict[tuple[str, str, int], int] = {}
         self._listener: WorkerListener | None = None
         self._next_pid = 4_000_000
 
     # --- controls -------------------------------------------------------------------------------
-
-    def load_gate(self, model: str) -> Gate:
-        """Return the gate that a load of ``model`` passes after its memory is taken."""
-        return self._gates.setdefault(("load", model), Gate())
-
-    def unload_gate(self, model: str) -> Gate:
-        """Return the gate that an unload of ``model`` passes before its memory is free."""
-        return self._gates.setdefault(("unload", model), Gate())
-
-    def infer_gate(self, model: str) -> Gate:
-        """Return the gate that each request to ``model`` passes before it is answered."""
-        return self._gates.setdefault(("infer", model), Gate())
 
     @property
     def resident(self) -> Mapping[str, tuple[str, int]]:
@@ -121,6 +80,24 @@ class FakeWorkers:
             for process in self._processes.values()
             for (_, generation), spec in process.instances.items()
         }
+
+    @property
+    def warm(self) -> Mapping[str, tuple[str, int]]:
+        """Model -> (device, bytes of its image) of everything that is demoted now."""
+        return {
+            spec.model: (process.device, process.loaded[key].host_bytes)
+            for process in self._processes.values()
+            for key, spec in process.warm.items()
+        }
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of host RAM that images hold now, those of what is on a device included."""
+        return sum(
+            loaded.host_bytes
+            for process in self._processes.values()
+            for loaded in process.loaded.values()
+        )
 
     def device_bytes(self, device: str) -> int:
         """Return the bytes that instances hold on ``device`` now, loads in progress included."""
@@ -151,7 +128,7 @@ class FakeWorkers:
         the listener is told of a new, empty worker in a later turn of the loop.
         """
         process = self._processes.pop((device, model))
-        lost = _lost(device, exit)
+        lost = worker_lost(device, exit)
         for load in process.loads:
             load.set_exception(lost)
         for request in list(process.requests):
@@ -203,7 +180,8 @@ class FakeWorkers:
                 lost.exception()
         process.instances[spec.instance, spec.generation] = spec
         process.known[spec.instance] = spec.model
-        return Loaded(
+        image = self.host_bytes.get(spec.model, size) if device != "cpu" else 0
+        loaded = process.loaded[spec.instance, spec.generation] = Loaded(
             backend=spec.config.backend or "identity",
             platform="fake",
             measured_bytes=size,
@@ -211,18 +189,76 @@ class FakeWorkers:
             outputs=self.outputs.get(spec.model, ()),
             max_batch_size=spec.config.max_batch_size or 0,
             load_s=self.load_s.get(spec.model, 0.0),
+            host_bytes=image if spec.keep_image else 0,
         )
+        return loaded
 
     async def unload(self, device: str, instance: str, generation: int) -> None:
         """See :class:`modelhostd.ports.Workers`."""
-        process, spec = self._find(device, instance, generation)
+        process, spec = self._find(device, instance, generation, warm=True)
         if process is None or spec is None:
             await asyncio.sleep(0)
             return
-        del process.instances[instance, generation]
+        process.instances.pop((instance, generation), None)
+        process.warm.pop((instance, generation), None)
         await self.unload_gate(spec.model).wait()
+        process.loaded.pop((instance, generation), None)
         self._bytes.pop((device, instance, generation), None)
         self.log.append(("unload", device, spec.model, generation))
+
+    async def demote(self, device: str, instance: str, generation: int) -> int:
+        """See :class:`modelhostd.ports.Workers`."""
+        process, spec = self._find(device, instance, generation, warm=True)
+        key = instance, generation
+        if process is None or spec is None:
+            await asyncio.sleep(0)
+            return 0
+        kept = process.loaded[key].host_bytes
+        if process.instances.pop(key, None) is None:
+            return kept
+        await self.demote_gate(spec.model).wait()
+        self._bytes.pop((device, *key), None)
+        self.log.append(("demote", device, spec.model, generation))
+        if kept and key in process.loaded and process in self._processes.values():
+            process.warm[key] = spec
+            return kept
+        process.loaded.pop(key, None)
+        return 0
+
+    async def promote(
+        self, device: str, instance: str, generation: int, report: Callable[[Progress], None]
+    ) -> Loaded:
+        """See :class:`modelhostd.ports.Workers`; reports its bytes once."""
+        process, spec = self._find(device, instance, generation, warm=True)
+        key = instance, generation
+        await asyncio.sleep(0)
+        if process is None:
+            raise worker_lost(device, "not running")
+        if spec is None:
+            raise not_loaded(process.known.get(instance, instance))
+        loaded = process.loaded[key]
+        if key in process.instances:
+            return loaded
+        if (error := self.promote_errors.get(spec.model)) is not None:
+            raise error
+        size = self._bytes[device, instance, generation] = loaded.measured_bytes
+        self.peak_bytes[device] = max(self.peak_bytes.get(device, 0), self.device_bytes(device))
+        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        process.loads.add(lost)
+        try:
+            await _first(self.promote_gate(spec.model).wait(), lost)
+        except BaseException:
+            self._bytes.pop((device, instance, generation), None)
+            raise
+        finally:
+            process.loads.discard(lost)
+            if not lost.cancel() and not lost.cancelled():
+                lost.exception()
+        report(Progress(phase=Phase.LOADING, done_bytes=size, total_bytes=size))
+        process.warm.pop(key, None)
+        process.instances[key] = spec
+        self.log.append(("promote", device, spec.model, generation))
+        return dataclasses.replace(loaded, load_s=self.load_s.get(spec.model, 0.0))
 
     def infer(
         self,
@@ -240,7 +276,7 @@ class FakeWorkers:
         reply: asyncio.Future[InferReply] = loop.create_future()
         process, spec = self._find(device, instance, generation)
         if process is None:
-            reply.set_exception(_lost(device, "not running"))
+            reply.set_exception(worker_lost(device, "not running"))
         elif spec is None:
             model = process.known.get(instance, instance)
             reply.set_exception(not_loaded(model))
@@ -292,13 +328,15 @@ class FakeWorkers:
         return process
 
     def _find(
-        self, device: str, instance: str, generation: int
+        self, device: str, instance: str, generation: int, *, warm: bool = False
     ) -> tuple[_Process | None, LoadSpec | None]:
         shared = None
         for (name, _), process in self._processes.items():
             if name == device:
                 shared = process
                 spec = process.instances.get((instance, generation))
+                if spec is None and warm:
+                    spec = process.warm.get((instance, generation))
                 if spec is not None:
                     return process, spec
         return shared, None
@@ -323,35 +361,8 @@ class FakeWorkers:
         reply.set_result(InferReply(answer, 1, 1, 0, 0, 0, 0))
 
 
-def not_loaded(model: str) -> ModelhostError:
-    """Return what a worker answers to a request for an instance it does not hold."""
-    return ModelhostError(
-        Reason.MODEL_NOT_LOADED,
-        f"Model '{model}' is not loaded in this worker (any more); retry the request.",
-        {"model": model, "state": "GONE"},
-    )
-
-
-def deadline_exceeded(model: str) -> ModelhostError:
-    """Return what a worker answers to a request whose deadline passed before it started."""
-    return ModelhostError(
-        Reason.DEADLINE_EXCEEDED,
-        f"The deadline passed before model '{model}' could start on the request.",
-        {"method": "ModelInfer"},
-    )
-
-
 def _own(spec: LoadSpec) -> str:
     return spec.model if spec.own_worker else ""
-
-
-def _lost(device: str, exit: str) -> ModelhostError:
-    return ModelhostError(
-        Reason.WORKER_LOST,
-        f"The worker of devices/{device} ended ({exit}); retry, it is being replaced.",
-        {"device": device, "exit": exit},
-        retry_delay_s=1.0,
-    )
 
 
 async def _first(work: Awaitable[None], lost: "asyncio.Future[None]") -> None:

@@ -4,17 +4,13 @@ Each port has one contract suite under ``tests/contract`` that the real adapter 
 Every method that fails raises :class:`modelhostd.core.errors.ModelhostError` and nothing else.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from modelhostd.core.resources import (
     Event,
-    Health,
-    Isolation,
     Kind,
-    ModelConfig,
     ModelFile,
     Progress,
     Resource,
@@ -25,6 +21,13 @@ from modelhostd.ports.files import Pruned as Pruned
 from modelhostd.ports.files import Quarantined as Quarantined
 from modelhostd.ports.files import StorageFinding as StorageFinding
 from modelhostd.ports.files import StorageUse as StorageUse
+from modelhostd.ports.workers import InferReply as InferReply
+from modelhostd.ports.workers import Loaded as Loaded
+from modelhostd.ports.workers import LoadSpec as LoadSpec
+from modelhostd.ports.workers import TensorSpec as TensorSpec
+from modelhostd.ports.workers import WorkerExit as WorkerExit
+from modelhostd.ports.workers import WorkerListener as WorkerListener
+from modelhostd.ports.workers import Workers as Workers
 
 
 class Clock(Protocol):
@@ -202,7 +205,7 @@ class Downloads(Protocol):
         """
 
 
-# --- devices and workers ------------------------------------------------------------------------
+# --- devices ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,130 +229,3 @@ class Devices(Protocol):
 
     async def foreign_bytes(self, device: str, own_pids: Sequence[int]) -> int:
         """Return bytes used on the device by processes that are not ours; 0 where unknown."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadSpec:
-    """Everything a worker needs to load one model."""
-
-    model: str
-    instance: str
-    generation: int
-    version: int
-    model_dir: Path
-    task: str
-    config: ModelConfig
-    predicted_bytes: int
-    isolated: bool = False
-    """Whether it gets a worker of its own though its config does not say so."""
-
-    @property
-    def own_worker(self) -> bool:
-        """Whether it has a worker of its own."""
-        return self.isolated or self.config.isolation is Isolation.PROCESS
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One input or output: OIP name, datatype and shape (-1 = any size)."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    description: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What a worker says of an instance that it has loaded and whose first health check passed."""
-
-    backend: str
-    platform: str
-    measured_bytes: int
-    inputs: Sequence[TensorSpec]
-    outputs: Sequence[TensorSpec]
-    max_batch_size: int
-    load_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerExit:
-    """Why a worker is gone. ``blamed`` is the model that was executing, or empty."""
-
-    device: str
-    pid: int
-    exit: str
-    """``exit code 70``, ``signal SIGKILL``, ``hung: no progress for 30 s`` ..."""
-    blamed: str
-    stderr_tail: str
-    model: str = ""
-    """The model whose own worker it was (isolation PROCESS); empty = the shared worker."""
-
-
-@dataclass(frozen=True, slots=True)
-class InferReply:
-    """A worker's answer: the encoded ModelInferResponse and what ModelStatistics needs."""
-
-    payload: bytes
-    item_count: int
-    batch_size: int
-    queue_ns: int
-    input_ns: int
-    infer_ns: int
-    output_ns: int
-
-
-class WorkerListener(Protocol):
-    """What a worker tells without being asked; called in the loop's thread, must not block."""
-
-    def worker_ready(self, device: str, pid: int) -> None:
-        """A worker (or its replacement) takes commands; its instances are gone and may be loaded."""
-
-    def worker_exited(self, exit: WorkerExit) -> None:
-        """A worker is reaped; what was in flight in it has failed; memory of its device is free."""
-
-
-class Workers(Protocol):
-    """The worker processes, one per device (and one per model with process isolation)."""
-
-    def set_listener(self, listener: WorkerListener) -> None:
-        """Set who is told of starts and exits; once, before the first load."""
-
-    async def load(self, device: str, spec: LoadSpec, report: Callable[[Progress], None]) -> Loaded:
-        """Load and health-check an instance, starting the device's worker first where needed.
-
-        Raises LOAD_FAILED, UNSUPPORTED_MODEL, BACKEND_NOT_AVAILABLE, OUT_OF_DEVICE_MEMORY,
-        WORKER_LOST. After an error nothing is held. Cancelling unloads what was begun.
-        """
-
-    async def unload(self, device: str, instance: str, generation: int) -> None:
-        """Free an instance; returns when its memory is free. Idempotent for unknown instances."""
-
-    def infer(
-        self,
-        device: str,
-        instance: str,
-        generation: int,
-        payload: bytes,
-        *,
-        timeout_s: float | None,
-        priority: int = 0,
-        name: str = "",
-    ) -> Awaitable[InferReply]:
-        """Send one encoded ModelInferRequest, synchronously; the awaitable resolves to the answer.
-
-        ``name`` is the name the request was routed by where it is not the model's id (a slot): the
-        worker refuses a payload that it reads as naming another.
-
-        Raises (from the awaitable) the worker's typed error, or WORKER_LOST. Cancelling it sends
-        CANCEL and frees the caller at once; the arena slot stays taken until the worker's last frame.
-        """
-
-    async def check(self, device: str, instance: str, generation: int) -> tuple[Health, str]:
-        """Run the instance's health check (a canary inference): health and one sentence why."""
-
-    def pids(self) -> Mapping[int, str]:
-        """Return worker process id -> device."""
-
-    async def stop(self, timeout_s: float) -> None:
-        """End every worker: SIGTERM, then SIGKILL at ``timeout_s``; returns when all are reaped."""

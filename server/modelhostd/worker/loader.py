@@ -1,10 +1,10 @@
-"""Loads and unloads instances, each in a thread of its own, so that inference goes on meanwhile."""
+"""Loads instances, each in a thread of its own, so that inference goes on meanwhile."""
 
-import gc
 import logging
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from google.protobuf import json_format
 
@@ -15,12 +15,16 @@ from modelhostd.worker.backend import Backend, Cancelled, LoadContext, Signature
 from modelhostd.worker.channel import Channel
 from modelhostd.worker.executor import Executor
 from modelhostd.worker.jobs import Activity, Hosted
-from modelhostd.worker.process import give_back_heap
+from modelhostd.worker.process import free_memory
 from modelhostd.worker.registry import Registry
+from modelhostd.worker.residents import Residents, let_go
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
 from modelhostd.worker.wire.blackbox import ENTRIES, BlackBox
 from modelhostd.worker.wire.frames import Frame, Kind
+
+if TYPE_CHECKING:
+    from modelhostd.worker.image.image import Image
 
 log = logging.getLogger("modelhostd.worker")
 
@@ -28,13 +32,14 @@ PROGRESS_INTERVAL_S = 0.1
 
 
 class Loader:
-    """The loads in progress, and the commands that begin and end them."""
+    """The loads in progress, and the commands that begin and cancel them."""
 
     def __init__(
         self,
         device: str,
         registry: Registry,
         executor: Executor,
+        residents: Residents,
         channel: Channel,
         box: BlackBox,
     ) -> None:
@@ -42,6 +47,7 @@ class Loader:
         self._box = box
         self._registry = registry
         self._executor = executor
+        self._residents = residents
         self._channel = channel
         self._loads: dict[int, _Load] = {}
 
@@ -67,12 +73,6 @@ class Loader:
         if load is not None:
             load.cancelled.set()
 
-    def unload(self, frame: Frame) -> None:
-        """Begin an UNLOAD; it is answered by UNLOADED when the memory is free."""
-        threading.Thread(
-            target=self._unload, args=(frame,), name=f"unload-{frame.request}", daemon=True
-        ).start()
-
     def _run(self, load: "_Load") -> None:
         load.activity.begin(load.header.model)
         failure = self._try(load)
@@ -90,29 +90,19 @@ class Loader:
         name = header.backend
         try:
             name, kind = self._registry.choose(header.model, name, header.task)
-            hosted, loaded = load.run(name, kind(), self._device)
+            resident = load.run(name, kind(), self._device)
             if load.cancelled.is_set():
                 return failures.from_load(Cancelled(), header.model, name, *load.about)
         except BaseException as error:
             return failures.from_load(error, header.model, name, *load.about)
-        self._executor.add(hosted)
+        self._residents.add(*resident)
+        _, loaded, _ = resident
         # Before the answer: who has it may kill the worker, which is then to blame on nobody.
         load.activity.end()
         self._channel.send(
             Kind.LOADED, frames.FINAL, load.request, load.generation, loaded.SerializeToString()
         )
         return None
-
-    def _unload(self, frame: Frame) -> None:
-        header = worker_pb2.UnloadHeader.FromString(frame.header)
-        hosted = self._executor.remove((header.instance, frame.generation))
-        found = hosted is not None
-        if hosted is not None:
-            let_go(hosted.backend)
-            del hosted
-            free_memory()
-        answer = worker_pb2.UnloadedHeader(found=found).SerializeToString()
-        self._channel.send(Kind.UNLOADED, frames.FINAL, frame.request, frame.generation, answer)
 
 
 class _Load:
@@ -131,7 +121,7 @@ class _Load:
 
     def run(
         self, name: str, backend: Backend, device: str
-    ) -> tuple[Hosted, worker_pb2.LoadedHeader]:
+    ) -> "tuple[Hosted, worker_pb2.LoadedHeader, Image | None]":
         """Load, ask for the signature, and check that the model answers."""
         header = self.header
         begin = time.monotonic()
@@ -150,7 +140,9 @@ class _Load:
                 cancelled=self.cancelled.is_set,
             )
         )
-        self._send_progress(Phase.CHECKING, backend.measured_bytes, backend.measured_bytes)
+        image = make_image(backend, device) if header.keep_image and device != "cpu" else None
+        measured_bytes = max(backend.measured_bytes, 0 if image is None else image.device_bytes)
+        self._send_progress(Phase.CHECKING, measured_bytes, measured_bytes)
         signature = backend.signature()
         self._check(name, backend)
         hosted = Hosted(
@@ -166,13 +158,14 @@ class _Load:
         loaded = worker_pb2.LoadedHeader(
             backend=name,
             platform=backend.platform,
-            measured_bytes=backend.measured_bytes,
+            measured_bytes=measured_bytes,
+            host_bytes=0 if image is None else image.host_bytes,
             inputs=_specs(signature, "inputs"),
             outputs=_specs(signature, "outputs"),
             max_batch_size=signature.max_batch_size,
             load_s=time.monotonic() - begin,
         )
-        return hosted, loaded
+        return hosted, loaded, image
 
     def discard(self) -> None:
         """Let go of what a load that failed had taken."""
@@ -206,18 +199,23 @@ class _Load:
         )
 
 
-def let_go(backend: Backend) -> None:
-    """Have a backend drop its memory; a backend that cannot even do that is logged and dropped."""
+def make_image(backend: Backend, device: str) -> "Image | None":
+    """Have a loaded backend's weights be in one slab with an image in host RAM; None = it cannot be."""
+    module = backend.torch_module()
+    if module is None:
+        return None
+    # Not before there is a module: a worker whose backends need no torch has none.
+    from modelhostd.worker.image.devices import find_device
+    from modelhostd.worker.image.image import Image
+    from modelhostd.worker.image.layout import NotImageableError
+
     try:
-        backend.unload()
-    except Exception:
-        log.exception("a backend failed to unload")
-
-
-def free_memory() -> None:
-    """Return what was dropped to the system, so that the ledger's figure is the true one."""
-    gc.collect()
-    give_back_heap()
+        image = Image(module, find_device(device), in_place=device == "cpu")
+    except NotImageableError as error:
+        log.info("no image is kept: %s", error)
+        return None
+    # What a backend holds on the device beside its module stays there when the module leaves.
+    return image if backend.measured_bytes <= image.device_bytes else None
 
 
 def _specs(signature: Signature, side: str) -> list[worker_pb2.TensorSpec]:

@@ -2,6 +2,7 @@
 
 import ctypes
 import faulthandler
+import gc
 import os
 import resource
 import signal
@@ -59,6 +60,12 @@ def keep_heap() -> None:
 def give_back_heap() -> None:
     """Return freed memory to the system: after an unload it counts as free, so it must be."""
     ctypes.CDLL(None).malloc_trim(0)
+
+
+def free_memory() -> None:
+    """Return what was dropped to the system, so that the ledger's figure is the true one."""
+    gc.collect()
+    give_back_heap()
 
 
 def share_interpreter() -> None:

@@ -22,6 +22,7 @@ from modelhostd.worker.executor import Executor, exit_now
 from modelhostd.worker.jobs import CheckJob, InferJob
 from modelhostd.worker.loader import Loader
 from modelhostd.worker.readers import Readers, Received
+from modelhostd.worker.residents import Residents
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
 from modelhostd.worker.wire.arena import Arena
@@ -58,6 +59,7 @@ class Worker:
         self._requests: Arena
         self._executor: Executor
         self._loader: Loader
+        self._residents: Residents
         self._limits: worker_pb2.HelloRequest
 
     def run(self) -> int:
@@ -113,7 +115,10 @@ class Worker:
         cores = len(os.sched_getaffinity(0))
         threads = hello.executor_threads or max(2, min(MAX_THREADS, cores))
         self._executor = Executor(threads, hello.queue_limit, box, exit_now)
-        self._loader = Loader(hello.device, found, self._executor, self._control, box)
+        self._residents = Residents(hello.device, self._executor, self._control, box)
+        self._loader = Loader(
+            hello.device, found, self._executor, self._residents, self._control, box
+        )
         self._await_sigterm()
         self._executor.start()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
@@ -127,7 +132,11 @@ class Worker:
         if frame.kind == Kind.LOAD:
             self._loader.load(frame)
         elif frame.kind == Kind.UNLOAD:
-            self._loader.unload(frame)
+            self._residents.unload(frame)
+        elif frame.kind == Kind.DEMOTE:
+            self._residents.demote(frame)
+        elif frame.kind == Kind.PROMOTE:
+            self._residents.promote(frame)
         elif frame.kind == Kind.CHECK:
             header = worker_pb2.CheckHeader.FromString(frame.header)
             self._executor.submit(
@@ -136,6 +145,7 @@ class Worker:
         elif frame.kind == Kind.CANCEL:
             if worker_pb2.CancelHeader.FromString(frame.header).command:
                 self._loader.cancel(frame.request)
+                self._residents.cancel(frame.request)
             else:
                 self._executor.cancel(frame.request)
 
@@ -217,7 +227,12 @@ class Worker:
         pause = threading.Event()
         while not pause.wait(interval_s):
             header = worker_pb2.HeartbeatHeader(queued=self._executor.queued)
-            for activity in (*self._executor.activities, *self._loader.activities):
+            activities = (
+                *self._executor.activities,
+                *self._loader.activities,
+                *self._residents.activities,
+            )
+            for activity in activities:
                 header.threads.add(
                     name=activity.name,
                     progress=activity.progress,

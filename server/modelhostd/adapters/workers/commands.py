@@ -18,8 +18,11 @@ _ANSWERS = {
     Kind.HELLO: Kind.HELLO,
     Kind.LOAD: Kind.LOADED,
     Kind.UNLOAD: Kind.UNLOADED,
+    Kind.DEMOTE: Kind.DEMOTED,
+    Kind.PROMOTE: Kind.LOADED,
     Kind.CHECK: Kind.CHECKED,
 }
+_REPORTED = frozenset({Kind.LOAD, Kind.PROMOTE})
 _PHASES = frozenset({Phase.LOADING, Phase.CHECKING})
 
 BYTES_MAX = 1 << 50
@@ -123,7 +126,7 @@ class Commands:
                 command.answer.exception()
 
     def _progress(self, command: _Command, frame: Frame) -> None:
-        if command.kind != Kind.LOAD:
+        if command.kind not in _REPORTED:
             raise ProtocolError(f"load progress in answer to kind {command.kind}")
         header = worker_pb2.LoadProgressHeader.FromString(frame.header)
         if max(header.done_bytes, header.total_bytes) > BYTES_MAX:

@@ -57,11 +57,31 @@ class Control(Commands):
             max_batch_size=config.max_batch_size or 0,
             max_sequence_length=config.max_sequence_length or 0,
             predicted_bytes=spec.predicted_bytes,
+            keep_image=spec.keep_image,
         )
         json_format.ParseDict(dict(config.backend_options), header.backend_options)
         return self.send(
             Kind.LOAD, spec.generation, header, to_loaded, model=spec.model, report=report
         )
+
+    def promote(
+        self, spec: LoadSpec, report: Callable[[Progress], None]
+    ) -> tuple[int, "asyncio.Future[Loaded]"]:
+        """Send PROMOTE; return its number and the future of its answer."""
+        header = worker_pb2.PromoteHeader(instance=spec.instance)
+        return self.send(
+            Kind.PROMOTE, spec.generation, header, to_loaded, model=spec.model, report=report
+        )
+
+    async def demote(self, instance: str, generation: int) -> int:
+        """Take an instance off the device; return the bytes of its image, 0 where it is gone whole."""
+        header = worker_pb2.DemoteHeader(instance=instance)
+        _, answer = self.send(Kind.DEMOTE, generation, header, to_host_bytes)
+        await asyncio.wait((answer,))
+        if (error := answer.exception()) is not None:
+            log.info("a demotion ended with its worker: %s", error)
+            return 0
+        return answer.result()
 
     async def unload(self, instance: str, generation: int) -> None:
         """Free an instance; returns when the worker did, or is gone itself."""
@@ -89,8 +109,9 @@ class Control(Commands):
 def to_loaded(data: bytes) -> Loaded:
     """Return what a LOADED frame says. Raises :class:`ProtocolError` for numbers that none can be."""
     header = worker_pb2.LoadedHeader.FromString(data)
-    if header.measured_bytes > BYTES_MAX or not 0 <= header.load_s <= SECONDS_MAX:
-        raise ProtocolError(f"{header.measured_bytes} bytes loaded in {header.load_s} s")
+    most = max(header.measured_bytes, header.host_bytes)
+    if most > BYTES_MAX or not 0 <= header.load_s <= SECONDS_MAX:
+        raise ProtocolError(f"{most} bytes loaded in {header.load_s} s")
     return Loaded(
         backend=header.backend,
         platform=header.platform,
@@ -99,7 +120,18 @@ def to_loaded(data: bytes) -> Loaded:
         outputs=_specs(header.outputs),
         max_batch_size=header.max_batch_size,
         load_s=header.load_s,
+        dynamic_batching=header.dynamic_batching,
+        decoupled=header.decoupled,
+        host_bytes=header.host_bytes,
     )
+
+
+def to_host_bytes(data: bytes) -> int:
+    """Return what a DEMOTED frame says is kept. Raises :class:`ProtocolError` for what cannot be."""
+    header = worker_pb2.DemotedHeader.FromString(data)
+    if header.host_bytes > (BYTES_MAX if header.found else 0):
+        raise ProtocolError(f"{header.host_bytes} bytes kept, found: {header.found}")
+    return header.host_bytes
 
 
 def _specs(specs: Iterable[worker_pb2.TensorSpec]) -> tuple[TensorSpec, ...]:

@@ -60,9 +60,27 @@ class ProcessWorkers:
         if worker is None or spec is None:
             return
         await worker.unload(instance, generation)
-        seat = self._seats.get((device, _own(spec)))
-        if seat is not None and seat.model and self._end_if_unused(seat):
-            await asyncio.wait((worker.exited,))
+        await self._end_own(worker, spec)
+
+    async def demote(self, device: str, instance: str, generation: int) -> int:
+        """Take an instance off its device; see :meth:`modelhostd.ports.Workers.demote`."""
+        key = device, instance, generation
+        worker, spec = self._held.get(key, (None, None))
+        if worker is None or spec is None:
+            return 0
+        kept = await worker.demote(instance, generation)
+        if not kept and self._held.pop(key, None) is not None:
+            await self._end_own(worker, spec)
+        return kept
+
+    async def promote(
+        self, device: str, instance: str, generation: int, report: Callable[[Progress], None]
+    ) -> Loaded:
+        """Bring an instance back to its device; see :meth:`modelhostd.ports.Workers.promote`."""
+        worker, spec = self._held.get((device, instance, generation), (None, None))
+        if worker is None or spec is None or self._stopping:
+            raise self._missing(device, instance)
+        return await worker.promote(spec, report)
 
     def infer(
         self,
@@ -151,6 +169,12 @@ class ProcessWorkers:
             seat = Seat(self._config, *key, self._ready, self._exited)
             self._seats[key] = seat
         return seat
+
+    async def _end_own(self, worker: Worker, spec: LoadSpec) -> None:
+        """End the process of a model that had its own and is gone from it; returns when it is reaped."""
+        seat = self._seats.get((worker.device, _own(spec)))
+        if seat is not None and seat.model and self._end_if_unused(seat):
+            await asyncio.wait((worker.exited,))
 
     def _end_if_unused(self, seat: Seat) -> bool:
         """End the process of a single model when nothing of it is held any more."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
 from modelhostd.adapters.workers import errors
 from modelhostd.adapters.workers import process as processes
@@ -128,7 +128,23 @@ class Worker:
             return await asyncio.shield(answer)
         except asyncio.CancelledError:
             self._control.cancel(number, command=True)
-            await asyncio.shield(self._own(self._take_back(spec, answer)))
+            undo = self._take_back(answer, lambda: self.unload(spec.instance, spec.generation))
+            await asyncio.shield(self._own(undo))
+            raise
+
+    async def demote(self, instance: str, generation: int) -> int:
+        """Take an instance off the device; see :meth:`modelhostd.ports.Workers.demote`."""
+        return await self._control.demote(instance, generation)
+
+    async def promote(self, spec: LoadSpec, report: Callable[[Progress], None]) -> Loaded:
+        """Bring an instance back to the device; see :meth:`modelhostd.ports.Workers.promote`."""
+        number, answer = self._control.promote(spec, report)
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            self._control.cancel(number, command=True)
+            undo = self._take_back(answer, lambda: self.demote(spec.instance, spec.generation))
+            await asyncio.shield(self._own(undo))
             raise
 
     async def unload(self, instance: str, generation: int) -> None:
@@ -205,14 +221,16 @@ class Worker:
         self.kill(sentence)
         return errors.lost(self.device, "", sentence)
 
-    async def _take_back(self, spec: LoadSpec, answer: "asyncio.Future[Loaded]") -> None:
+    async def _take_back(
+        self, answer: "asyncio.Future[Loaded]", undo: Callable[[], Awaitable[object]]
+    ) -> None:
         # The load may have been done before its cancellation came; then it has to be undone.
         done, _ = await asyncio.wait((answer,), timeout=self._config.load_cancel_timeout_s)
         if not done:
             self.kill("hung: a cancelled load did not end")
             await asyncio.wait((self.exited,))
         elif answer.exception() is None:
-            await self.unload(spec.instance, spec.generation)
+            await undo()
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:

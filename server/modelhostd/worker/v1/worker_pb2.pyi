@@ -8,8 +8,8 @@ compatibility is promised: a worker that speaks another `protocol_version` is re
 A worker inherits two stream sockets and two arenas at exec:
 
   data     REQUEST, CREDIT to the worker; RESPONSE, ERROR from it
-  control  HELLO, LOAD, UNLOAD, CHECK, CANCEL to the worker; HELLO, LOAD_PROGRESS, LOADED, UNLOADED,
-           CHECKED, HEARTBEAT, ERROR from it
+  control  HELLO, LOAD, UNLOAD, DEMOTE, PROMOTE, CHECK, CANCEL to the worker; HELLO, LOAD_PROGRESS, LOADED,
+           UNLOADED, DEMOTED, CHECKED, HEARTBEAT, ERROR from it
   request arena   memory that the daemon allocates and writes, and the worker reads
   response arena  memory that the worker allocates and writes, and the daemon reads; one page beyond its size
                   the worker notes what its threads do (`modelhostd/worker/wire/blackbox.py`)
@@ -419,7 +419,7 @@ class CancelHeader(_message.Message):
 
     COMMAND_FIELD_NUMBER: _builtins.int
     command: _builtins.bool
-    """Whether the frame's request id is that of a control command (a LOAD) rather than of a REQUEST."""
+    """Whether the frame's request id is that of a control command (LOAD, PROMOTE) rather than of a REQUEST."""
     def __init__(
         self,
         *,
@@ -450,6 +450,9 @@ class LoadHeader(_message.Message):
     MAX_SEQUENCE_LENGTH_FIELD_NUMBER: _builtins.int
     BACKEND_OPTIONS_FIELD_NUMBER: _builtins.int
     PREDICTED_BYTES_FIELD_NUMBER: _builtins.int
+    KEEP_IMAGE_FIELD_NUMBER: _builtins.int
+    NO_DYNAMIC_BATCHING_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_DELAY_US_FIELD_NUMBER: _builtins.int
     instance: _builtins.str
     """Instance to make."""
     model: _builtins.str
@@ -470,6 +473,12 @@ class LoadHeader(_message.Message):
     """Longest input in tokens; 0 = the model's own."""
     predicted_bytes: _builtins.int
     """Bytes that the daemon reserved for the weights; 0 = unknown."""
+    keep_image: _builtins.bool
+    """Whether an image of the weights may be kept in host RAM, so that the instance can be demoted."""
+    no_dynamic_batching: _builtins.bool
+    """Whether requests that wait at the same time are not run together, though the backend could."""
+    max_batch_delay_us: _builtins.int
+    """Microseconds that a request may wait for others to be run together with it."""
     @_builtins.property
     def backend_options(self) -> _struct_pb2.Struct:
         """Options that only the backend knows."""
@@ -488,10 +497,13 @@ class LoadHeader(_message.Message):
         max_sequence_length: _builtins.int = ...,
         backend_options: _struct_pb2.Struct | None = ...,
         predicted_bytes: _builtins.int = ...,
+        keep_image: _builtins.bool = ...,
+        no_dynamic_batching: _builtins.bool = ...,
+        max_batch_delay_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["backend_options", b"backend_options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_options", b"backend_options", "instance", b"instance", "max_batch_size", b"max_batch_size", "max_sequence_length", b"max_sequence_length", "model", b"model", "model_dir", b"model_dir", "precision", b"precision", "predicted_bytes", b"predicted_bytes", "task", b"task", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_options", b"backend_options", "instance", b"instance", "keep_image", b"keep_image", "max_batch_delay_us", b"max_batch_delay_us", "max_batch_size", b"max_batch_size", "max_sequence_length", b"max_sequence_length", "model", b"model", "model_dir", b"model_dir", "no_dynamic_batching", b"no_dynamic_batching", "precision", b"precision", "predicted_bytes", b"predicted_bytes", "task", b"task", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -499,7 +511,7 @@ Global___LoadHeader: _TypeAlias = LoadHeader  # noqa: Y015
 
 @_typing.final
 class LoadProgressHeader(_message.Message):
-    """LOAD_PROGRESS: how far a LOAD is. At most 10 a second, the latest wins."""
+    """LOAD_PROGRESS: how far a LOAD or PROMOTE is. At most 10 a second, the latest wins."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -529,7 +541,9 @@ Global___LoadProgressHeader: _TypeAlias = LoadProgressHeader  # noqa: Y015
 
 @_typing.final
 class LoadedHeader(_message.Message):
-    """LOADED: the instance is in memory and its first health check passed."""
+    """LOADED: the instance is on the device and, after a LOAD, its first health check passed. After a PROMOTE only
+    `measured_bytes`, `host_bytes` and `load_s` may differ from what its LOAD was answered.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -540,6 +554,9 @@ class LoadedHeader(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     MAX_BATCH_SIZE_FIELD_NUMBER: _builtins.int
     LOAD_S_FIELD_NUMBER: _builtins.int
+    HOST_BYTES_FIELD_NUMBER: _builtins.int
+    DYNAMIC_BATCHING_FIELD_NUMBER: _builtins.int
+    DECOUPLED_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """Name of the backend that serves it."""
     platform: _builtins.str
@@ -549,7 +566,15 @@ class LoadedHeader(_message.Message):
     max_batch_size: _builtins.int
     """Most items in one request; 0 = requests have no batch dimension of their own."""
     load_s: _builtins.float
-    """Seconds that the load took, health check included."""
+    """Seconds that the load took, health check included; after a PROMOTE those of the swap-in."""
+    host_bytes: _builtins.int
+    """Bytes of host RAM that the instance's image holds beside the device's memory: what a DEMOTE would keep. 0 = there
+    is no image, and a DEMOTE frees the instance whole; so on `devices/cpu`, whose parameters are views of the image.
+    """
+    dynamic_batching: _builtins.bool
+    """Whether requests that wait at the same time are run together."""
+    decoupled: _builtins.bool
+    """Whether one request may get several responses, or none."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorSpec]:
         """What a request carries; empty = any tensors. Alternatives to it stand in the descriptions."""
@@ -568,10 +593,13 @@ class LoadedHeader(_message.Message):
         outputs: _abc.Iterable[Global___TensorSpec] | None = ...,
         max_batch_size: _builtins.int = ...,
         load_s: _builtins.float = ...,
+        host_bytes: _builtins.int = ...,
+        dynamic_batching: _builtins.bool = ...,
+        decoupled: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "inputs", b"inputs", "load_s", b"load_s", "max_batch_size", b"max_batch_size", "measured_bytes", b"measured_bytes", "outputs", b"outputs", "platform", b"platform"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "decoupled", b"decoupled", "dynamic_batching", b"dynamic_batching", "host_bytes", b"host_bytes", "inputs", b"inputs", "load_s", b"load_s", "max_batch_size", b"max_batch_size", "measured_bytes", b"measured_bytes", "outputs", b"outputs", "platform", b"platform"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -614,8 +642,83 @@ class TensorSpec(_message.Message):
 Global___TensorSpec: _TypeAlias = TensorSpec  # noqa: Y015
 
 @_typing.final
+class DemoteHeader(_message.Message):
+    """DEMOTE: take an instance off the device and keep its image in host RAM. Requests of it that did not start are answered
+    MODEL_NOT_LOADED, as are those that come until it is promoted; those that run are waited for.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """Instance to demote."""
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DemoteHeader: _TypeAlias = DemoteHeader  # noqa: Y015
+
+@_typing.final
+class DemotedHeader(_message.Message):
+    """DEMOTED: the instance holds no device memory any more; also where it was not there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOUND_FIELD_NUMBER: _builtins.int
+    HOST_BYTES_FIELD_NUMBER: _builtins.int
+    found: _builtins.bool
+    """Whether there was such an instance."""
+    host_bytes: _builtins.int
+    """Bytes of host RAM that its image holds; 0 = it could not be kept, and is gone as after an UNLOAD."""
+    def __init__(
+        self,
+        *,
+        found: _builtins.bool = ...,
+        host_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found", "host_bytes", b"host_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DemotedHeader: _TypeAlias = DemotedHeader  # noqa: Y015
+
+@_typing.final
+class PromoteHeader(_message.Message):
+    """PROMOTE: bring the image of a demoted instance back to the device, under the same instance and generation. Answered
+    by LOADED, also where it was never demoted. Without an image the answer is MODEL_NOT_LOADED; without memory for it on the
+    device OUT_OF_DEVICE_MEMORY, and after a CANCEL CANCELLED: the image is then kept, and may be promoted later.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """Instance to promote."""
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteHeader: _TypeAlias = PromoteHeader  # noqa: Y015
+
+@_typing.final
 class UnloadHeader(_message.Message):
-    """UNLOAD: free an instance. Requests of it that did not start are answered MODEL_NOT_LOADED."""
+    """UNLOAD: free an instance, its image included. Requests of it that did not start are answered MODEL_NOT_LOADED."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -9,7 +9,7 @@ import enum
 import struct
 from typing import NamedTuple
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 MAGIC = 0x686D
 _LAYOUT = struct.Struct("<HBBHHIQQ")
@@ -42,17 +42,31 @@ class Kind(enum.IntEnum):
     CHECK = 21
     CHECKED = 22
     HEARTBEAT = 23
+    DEMOTE = 24
+    DEMOTED = 25
+    PROMOTE = 26
 
 
 DATA_TO_WORKER = frozenset({Kind.REQUEST, Kind.CREDIT})
 DATA_FROM_WORKER = frozenset({Kind.RESPONSE, Kind.ERROR})
-CONTROL_TO_WORKER = frozenset({Kind.HELLO, Kind.LOAD, Kind.UNLOAD, Kind.CHECK, Kind.CANCEL})
+CONTROL_TO_WORKER = frozenset(
+    {
+        Kind.HELLO,
+        Kind.LOAD,
+        Kind.UNLOAD,
+        Kind.DEMOTE,
+        Kind.PROMOTE,
+        Kind.CHECK,
+        Kind.CANCEL,
+    }
+)
 CONTROL_FROM_WORKER = frozenset(
     {
         Kind.HELLO,
         Kind.LOAD_PROGRESS,
         Kind.LOADED,
         Kind.UNLOADED,
+        Kind.DEMOTED,
         Kind.CHECKED,
         Kind.HEARTBEAT,
         Kind.ERROR,
