@@ -47,6 +47,7 @@ def field_of(refused: rules.ModelSpec) -> str:
         ("queue_limit", (1, 65_536), (0, 65_537)),
         ("keep_alive_s", (0.0, -1.0, 1e8), (math.nan, math.inf, -math.inf, 1e12)),
         ("load_timeout_s", (0.001, 60.0), (0.0, -1.0, math.nan, math.inf)),
+        ("max_batch_delay_s", (0.0, 10.0), (-0.1, 10.1, math.nan)),
         ("priority", (-100, 100), (-101, 101)),
         ("precision", ("", "fp32", "fp16", "bf16"), ("int8", "FP32", "fp32 ")),
         ("device", ("", "cuda-0", "cpu"), ("CUDA:0", "../x", "devices/cpu")),
@@ -159,6 +160,7 @@ def test_which_config_needs_a_reload() -> None:
     others = {"keep_alive_s": 5.0, "load_timeout_s": 5.0, "backend": "x", "device": "cpu"}
     more = {"precision": "fp16", "max_batch_size": 4, "max_sequence_length": 4}
     rest = {"isolation": "PROCESS", "backend_options": {"a": 1}}
+    rest |= {"max_batch_delay_s": 0.01, "dynamic_batching": False}
     every = {**values, **others, **more, **rest}
     assert set(every) == set(rules.CONFIG_FIELDS)
     for name, value in every.items():

@@ -39,12 +39,16 @@ class TroubleBackend(Backend):
     def __init__(self) -> None:
         self._memory = bytearray()
         self._check = ""
+        self._batched = False
+        self._max_batch_size = 0
         self._poisoned = False
 
     def load(self, context: LoadContext) -> None:
         """Take ``bytes`` bytes, then do what option ``load`` says."""
         self._memory = bytearray(int(context.options.get("bytes", 0)))
         self._check = str(context.options.get("check", ""))
+        self._batched = bool(context.options.get("batched", False))
+        self._max_batch_size = context.max_batch_size
         self.concurrency = int(context.options.get("concurrency", 1))
         total = len(self._memory)
         context.report(total // 2, total)
@@ -65,8 +69,10 @@ class TroubleBackend(Backend):
         context.report(total, total)
 
     def signature(self) -> Signature:
-        """Return the empty signature."""
-        return Signature()
+        """Return the empty signature; with option ``batched`` requests are joined."""
+        return Signature(
+            batched=self._batched, max_batch_size=self._max_batch_size, joinable=self._batched
+        )
 
     def infer(self, inputs: Mapping[str, Tensor], context: InferContext) -> Mapping[str, Output]:
         """Do what parameter ``do`` says, then answer the inputs."""
@@ -112,6 +118,8 @@ class TroubleBackend(Backend):
             return {"out": np.zeros(2, np.complex128)}
         elif verb == "grow":
             return {"out": np.zeros(int(argument), np.uint8)}
+        if self._batched and any(np.isnan(one.array).any() for one in inputs.values()):
+            raise ZeroDivisionError("a NaN among them")
         return inputs
 
     def infer_stream(

@@ -264,6 +264,8 @@ class ModelConfig(_message.Message):
     QUEUE_LIMIT_FIELD_NUMBER: _builtins.int
     ISOLATION_FIELD_NUMBER: _builtins.int
     BACKEND_OPTIONS_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_DELAY_FIELD_NUMBER: _builtins.int
+    DYNAMIC_BATCHING_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """The backend that loads it (`transformers`). Empty = the host chooses by task and files. One
     that is not installed or not allowed is BACKEND_NOT_AVAILABLE at the load. Reload.
@@ -296,6 +298,10 @@ class ModelConfig(_message.Message):
     """
     isolation: Global___ModelConfig.Isolation.ValueType
     """Whether it shares its device's worker. Reload."""
+    dynamic_batching: _builtins.bool
+    """Whether requests that wait at the same time are run together, where the backend can do that. Unset
+    = yes. Reload.
+    """
     @_builtins.property
     def keep_alive(self) -> _duration_pb2.Duration:
         """How long after its last use it stays loaded, from 0 (it goes as soon as it is idle) to 3,650
@@ -316,6 +322,12 @@ class ModelConfig(_message.Message):
         at most 4,096 characters. Reload.
         """
 
+    @_builtins.property
+    def max_batch_delay(self) -> _duration_pb2.Duration:
+        """How long a request may wait for others to be run together with it, from 0 to 10 s. Unset = 0: none
+        waits for company, and what came while the model was at work goes together. Reload.
+        """
+
     def __init__(
         self,
         *,
@@ -332,11 +344,15 @@ class ModelConfig(_message.Message):
         queue_limit: _builtins.int | None = ...,
         isolation: Global___ModelConfig.Isolation.ValueType = ...,
         backend_options: _struct_pb2.Struct | None = ...,
+        max_batch_delay: _duration_pb2.Duration | None = ...,
+        dynamic_batching: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_load_on_demand", b"_load_on_demand", "_max_batch_size", b"_max_batch_size", "_max_sequence_length", b"_max_sequence_length", "_queue_limit", b"_queue_limit", "backend_options", b"backend_options", "keep_alive", b"keep_alive", "load_on_demand", b"load_on_demand", "load_timeout", b"load_timeout", "max_batch_size", b"max_batch_size", "max_sequence_length", b"max_sequence_length", "queue_limit", b"queue_limit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dynamic_batching", b"_dynamic_batching", "_load_on_demand", b"_load_on_demand", "_max_batch_size", b"_max_batch_size", "_max_sequence_length", b"_max_sequence_length", "_queue_limit", b"_queue_limit", "backend_options", b"backend_options", "dynamic_batching", b"dynamic_batching", "keep_alive", b"keep_alive", "load_on_demand", b"load_on_demand", "load_timeout", b"load_timeout", "max_batch_delay", b"max_batch_delay", "max_batch_size", b"max_batch_size", "max_sequence_length", b"max_sequence_length", "queue_limit", b"queue_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_load_on_demand", b"_load_on_demand", "_max_batch_size", b"_max_batch_size", "_max_sequence_length", b"_max_sequence_length", "_queue_limit", b"_queue_limit", "autoload", b"autoload", "backend", b"backend", "backend_options", b"backend_options", "device", b"device", "isolation", b"isolation", "keep_alive", b"keep_alive", "load_on_demand", b"load_on_demand", "load_timeout", b"load_timeout", "max_batch_size", b"max_batch_size", "max_sequence_length", b"max_sequence_length", "precision", b"precision", "priority", b"priority", "queue_limit", b"queue_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dynamic_batching", b"_dynamic_batching", "_load_on_demand", b"_load_on_demand", "_max_batch_size", b"_max_batch_size", "_max_sequence_length", b"_max_sequence_length", "_queue_limit", b"_queue_limit", "autoload", b"autoload", "backend", b"backend", "backend_options", b"backend_options", "device", b"device", "dynamic_batching", b"dynamic_batching", "isolation", b"isolation", "keep_alive", b"keep_alive", "load_on_demand", b"load_on_demand", "load_timeout", b"load_timeout", "max_batch_delay", b"max_batch_delay", "max_batch_size", b"max_batch_size", "max_sequence_length", b"max_sequence_length", "precision", b"precision", "priority", b"priority", "queue_limit", b"queue_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dynamic_batching: _TypeAlias = _typing.Literal["dynamic_batching"]  # noqa: Y015
+    _WhichOneofArgType__dynamic_batching: _TypeAlias = _typing.Literal["_dynamic_batching", b"_dynamic_batching"]  # noqa: Y015
     _WhichOneofReturnType__load_on_demand: _TypeAlias = _typing.Literal["load_on_demand"]  # noqa: Y015
     _WhichOneofArgType__load_on_demand: _TypeAlias = _typing.Literal["_load_on_demand", b"_load_on_demand"]  # noqa: Y015
     _WhichOneofReturnType__max_batch_size: _TypeAlias = _typing.Literal["max_batch_size"]  # noqa: Y015
@@ -345,6 +361,8 @@ class ModelConfig(_message.Message):
     _WhichOneofArgType__max_sequence_length: _TypeAlias = _typing.Literal["_max_sequence_length", b"_max_sequence_length"]  # noqa: Y015
     _WhichOneofReturnType__queue_limit: _TypeAlias = _typing.Literal["queue_limit"]  # noqa: Y015
     _WhichOneofArgType__queue_limit: _TypeAlias = _typing.Literal["_queue_limit", b"_queue_limit"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dynamic_batching) -> _WhichOneofReturnType__dynamic_batching | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__load_on_demand) -> _WhichOneofReturnType__load_on_demand | None: ...
     @_typing.overload

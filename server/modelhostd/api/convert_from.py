@@ -50,6 +50,7 @@ WRITABLE_SETTINGS = tuple(
 _CORE_NAMES: Mapping[str, str] = {
     "keep_alive": "keep_alive_s",
     "load_timeout": "load_timeout_s",
+    "max_batch_delay": "max_batch_delay_s",
     "min_residency": "min_residency_s",
     "drain_timeout": "drain_timeout_s",
     "storage_ttl": "storage_ttl_s",
@@ -191,6 +192,8 @@ def config(given: models_pb2.ModelConfig) -> ModelConfig:
         queue_limit=_present(given, "queue_limit"),
         isolation=isolation,
         backend_options=_options(given.backend_options),
+        max_batch_delay_s=_seconds(given, "max_batch_delay", "model.config"),
+        dynamic_batching=_present(given, "dynamic_batching"),
     )
 
 

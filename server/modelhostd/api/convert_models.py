@@ -72,6 +72,8 @@ def config(given: ModelConfig) -> models_pb2.ModelConfig:
         priority=given.priority,
         queue_limit=given.queue_limit,
         isolation=ISOLATIONS[given.isolation],
+        max_batch_delay=duration(given.max_batch_delay_s),
+        dynamic_batching=given.dynamic_batching,
     )
     if given.backend_options:
         made.backend_options.CopyFrom(_struct(given.backend_options))

@@ -88,6 +88,7 @@ def check_config(config: ModelConfig) -> None:
         ("queue_limit", 1, QUEUE_LIMIT_MAX),
         ("keep_alive_s", -SECONDS_MAX, SECONDS_MAX),
         ("load_timeout_s", 0.001, SECONDS_MAX),
+        ("max_batch_delay_s", 0, 10),
     ):
         value = getattr(config, name)
         # NaN compares false with everything: the range must be asked for, not its opposite.

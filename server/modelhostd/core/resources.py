@@ -71,6 +71,8 @@ class ModelConfig:
     queue_limit: int | None = None
     isolation: Isolation = Isolation.SHARED
     backend_options: Mapping[str, Any] = field(default_factory=dict)
+    max_batch_delay_s: float | None = None
+    dynamic_batching: bool | None = None
 
 
 LIVE_CONFIG_FIELDS = frozenset(

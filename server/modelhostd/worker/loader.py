@@ -12,6 +12,7 @@ from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import Phase
 from modelhostd.worker import failures
 from modelhostd.worker.backend import Backend, Cancelled, LoadContext, Signature
+from modelhostd.worker.batching import DEFAULT_ITEMS
 from modelhostd.worker.channel import Channel
 from modelhostd.worker.executor import Executor
 from modelhostd.worker.jobs import Activity, Hosted
@@ -154,6 +155,8 @@ class _Load:
             name,
             backend,
             signature,
+            batch_limit(header, signature),
+            header.max_batch_delay_us * 1000,
         )
         loaded = worker_pb2.LoadedHeader(
             backend=name,
@@ -164,6 +167,8 @@ class _Load:
             outputs=_specs(signature, "outputs"),
             max_batch_size=signature.max_batch_size,
             load_s=time.monotonic() - begin,
+            dynamic_batching=hosted.batch_limit > 1,
+            decoupled=signature.decoupled,
         )
         return hosted, loaded, image
 
@@ -216,6 +221,13 @@ def make_image(backend: Backend, device: str) -> "Image | None":
         return None
     # What a backend holds on the device beside its module stays there when the module leaves.
     return image if backend.measured_bytes <= image.device_bytes else None
+
+
+def batch_limit(header: worker_pb2.LoadHeader, signature: Signature) -> int:
+    """Return how many items may run together; 1 = each request runs by itself."""
+    if not signature.joinable or header.no_dynamic_batching:
+        return 1
+    return signature.max_batch_size or DEFAULT_ITEMS
 
 
 def _specs(signature: Signature, side: str) -> list[worker_pb2.TensorSpec]:

@@ -57,6 +57,8 @@ class Control(Commands):
             max_batch_size=config.max_batch_size or 0,
             max_sequence_length=config.max_sequence_length or 0,
             predicted_bytes=spec.predicted_bytes,
+            no_dynamic_batching=config.dynamic_batching is False,
+            max_batch_delay_us=round((config.max_batch_delay_s or 0) * 1e6),
             keep_image=spec.keep_image,
         )
         json_format.ParseDict(dict(config.backend_options), header.backend_options)
