@@ -162,6 +162,8 @@ class WorkerConfig:
     """How long a worker may take to import its libraries."""
     hang_timeout_s: float = key(60.0, values.seconds, live=True, least=1, most=86400)
     """A worker that works on something and makes no progress for so long is replaced."""
+    health_interval_s: float = key(60.0, values.seconds, most=86400)
+    """How often each loaded model gets a small inference to see how it does; 0 = never by itself."""
     threads: int = key(0, values.whole, least=0, most=1024)
     """Threads for computing on the CPU; 0 = the library's choice."""
 

@@ -337,6 +337,7 @@ def _host_config(config: Config) -> HostConfig:
         keep_operations=config.operations.count,
         keep_operations_s=config.operations.age_s,
         downloads_per_host=config.downloads.per_host,
+        health_interval_s=config.worker.health_interval_s,
     )
 
 

@@ -48,6 +48,7 @@ class World:
         real_clock: Clock | None = None,
         failing: Sequence[ModelhostError] = (),
         downloads_per_host: int = 0,
+        health_interval_s: float = 60.0,
     ) -> AsyncIterator["Running"]:
         """Start a host on this world and stop it at the end; fakes idle beside real ones.
 
@@ -61,8 +62,10 @@ class World:
         host = Host(
             HostConfig(
                 budgets=dict.fromkeys(ids, budget) if budget else {},
+                host_default_bytes=host_budget,
                 history=history or History(),
                 downloads_per_host=downloads_per_host,
+                health_interval_s=health_interval_s,
             ),
             clock=real_clock or self.clock,
             database=database,

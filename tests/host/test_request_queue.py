@@ -144,7 +144,7 @@ async def test_a_health_check_is_of_its_own_instance(world: World) -> None:
 
         run.workers.check = slow  # type: ignore[assignment,method-assign]
         run.workers.healths["a"] = (Health.UNHEALTHY, "bad")
-        check = asyncio.ensure_future(run.host.residency.check("a"))
+        check = asyncio.ensure_future(run.host.health.check("a"))
         await checked.wait()
         await run.end(await run.host.residency.unload("a"))
         await run.load("a")

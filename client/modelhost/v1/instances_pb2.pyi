@@ -26,7 +26,14 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Health(_message.Message):
-    """What real checks said of an instance or a device. Never assumed."""
+    """What real checks said of an instance or a device. Never assumed.
+
+    An instance gets a small real inference after its load and then every `worker.health_interval_s`, and
+    its requests are compared with what is usual for it: how many the model itself failed (a caller's
+    mistake does not count), and how long an item takes. A change is an event HEALTH. An UNHEALTHY instance
+    is reloaded from disk (event UNHEALTHY), at most 3 times in 10 minutes; then it is left as it is (event
+    LEFT_UNHEALTHY), and ModelReady and grpc.health say no.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -194,7 +194,7 @@ class ResidencyService(SlotMethods):
         found = instance(self._state, "name", request.name)
         if found.state is not InstanceState.READY:
             return self._shown(found, Activity(self._host))
-        health, why = await self._host.residency.check(found.model)
+        health, why = await self._host.health.check(found.model)
         await self._host.registry.flush()
         now = self._host.clock.time()
         checked = instance(self._state, "name", request.name)

@@ -20,6 +20,7 @@ from modelhostd.core.settings import check_settings
 from modelhostd.core.state import SETTINGS_KEY, Edit
 from modelhostd.host.fetched_loads import FetchedLoads
 from modelhostd.host.foreign import ForeignUse
+from modelhostd.host.health import HealthWatch
 from modelhostd.host.inference import Inference
 from modelhostd.host.leases import Leases
 from modelhostd.host.models import Models
@@ -58,6 +59,8 @@ class HostConfig:
     keep_operations_s: float = 86_400.0
     downloads_per_host: int = 0
     """Downloads from one host at a time; 0 = as many as run at all."""
+    health_interval_s: float = 60.0
+    """Between two health checks of an instance; 0 = none by themselves."""
 
 
 class Host:
@@ -96,6 +99,7 @@ class Host:
         )
         self.occupancy = occupancy
         self.residency = Residency(occupancy)
+        self.health = HealthWatch(occupancy, self.residency, config.health_interval_s)
         self.leases = Leases(self.registry, self.residency.loads.pump)
         self.foreign = ForeignUse(occupancy, devices)
         self.transfers = Transfers(
@@ -137,6 +141,7 @@ class Host:
             raise
         await self.foreign.start()
         self.residency.start()
+        self.health.start()
         self.leases.start()
         self.transfers.start()
         self._autoload()
@@ -163,6 +168,7 @@ class Host:
         """
         self.inference.stop()
         self.leases.stop()
+        await self.health.stop()
         await self.foreign.stop()
         await self.fetched_loads.stop()
         await self.transfers.stop(grace_s)

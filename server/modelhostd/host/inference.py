@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.names import ID
-from modelhostd.core.resources import Event, InstanceState, Kind, Model
+from modelhostd.core.resources import Event, Health, InstanceState, Kind, Model
 from modelhostd.host.registry import Registry
 from modelhostd.host.residency import Residency
 from modelhostd.host.routes import Route, Routes
@@ -96,7 +96,8 @@ class Inference:
                 priority=priority,
                 name=name,
             )
-        except ModelhostError:
+        except ModelhostError as error:
+            route.vitals.failed(error.reason)
             self._failed(route, started)
             raise
         finally:
@@ -123,15 +124,16 @@ class Inference:
         return model
 
     def ready(self, name: str, version: str = "") -> bool:
-        """Whether a request would be served now: READY, or on disk and loaded on demand."""
+        """Whether a request would be served now: READY and not UNHEALTHY, or on disk and loaded on demand."""
         model = self.model_for(name)
         route = self._routes.get(model.id)
+        instance = self._registry.decided.instance_of(model.id)
         if route is not None and route.open:
-            return not version or version == str(route.version)
+            sick = instance is not None and instance.health is Health.UNHEALTHY
+            return not sick and (not version or version == str(route.version))
         have = model.available
         if not self._accepting or have is None or not self._on_demand(model):
             return False
-        instance = self._registry.decided.instance_of(model.id)
         if instance is not None and instance.state in (
             InstanceState.BLOCKED,
             InstanceState.FAILED,
@@ -232,6 +234,7 @@ class Inference:
     def _succeeded(self, route: Route, reply: InferReply, started: float) -> None:
         self.request_count += 1
         route.request_count += 1
+        route.vitals.answered(reply.infer_ns, reply.item_count)
         figures = self._figures(route)
         figures.success_count += 1
         figures.success_ns += int((self._clock.monotonic() - started) * 1e9)

@@ -155,24 +155,6 @@ class Residency:
         self._drop_remains(model_id)
         await self._registry.flush()
 
-    async def check(self, model_id: str) -> tuple[Health, str]:
-        """Run the health check of a READY instance now; a change of health is an event."""
-        instance = self._registry.decided.instance_of(model_id)
-        route = self.routes.get(model_id)
-        if instance is None or route is None or not route.open:
-            return (instance.health if instance else Health.UNKNOWN), "not loaded"
-        health, why = await self._occupancy.workers.check(
-            route.device, route.instance, route.generation
-        )
-        instance = self._registry.decided.instance_of(model_id)
-        if instance is None or instance.generation != route.generation:
-            return health, why  # it has gone meanwhile
-        if instance.health is not health:
-            now = self._registry.clock.time()
-            checked = replace(instance, health=health, health_message=why, health_time=now)
-            self._registry.record(changed(checked, "HEALTH", {"why": why}))
-        return health, why
-
     # --- the ticker -----------------------------------------------------------------------------
 
     def start(self) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.health import Vitals
 from modelhostd.ports import Clock, Loaded
 
 
@@ -42,7 +43,10 @@ class Route:
     """Monotonic seconds, for ages; ``last_used_time`` is for people."""
     last_used_time: float = 0.0
     uses: Uses = field(default_factory=Uses)
+    vitals: Vitals = field(default_factory=Vitals)
+    """What its requests told of its health since that was last looked at."""
     ready_since: float = 0.0
+    warm_since: float = 0.0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
