@@ -13,7 +13,7 @@ from modelhostd.adapters.trees import TreeStore
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.findings import FindingKind
 from modelhostd.core.resources import ModelFile, Progress
-from modelhostd.ports import Files, Pruned
+from modelhostd.ports import Files, Pace, Pruned
 from tests.adapters.store_support import publish
 from tests.fakes.files import FakeFiles
 
@@ -241,3 +241,63 @@ async def test_an_empty_quarantine_is_empty(world: World) -> None:
         await world.files.restore_quarantined(name)
     assert caught.value.reason is Reason.INVALID_ARGUMENT
     await world.files.delete_quarantined(name)
+
+
+async def test_pruning_on_trial_takes_nothing(world: World) -> None:
+    """It says what would be freed, and that is what is freed then."""
+    world.put("tiny", 1, CONTENT)
+    world.put("gone", 1, {"x": b"only here", "config.json": b"{}"})
+    await _forget(world, "gone")
+    told = await world.files.prune((), dry_run=True)
+    assert (told.freed_bytes, told.blob_count) == (len(b"only here"), 1)
+    assert await world.files.prune((), dry_run=True) == told
+    assert await world.files.prune(()) == told
+    assert await world.files.prune((), dry_run=True) == Pruned(0, 0)
+
+
+async def test_a_budget_bounds_what_downloads_may_take(world: World) -> None:
+    """What is there counts against it, shared files once; 0 is no budget."""
+    total = 1 << 20
+    world.put("one", 1, {"w": b"w" * 4096, "config.json": b"{}"})
+    world.put("two", 1, {"w": b"w" * 4096})
+    without = await world.files.room()
+    assert 0 < without.available_bytes <= without.most_bytes
+    world.files.limit_bytes(total)
+    room = await world.files.room()
+    assert (room.available_bytes, room.most_bytes) == (total - 4096 - 2, total)
+    world.files.limit_bytes(1000)
+    assert (await world.files.room()).available_bytes == 0
+    assert (await world.files.use()).room.most_bytes == 1000
+    world.files.limit_bytes(0)
+    assert (await world.files.room()).available_bytes > total
+
+
+async def test_who_has_which_blobs(world: World) -> None:
+    """Every artifact on disk with its digests and their bytes; two equal files are one blob."""
+    files = world.put("one", 1, {"a": b"same", "b": b"same", "c": b"other"})
+    world.put("two", 3, {"x": b"same"})
+    digests = {file.path: file.sha256 for file in files}
+    found = await world.files.holdings()
+    assert found.artifacts == {
+        ("one", 1): {digests["a"]: 4, digests["c"]: 5},
+        ("two", 3): {digests["a"]: 4},
+    }
+    assert found.held == frozenset()
+
+
+async def test_uses_are_read_as_they_were_written(world: World) -> None:
+    """The newest writing as a whole; at first there is nothing."""
+    assert await world.files.read_uses() == {}
+    await world.files.write_uses({"tiny": 12.5, "other": 7.0})
+    await world.files.write_uses({"tiny": 13.5})
+    assert await world.files.read_uses() == {"tiny": 13.5}
+
+
+async def test_a_paced_verification_finds_the_same(world: World) -> None:
+    """A pace changes how long it takes, nothing else."""
+    world.put("tiny", 1, CONTENT)
+    pace = Pace(1e9)
+    assert await world.files.verify("tiny", 1, ignore, pace) == ()
+    world.flip("tiny", 1, "config.json")
+    (finding,) = await world.files.verify("tiny", 1, ignore, pace)
+    assert finding.kind is FindingKind.CORRUPT_FILE

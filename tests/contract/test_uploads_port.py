@@ -60,7 +60,7 @@ def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Desk:
     """Return a port with room for a megabyte."""
     if request.param == "fake":
         files = FakeFiles()
-        files.free_bytes = FREE
+        files.disk_bytes = FREE
         return Desk(FakeUploads(files), files)
     config = StoreConfig(tmp_path, reserve_bytes=0, free_bytes=lambda: (FREE, FREE))
     store = BlobStore(config)

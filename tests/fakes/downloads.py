@@ -113,6 +113,7 @@ class FakeDownloads:
             return await self._fetch(job, report)
         finally:
             self.active -= 1
+            self.files.release(job.operation)
             self.rates.pop(job.operation)
             self._running.pop(job.operation, None)
 
@@ -154,6 +155,8 @@ class FakeDownloads:
             reused_bytes=reused + kept,
         )
         start = sample.done_bytes
+        digests = frozenset(hashlib.sha256(data).hexdigest() for data in content.values())
+        self.files.promise(job.operation, total - start, digests)
         for step in range(self.steps + 1):
             done = start + (total - start) * step // self.steps
             sample = replace(

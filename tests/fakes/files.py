@@ -4,7 +4,7 @@ Trees are put in by a fake download or by ``put``; ``lose`` and ``flip`` do what
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,17 @@ from typing import Any
 from modelhostd.core.errors import ModelhostError, Reason, invalid
 from modelhostd.core.findings import FindingKind
 from modelhostd.core.resources import ModelFile, Phase, Progress
-from modelhostd.ports import Pruned, Quarantined, StorageFinding, StorageUse
+from modelhostd.ports import (
+    Holdings,
+    Pace,
+    Pruned,
+    Quarantined,
+    Room,
+    StorageFinding,
+    StorageUse,
+)
 
-FREE_BYTES = 1 << 40
+DISK_BYTES = 1 << 40
 
 
 @dataclass
@@ -34,7 +42,19 @@ class FakeFiles:
         self.blobs: dict[str, bytes] = {}
         self.fail_next: ModelhostError | None = None
         """Raised once by the next call that touches the disk."""
-        self.free_bytes = FREE_BYTES
+        self.disk_bytes = DISK_BYTES
+        self.budget_bytes = 0
+        self.promised: dict[str, int] = {}
+        """Bytes that running downloads may still write, by operation."""
+        self.held: dict[str, frozenset[str]] = {}
+        """Blobs that running downloads count on, by operation."""
+        self.published: set[tuple[str, int]] = set()
+        self.uses: dict[str, float] = {}
+        self.uses_written = 0
+        self.paces: list[Pace | None] = []
+        """What verifications were asked with."""
+        self.before_verify: Callable[[], Awaitable[None]] | None = None
+        """What a verification waits for before it looks at a file."""
         self.staged: dict[str, int] = {}
         """Bytes that an interrupted download left, by model."""
         self.quarantine: dict[str, Quarantined] = {}
@@ -56,7 +76,44 @@ class FakeFiles:
             self.blobs[digest] = data
             listed[path] = ModelFile(path, len(data), digest)
         self.trees[model, version] = FakeTree(listed, manifest or {})
+        if manifest is not None:
+            self.published.add((model, version))
         return tuple(listed[path] for path in sorted(listed))
+
+    def promise(self, operation: str, needed: int, held: frozenset[str]) -> None:
+        """Promise room to a download, as the first step of its bytes."""
+        room = self._room()
+        if needed > room.available_bytes:
+            raise ModelhostError(
+                Reason.INSUFFICIENT_DISK_SPACE,
+                f"{needed} bytes are needed and {room.available_bytes} are free",
+                {
+                    "path": str(self.root),
+                    "neededBytes": str(needed),
+                    "freeBytes": str(room.available_bytes),
+                },
+            )
+        self.promised[operation] = needed
+        self.held[operation] = held
+
+    def release(self, operation: str) -> None:
+        """End a promise."""
+        self.promised.pop(operation, None)
+        self.held.pop(operation, None)
+
+    @property
+    def used_bytes(self) -> int:
+        """What counts against the disk and the budget."""
+        quarantine = sum(entry.size_bytes for entry in self.quarantine.values())
+        return sum(map(len, self.blobs.values())) + sum(self.staged.values()) + quarantine
+
+    def _room(self) -> Room:
+        available, most = self.disk_bytes - self.used_bytes, self.disk_bytes
+        if self.budget_bytes:
+            available = min(available, self.budget_bytes - self.used_bytes)
+            most = min(most, self.budget_bytes)
+        promised = sum(self.promised.values())
+        return Room(max(0, available - promised), most, promised)
 
     def lose(self, model: str, version: int) -> None:
         """Remove a tree behind the registry's back."""
@@ -100,17 +157,27 @@ class FakeFiles:
         """Remove a tree and the blobs that no other tree names."""
         self._fail()
         tree = self.trees.pop((model, version), None)
+        self.published.discard((model, version))
         if tree is None:
             return 0
         kept = {file.sha256 for other in self.trees.values() for file in other.files.values()}
+        kept.update(*self.held.values())
         gone = {file.sha256 for file in tree.files.values()} - kept
-        return sum(len(self.blobs.pop(digest, b"")) for digest in sorted(gone))
+        freed = sum(len(self.blobs.pop(digest, b"")) for digest in sorted(gone))
+        return 0 if keep_bytes else freed
 
     async def verify(
-        self, model: str, version: int, report: Callable[[Progress], None]
+        self,
+        model: str,
+        version: int,
+        report: Callable[[Progress], None],
+        pace: Pace | None = None,
     ) -> Sequence[StorageFinding]:
         """Hash every file and compare."""
+        self.paces.append(pace)
         files = await self.list_files(model, version)
+        if self.before_verify is not None:
+            await self.before_verify()
         total = sum(file.size_bytes for file in files)
         done = 0
         findings: list[StorageFinding] = []
@@ -132,7 +199,8 @@ class FakeFiles:
             findings.append(
                 StorageFinding(FindingKind.MISSING_TREE, name, f"{name} is not on disk")
             )
-        for model, version in sorted(self.trees.keys() - wanted):
+        # What this process made may have its row on the way.
+        for model, version in sorted(self.trees.keys() - wanted - self.published):
             name = f"{model}/{version}"
             findings.append(
                 StorageFinding(
@@ -162,18 +230,52 @@ class FakeFiles:
             quarantine_bytes=sum(entry.size_bytes for entry in self.quarantine.values()),
             reclaimable_bytes=sum(len(d) for key, d in self.blobs.items() if key not in linked)
             + sum(self.staged.values()),
-            free_bytes=self.free_bytes,
-            total_bytes=self.free_bytes + blob_bytes,
+            free_bytes=self.disk_bytes - self.used_bytes,
+            total_bytes=self.disk_bytes,
             model_bytes=models,
+            room=self._room(),
         )
 
-    async def prune(self, busy: Collection[str]) -> Pruned:
+    def limit_bytes(self, budget: int) -> None:
+        """Remember the budget."""
+        self.budget_bytes = budget
+
+    async def room(self) -> Room:
+        """Return what is left of disk and budget."""
+        self._fail()
+        return self._room()
+
+    async def holdings(self) -> Holdings:
+        """Return the blobs of each tree, and those that fetches count on."""
+        self._fail()
+        artifacts = {
+            key: {file.sha256: file.size_bytes for file in tree.files.values()}
+            for key, tree in self.trees.items()
+        }
+        return Holdings(artifacts, frozenset().union(*self.held.values()))
+
+    async def read_uses(self) -> Mapping[str, float]:
+        """Return what was written last."""
+        return dict(self.uses)
+
+    async def write_uses(self, uses: Mapping[str, float]) -> None:
+        """Remember it."""
+        self._fail()
+        self.uses = dict(uses)
+        self.uses_written += 1
+
+    async def prune(self, busy: Collection[str], *, dry_run: bool = False) -> Pruned:
         """Drop the blobs that no tree names and what was left of the models that are not busy."""
         self._fail()
         linked = {file.sha256 for tree in self.trees.values() for file in tree.files.values()}
-        stray = self.blobs.keys() - linked
-        freed = sum(len(self.blobs.pop(digest)) for digest in stray)
-        freed += sum(self.staged.pop(model) for model in list(self.staged) if model not in busy)
+        stray = self.blobs.keys() - linked - frozenset().union(*self.held.values())
+        idle = [model for model in self.staged if model not in busy]
+        freed = sum(len(self.blobs[digest]) for digest in stray)
+        freed += sum(self.staged[model] for model in idle)
+        for digest in () if dry_run else stray:
+            del self.blobs[digest]
+        for model in () if dry_run else idle:
+            del self.staged[model]
         return Pruned(freed, len(stray))
 
     async def quarantined(self) -> Sequence[Quarantined]:
@@ -197,7 +299,7 @@ class FakeFiles:
 
     def _stray_blobs(self, *, repair: bool) -> list[StorageFinding]:
         linked = {file.sha256 for tree in self.trees.values() for file in tree.files.values()}
-        stray = sorted(self.blobs.keys() - linked)
+        stray = sorted(self.blobs.keys() - linked - frozenset().union(*self.held.values()))
         if repair:
             for digest in stray:
                 del self.blobs[digest]

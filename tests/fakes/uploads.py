@@ -46,11 +46,12 @@ class FakeUploads:
             incoming.keep()
 
     def _check_space(self, needed: int) -> None:
-        if needed > self.files.free_bytes:
+        free = self.files.disk_bytes - self.files.used_bytes
+        if needed > free:
             raise ModelhostError(
                 Reason.INSUFFICIENT_DISK_SPACE,
-                f"{needed} bytes are needed and {self.files.free_bytes} are free",
-                {"neededBytes": str(needed), "freeBytes": str(self.files.free_bytes)},
+                f"{needed} bytes are needed and {free} are free",
+                {"neededBytes": str(needed), "freeBytes": str(free)},
             )
 
 

@@ -32,7 +32,7 @@ from modelhostd.adapters.layout import (
     write_all,
 )
 from modelhostd.adapters.parts import Part, read_journal
-from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.adapters.space import SpaceLedger
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class BlobStore:
         self._state = threading.Condition()
         self._held: Counter[str] = Counter()
         self._claimed: set[str] = set()
-        self._reserved: dict[str, int] = {}
+        self.space = SpaceLedger(self.home, config.reserve_bytes, config.free_bytes)
         self._accepted: dict[str, tuple[str, str]] = {}
 
     def close(self) -> None:
@@ -99,10 +99,6 @@ class BlobStore:
             return None
         whole = self.has_blob(sha256, size) or self.home.stat((*VERIFIED, name)) is not None
         return sha256 if whole else None
-
-    def free_bytes(self) -> tuple[int, int]:
-        """Return (free, total) bytes of the disk below home."""
-        return (self.config.free_bytes or self.home.free_bytes)()
 
     # --- one writer for each file, and blobs that are spoken for --------------------------------
 
@@ -133,6 +129,12 @@ class BlobStore:
         finally:
             with self._state:
                 self._held.subtract(held)
+                self._held = +self._held
+
+    def held_digests(self) -> frozenset[str]:
+        """Return the blobs that downloads count on."""
+        with self._state:
+            return frozenset(digest for digest, count in self._held.items() if count > 0)
 
     def held(self, sha256: str) -> bool:
         """Tell whether a download counts on a blob."""
@@ -143,32 +145,12 @@ class BlobStore:
     def reserve(self, owner: str, needed: int) -> Iterator[Callable[[int], None]]:
         """Promise disk space to one download; yields a function that takes off what was written.
 
-        Raises INSUFFICIENT_DISK_SPACE with the numbers: two downloads cannot promise the same space.
+        Raises INSUFFICIENT_DISK_SPACE with the numbers.
         """
-        with self._state:
-            free = self.free_bytes()[0] - sum(self._reserved.values()) - self.config.reserve_bytes
-            if needed > max(0, free):
-                raise ModelhostError(
-                    Reason.INSUFFICIENT_DISK_SPACE,
-                    f"{needed} bytes are needed below {self.home.path} and {max(0, free)} are free "
-                    f"for downloads; free {needed - max(0, free)} bytes, then download again",
-                    {
-                        "path": str(self.home.path),
-                        "neededBytes": str(needed),
-                        "freeBytes": str(max(0, free)),
-                    },
-                )
-            self._reserved[owner] = needed
-
-        def written(count: int) -> None:
-            with self._state:
-                self._reserved[owner] = max(0, self._reserved[owner] - count)
-
         try:
-            yield written
+            yield self.space.promise(owner, needed)
         finally:
-            with self._state:
-                del self._reserved[owner]
+            self.space.release(owner)
 
     # --- from part to blob ----------------------------------------------------------------------
 

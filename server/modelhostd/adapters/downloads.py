@@ -140,6 +140,7 @@ class SourceDownloads:
                 )
                 digests = (file.sha256 for file in facts.files if file.sha256)
                 held.enter_context(self._store.hold(digests))
+                held.callback(self._store.space.release, job.operation)
                 manifest = await self._fetch(job, facts, connections, tap, meter, report)
             # The last wait of all: cancelled in it the artifact is taken back, after it nothing is.
             await publish(self._trees, manifest, canceller)
@@ -169,21 +170,26 @@ class SourceDownloads:
             key=lambda file: (-file.size_bytes, file.path),
         )
         enter(meter, Phase.DOWNLOADING, report)
-        with self._store.reserve(job.operation, meter.left_bytes) as written:
-            transfer = Transfer(
-                adapter,
-                connections,
-                self._store,
-                meter,
-                facts.source,
-                facts.revision,
-                job.model,
-                written,
-                tap,
-                self._streams,
-                Places(self._streams.connections_more),
-            )
-            digests = {**kept, **await self._fetch_files(transfer, missing)}
+        # All that is missing, before its first byte.
+        promise = partial(
+            self._store.space.promise, job.operation, meter.left_bytes, canceller.is_cancelled
+        )
+        written = await cancellable(canceller, promise)
+        transfer = Transfer(
+            adapter,
+            connections,
+            self._store,
+            meter,
+            facts.source,
+            facts.revision,
+            job.model,
+            written,
+            tap,
+            self._streams,
+            Places(self._streams.connections_more),
+        )
+        digests = {**kept, **await self._fetch_files(transfer, missing)}
+        self._store.space.release(job.operation)
         enter(meter, Phase.VERIFYING, report)
         headers = await cancellable(
             canceller, lambda: self._check(facts, digests, canceller, job.allow_unsafe)

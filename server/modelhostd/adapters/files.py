@@ -1,7 +1,6 @@
 """The Files port: the trees and blobs below the home directory, for the loop. Blocking work in threads."""
 
 import asyncio
-import itertools
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -9,19 +8,27 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from modelhostd.adapters.blobs import BlobStore, Stopped
+from modelhostd.adapters.blobs import BlobStore
 from modelhostd.adapters.layout import FILES, disk_errors, tree_at
 from modelhostd.adapters.pruning import Pruning
 from modelhostd.adapters.quarantine import Quarantine
 from modelhostd.adapters.storage_check import StorageCheck
 from modelhostd.adapters.threads import in_thread
 from modelhostd.adapters.trees import TreeStore
+from modelhostd.adapters.uses import read_uses, write_uses
+from modelhostd.adapters.verifying import Verifying
 from modelhostd.core.manifest import Manifest
-from modelhostd.core.resources import ModelFile, Phase, Progress
-from modelhostd.core.transfer import RateMeter
-from modelhostd.ports import Pruned, Quarantined, StorageFinding, StorageUse
+from modelhostd.core.resources import ModelFile, Progress
+from modelhostd.ports import (
+    Holdings,
+    Pace,
+    Pruned,
+    Quarantined,
+    Room,
+    StorageFinding,
+    StorageUse,
+)
 
-REPORTS_APART_S = 0.1
 THREADS_MAX = 4
 """Pieces of file work at once; more would only make the disk seek."""
 
@@ -67,7 +74,11 @@ class FileStore:
         return await self._run(work)
 
     async def verify(
-        self, model: str, version: int, report: Callable[[Progress], None]
+        self,
+        model: str,
+        version: int,
+        report: Callable[[Progress], None],
+        pace: Pace | None = None,
     ) -> Sequence[StorageFinding]:
         """Hash every file again. A blob whose bytes changed goes to quarantine, so that the next
         download fetches it; the model's directory stays as it is until then.
@@ -79,8 +90,12 @@ class FileStore:
             if not stop.is_set():
                 loop.call_soon_threadsafe(report, progress)
 
+        def work() -> Sequence[StorageFinding]:
+            manifest = self._manifest(model, version)
+            return Verifying(self._check.files, manifest, tell, stop, pace).run()
+
         try:
-            return await self._run(partial(self._verify, model, version, tell, stop))
+            return await self._run(work)
         except asyncio.CancelledError:
             stop.set()
             raise
@@ -96,9 +111,29 @@ class FileStore:
         """Count bytes."""
         return await self._run(self._check.use)
 
-    async def prune(self, busy: Collection[str]) -> Pruned:
+    def limit_bytes(self, budget: int) -> None:
+        """Let files take ``budget`` bytes of the disk; 0 = as much as it has."""
+        self._store.space.limit(budget)
+
+    async def room(self) -> Room:
+        """Return what downloads may still take."""
+        return await self._run(self._store.space.room)
+
+    async def holdings(self) -> Holdings:
+        """Return who has which blobs, by the manifests on disk."""
+        return await self._run(self._check.holdings)
+
+    async def read_uses(self) -> Mapping[str, float]:
+        """Return when each model was last used, as far as it is known."""
+        return await self._run(partial(read_uses, self._store.home.path))
+
+    async def write_uses(self, uses: Mapping[str, float]) -> None:
+        """Store it."""
+        await self._run(partial(write_uses, self._store.home.path, dict(uses)))
+
+    async def prune(self, busy: Collection[str], *, dry_run: bool = False) -> Pruned:
         """Remove blobs of no artifact and what interrupted downloads left, but for ``busy`` models'."""
-        return await self._run(partial(self._pruning.run, frozenset(busy)))
+        return await self._run(partial(self._pruning.run, frozenset(busy), dry_run=dry_run))
 
     async def quarantined(self) -> Sequence[Quarantined]:
         """Return what is in quarantine, the newest first."""
@@ -130,45 +165,3 @@ class FileStore:
 
     def _manifest(self, model: str, version: int) -> Manifest:
         return self._trees.read_manifest(tree_at(model, version), f"{model}/{version}")
-
-    def _verify(
-        self,
-        model: str,
-        version: int,
-        tell: Callable[[Progress], None],
-        stop: threading.Event,
-    ) -> Sequence[StorageFinding]:
-        manifest = self._manifest(model, version)
-        order = {file.path: place for place, file in enumerate(manifest.files)}
-        sizes = (file.size_bytes for file in manifest.files)
-        sums = itertools.accumulate(sizes, initial=0)
-        before = dict(zip(order, sums, strict=False))
-        total, last = manifest.size_bytes, 0.0
-        meter = RateMeter()
-
-        def step(file: ModelFile, position: int) -> None:
-            nonlocal last
-            if stop.is_set():
-                raise Stopped
-            now = time.monotonic()
-            if now - last < REPORTS_APART_S:
-                return
-            last = now
-            done = min(total, before[file.path] + position)
-            rate = meter.sample(now, done)
-            tell(
-                Progress(
-                    phase=Phase.VERIFYING,
-                    done_bytes=done,
-                    total_bytes=total,
-                    done_files=order[file.path],
-                    total_files=len(order),
-                    bytes_per_second=rate,
-                    eta_s=RateMeter.eta_s(rate, total - done),
-                    file=file.path,
-                )
-            )
-
-        findings = tuple(self._check.files.check(manifest, deep=True, repair=True, step=step))
-        tell(Progress(Phase.VERIFYING, total, total, len(order), len(order), eta_s=0.0))
-        return findings

@@ -28,7 +28,7 @@ from modelhostd.core.findings import FindingKind
 from modelhostd.core.manifest import Manifest
 from modelhostd.core.names import ID
 from modelhostd.core.paths import printable
-from modelhostd.ports import StorageFinding, StorageUse
+from modelhostd.ports import Holdings, StorageFinding, StorageUse
 
 FINDINGS_MAX = 10_000
 
@@ -208,13 +208,21 @@ class StorageCheck:
             good.append(manifest)
         return tuple(good), tuple(broken)
 
+    def holdings(self) -> Holdings:
+        """Return who has which blobs. Of a broken manifest nothing is known: its blobs stay linked."""
+        artifacts = {
+            (manifest.model, manifest.version): {f.sha256: f.size_bytes for f in manifest.files}
+            for manifest in self.manifests()[0]
+        }
+        return Holdings(artifacts, self._store.held_digests())
+
     def use(self) -> StorageUse:
         """Count bytes by what they are for."""
         home = self._store.home
         blobs = list(self._blobs())
         stray = sum(found.st_size for _, found in blobs if found.st_nlink == 1)
         staging = sum(self._bytes(part) for part in (PARTS, VERIFIED, TREES, TRASH))
-        free, total = self._store.free_bytes()
+        free, total = self._store.space.free_bytes()
         models: dict[str, int] = {}
         for manifest in self.manifests()[0]:
             models[manifest.model] = models.get(manifest.model, 0) + manifest.size_bytes
@@ -229,6 +237,7 @@ class StorageCheck:
             free_bytes=free,
             total_bytes=total,
             model_bytes=models,
+            room=self._store.space.room(),
         )
 
     def _bytes(self, segments: tuple[str, ...]) -> int:

@@ -65,7 +65,7 @@ class UploadStore:
         incoming = IncomingFiles(self._store, self._trees, job, total_bytes, report, self._now)
         ticker = asyncio.create_task(incoming.tick())
         try:
-            incoming.reserve()
+            await incoming.reserve()
             yield incoming
         finally:
             ticker.cancel()
@@ -102,12 +102,14 @@ class IncomingFiles:
         self._files: list[ModelFile] = []
         self._headers: list[Header] = []
 
-    def reserve(self) -> None:
+    async def reserve(self) -> None:
         """Promise the space of all files to this upload, where it is known."""
         enter(self._meter, Phase.DOWNLOADING, self._report)
         if self._total_bytes:
-            reserved = self._store.reserve(self._job.operation, self._total_bytes)
-            self._written = self._held.enter_context(reserved)
+            space, owner, cancelled = self._store.space, self._job.operation, self._canceller
+            self._held.callback(space.release, owner)
+            promise = partial(space.promise, owner, self._total_bytes, cancelled.is_cancelled)
+            self._written = await cancellable(self._canceller, promise)
 
     async def tick(self) -> None:
         """Sample progress until cancelled."""

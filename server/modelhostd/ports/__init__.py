@@ -17,8 +17,11 @@ from modelhostd.core.resources import (
     Source,
 )
 from modelhostd.ports.files import Files as Files
+from modelhostd.ports.files import Holdings as Holdings
+from modelhostd.ports.files import Pace as Pace
 from modelhostd.ports.files import Pruned as Pruned
 from modelhostd.ports.files import Quarantined as Quarantined
+from modelhostd.ports.files import Room as Room
 from modelhostd.ports.files import StorageFinding as StorageFinding
 from modelhostd.ports.files import StorageUse as StorageUse
 from modelhostd.ports.workers import InferReply as InferReply

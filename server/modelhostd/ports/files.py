@@ -20,6 +20,39 @@ class StorageFinding:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """What the disk and its budget leave, in bytes."""
+
+    available_bytes: int
+    """What a further download may promise itself now."""
+    most_bytes: int
+    """What one could have if nothing else of ours were there."""
+    reserved_bytes: int = 0
+    """What is promised and not written yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """Which artifact has which blobs, and which blobs downloads under way count on.
+
+    ``artifacts``: (model, version) -> SHA-256 -> bytes, of every artifact on disk, whoever knows it.
+    """
+
+    artifacts: Mapping[tuple[str, int], Mapping[str, int]] = field(default_factory=dict)
+    held: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class Pace:
+    """How fast a verification may read. Whoever asked for it may change it while it runs.
+
+    ``bytes_per_second`` 0 = not at all for now.
+    """
+
+    bytes_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
 class StorageUse:
     """Bytes under the home directory, by what they are for."""
 
@@ -31,6 +64,7 @@ class StorageUse:
     free_bytes: int
     total_bytes: int
     model_bytes: Mapping[str, int] = field(default_factory=dict)
+    room: Room = Room(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +113,13 @@ class Files(Protocol):
         """
 
     async def verify(
-        self, model: str, version: int, report: Callable[[Progress], None]
+        self,
+        model: str,
+        version: int,
+        report: Callable[[Progress], None],
+        pace: Pace | None = None,
     ) -> Sequence[StorageFinding]:
-        """Hash every file again and compare with the manifest."""
+        """Hash every file again and compare with the manifest; at ``pace``, and then at low priority."""
 
     async def check(
         self, expected: Mapping[str, Sequence[int]], *, deep: bool, repair: bool
@@ -91,8 +129,26 @@ class Files(Protocol):
     async def use(self) -> StorageUse:
         """Count bytes."""
 
-    async def prune(self, busy: Collection[str]) -> Pruned:
-        """Remove blobs that no artifact has and what interrupted downloads left, but for ``busy`` models'."""
+    def limit_bytes(self, budget: int) -> None:
+        """Let files take ``budget`` bytes of the disk from now on; 0 = as much as it has."""
+
+    async def room(self) -> Room:
+        """Return what downloads may still take."""
+
+    async def holdings(self) -> Holdings:
+        """Return who has which blobs."""
+
+    async def read_uses(self) -> Mapping[str, float]:
+        """Return what ``write_uses`` stored last; empty where that is gone or broken."""
+
+    async def write_uses(self, uses: Mapping[str, float]) -> None:
+        """Store when each model was last used: id -> seconds since the epoch."""
+
+    async def prune(self, busy: Collection[str], *, dry_run: bool = False) -> Pruned:
+        """Remove blobs that no artifact has and what interrupted downloads left, but for ``busy`` models'.
+
+        With ``dry_run`` only tell what that would free.
+        """
 
     async def quarantined(self) -> Sequence[Quarantined]:
         """Return what is in quarantine, the newest first."""
