@@ -62,7 +62,6 @@ class World:
         host = Host(
             HostConfig(
                 budgets=dict.fromkeys(ids, budget) if budget else {},
-                host_default_bytes=host_budget,
                 history=history or History(),
                 downloads_per_host=downloads_per_host,
                 health_interval_s=health_interval_s,
