@@ -112,6 +112,24 @@ async def test_a_cancelled_request_is_cancelled_at_once(workers):
     await workers.infer("cpu", "m-1", 1, encode({}), timeout_s=None)
 
 
+async def test_an_abort_ends_what_is_in_flight(workers):
+    """Requests in flight in an aborted instance are CANCELLED at once; others, and what comes next, are answered."""
+    for generation, model in ((1, "m"), (2, "n")):
+        await workers.load("cpu", spec(model, generation=generation), ignore)
+    replies = [
+        workers.infer("cpu", f"{m}-1", g, encode({}, name=m), timeout_s=None)
+        for g, m in ((1, "m"), (1, "m"), (2, "n"))
+    ]
+    workers.abort("cpu", "m-1", 1)
+    workers.abort("cpu", "never", 9)
+    for reply in replies[:2]:
+        with pytest.raises(ModelhostError) as caught:
+            await reply
+        assert caught.value.reason is Reason.CANCELLED
+    await replies[2]
+    await workers.infer("cpu", "m-1", 1, encode({}), timeout_s=None)
+
+
 async def test_unload_is_idempotent_and_final(workers):
     """After an unload the instance is unknown; unloading it again, or what never was, does nothing."""
     await workers.load("cpu", spec(), ignore)

@@ -12,6 +12,11 @@ def not_loaded(model: str) -> ModelhostError:
     )
 
 
+def aborted(model: str) -> ModelhostError:
+    """Return what a request gets whose instance goes without waiting for it."""
+    return ModelhostError(Reason.CANCELLED, f"Model '{model}' is being unloaded.")
+
+
 def deadline_exceeded(model: str) -> ModelhostError:
     """Return what a worker answers to a request whose deadline passed before it started."""
     return ModelhostError(

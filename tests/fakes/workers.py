@@ -16,7 +16,7 @@ from modelhostd.ports import (
     WorkerListener,
 )
 from tests.fakes.gates import Gate, ModelGates
-from tests.fakes.worker_errors import deadline_exceeded, not_loaded, worker_lost
+from tests.fakes.worker_errors import aborted, deadline_exceeded, not_loaded, worker_lost
 
 Handler = Callable[[LoadSpec, bytes], bytes]
 
@@ -293,6 +293,15 @@ class FakeWorkers(ModelGates):
             else:
                 loop.call_soon(self._answer, spec, payload, reply)
         return reply
+
+    def abort(self, device: str, instance: str, generation: int) -> None:
+        """See :class:`modelhostd.ports.Workers`."""
+        process, spec = self._find(device, instance, generation)
+        if process is None or spec is None:
+            return
+        for request, model in list(process.requests.items()):
+            if model == spec.model and not request.done():
+                request.set_exception(aborted(model))
 
     async def check(self, device: str, instance: str, generation: int) -> tuple[Health, str]:
         """See :class:`modelhostd.ports.Workers`; answers ``healths[model]``, HEALTHY by default."""

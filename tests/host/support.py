@@ -42,6 +42,7 @@ class World:
         self,
         *,
         budget: int = BUDGET,
+        host_budget: int = 0,
         devices: int = 1,
         history: History | None = None,
         real_workers: Workers | None = None,
@@ -52,7 +53,7 @@ class World:
     ) -> AsyncIterator["Running"]:
         """Start a host on this world and stop it at the end; fakes idle beside real ones.
 
-        ``budget`` 0 = none is configured. The first commits fail with ``failing``.
+        ``budget`` 0 = none is configured; ``host_budget`` is that of host memory. The first commits fail with ``failing``.
         """
         database = FakeDatabase(self.disk)
         if failing:
@@ -62,6 +63,7 @@ class World:
         host = Host(
             HostConfig(
                 budgets=dict.fromkeys(ids, budget) if budget else {},
+                host_default_bytes=host_budget,
                 history=history or History(),
                 downloads_per_host=downloads_per_host,
                 health_interval_s=health_interval_s,

@@ -235,9 +235,10 @@ def _drain(device: DeviceView, needed: int, now: float, policy: Policy) -> tuple
 
 
 class Ledger:
-    """Who holds how many bytes of each device. Bytes count until they are really free.
+    """Who holds how many bytes of each device, and of host memory (``host_tier.HOST``).
 
-    Invariant: nothing is admitted above the capacity, and ``used(device)`` is the sum of its entries.
+    Bytes count until they are really free. Invariant: nothing is admitted above the capacity, and
+    ``used(device)`` is the sum of its entries.
     """
 
     def __init__(self) -> None:
@@ -262,6 +263,17 @@ class Ledger:
     def held(self, device: str, model: str) -> int:
         """Return the bytes of one entry, or 0."""
         return self._entries.get((device, model), 0)
+
+    def hold(self, device: str, model: str, size: int) -> None:
+        """Note what a model holds from now on, whatever it held before; 0 = nothing."""
+        if size:
+            self._entries[device, model] = size
+        else:
+            self.release(device, model)
+
+    def of(self, device: str) -> Mapping[str, int]:
+        """Return the bytes held on a device by model."""
+        return {model: size for (d, model), size in self._entries.items() if d == device}
 
     def used(self, device: str) -> int:
         """Return the bytes held on a device."""

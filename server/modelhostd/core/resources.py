@@ -53,9 +53,9 @@ class Source:
 class ModelConfig:
     """How a model is loaded and kept. ``None`` = the host's default. See ModelConfig in the protos.
 
-    A negative ``keep_alive_s`` = never unloaded for being idle, whatever the host's default is.
-
-    Live: keep_alive_s, load_on_demand, autoload, priority, queue_limit. The rest needs a reload.
+    A negative ``keep_alive_s`` = never unloaded for being idle, whatever the host's default is;
+    ``host_keep_alive_s`` says the same of host memory. Which fields act at once is in
+    ``LIVE_CONFIG_FIELDS``; the rest needs a reload.
     """
 
     backend: str = ""
@@ -71,12 +71,23 @@ class ModelConfig:
     queue_limit: int | None = None
     isolation: Isolation = Isolation.SHARED
     backend_options: Mapping[str, Any] = field(default_factory=dict)
+    host_keep_alive_s: float | None = None
+    fallback_model: str = ""
     max_batch_delay_s: float | None = None
     dynamic_batching: bool | None = None
 
 
 LIVE_CONFIG_FIELDS = frozenset(
-    {"keep_alive_s", "load_on_demand", "autoload", "priority", "queue_limit", "load_timeout_s"}
+    {
+        "keep_alive_s",
+        "host_keep_alive_s",
+        "load_on_demand",
+        "autoload",
+        "priority",
+        "queue_limit",
+        "load_timeout_s",
+        "fallback_model",
+    }
 )
 
 
@@ -199,6 +210,7 @@ class Instance:
     artifact_version: int = 0
     predicted_bytes: int = 0
     measured_bytes: int = 0
+    host_bytes: int = 0
     create_time: float = 0.0
     ready_time: float = 0.0
     load_s: float = 0.0
@@ -316,6 +328,9 @@ class Settings:
     eviction_policy: str = "lru"
     min_residency_s: float = 0.0
     drain_timeout_s: float = 30.0
+    host_budget_bytes: int | None = None
+    """Bytes of host memory that weights may take beside those on devices; None = by the machine's."""
+    host_keep_alive_s: float | None = None
     log_level: str = "info"
     disk_budget_bytes: int = 0
     storage_policy: str = "off"

@@ -8,6 +8,8 @@ from modelhostd.core.storage import POLICIES as STORAGE_POLICIES
 HOUR_S = 3600.0
 YEARS_S = 3650 * 86_400.0
 
+HOST_BUDGET_MAX = 1 << 50
+
 
 def check_settings(settings: Settings) -> None:
     """Raise INVALID_ARGUMENT for a setting out of its range."""
@@ -25,8 +27,13 @@ def check_settings(settings: Settings) -> None:
         value = getattr(settings, name)
         if not low <= value <= high:
             raise invalid(f"settings.{name.removesuffix('_s')}", f"{low} to {high}", value)
-    if settings.keep_alive_s is not None and not 0.0 <= settings.keep_alive_s <= 1e9:
-        raise invalid("settings.keep_alive", "0 s or more", settings.keep_alive_s)
+    for name in ("keep_alive", "host_keep_alive"):
+        kept = getattr(settings, f"{name}_s")
+        if kept is not None and not 0.0 <= kept <= 1e9:
+            raise invalid(f"settings.{name}", "0 s or more", kept)
+    budget = settings.host_budget_bytes
+    if budget is not None and not 0 <= budget <= HOST_BUDGET_MAX:
+        raise invalid("settings.host_budget_bytes", f"0 to {HOST_BUDGET_MAX}", budget)
     if settings.verify_interval_s and not HOUR_S <= settings.verify_interval_s <= YEARS_S:
         expected = f"0 (never) or {HOUR_S:g} to {YEARS_S:g} seconds"
         raise invalid("settings.verify_interval", expected, settings.verify_interval_s)

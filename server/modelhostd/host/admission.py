@@ -1,12 +1,14 @@
 """Admission: asks the planner about a wanted load, and takes out of service who is in its way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from modelhostd.core import host_tier as host_rules
 from modelhostd.core import residency as rules
+from modelhostd.core.host_tier import HOST
 from modelhostd.core.resources import Model, Phase
 from modelhostd.host.occupancy import Occupancy
-from modelhostd.host.routes import Route
+from modelhostd.host.retiring import Retiring
 from modelhostd.host.wanted import Wanted
 
 KEPT_MAX = 8
@@ -14,13 +16,11 @@ KEPT_MAX = 8
 
 
 class Admission:
-    """Admits loads to devices. ``drain`` takes an instance out of service for another."""
+    """Admits loads to devices, and their copies to host memory."""
 
-    def __init__(
-        self, occupancy: Occupancy, drain: Callable[[Route, str, dict[str, str]], None]
-    ) -> None:
+    def __init__(self, occupancy: Occupancy, retiring: Retiring) -> None:
         self._occupancy = occupancy
-        self._drain = drain
+        self._retiring = retiring
 
     def plan(self, wanted: Wanted) -> rules.Plan:
         """Return what a load would do now, were it alone; changes nothing."""
@@ -31,9 +31,18 @@ class Admission:
         }
         return self._plan(wanted, views)
 
+    def room(self, wanted: Wanted, device: str) -> host_rules.Room | None:
+        """Return what it would take to keep a copy beside the device: None = there would be none."""
+        model = self._occupancy.registry.committed.models[wanted.model]
+        needed = self._occupancy.needed_host_bytes(model, device)
+        view = self._occupancy.host.view()
+        view = replace(view, holdings=[h for h in view.holdings if h.model != wanted.model])
+        now = self._occupancy.registry.clock.monotonic()
+        return host_rules.make_room(view, needed, now, self._occupancy.policy()) if needed else None
+
     def advance(self, wanted: Wanted, model: Model, claimed: dict[str, int]) -> rules.Plan:
-        """Plan a load and evict what the plan says; ``claimed`` has the bytes by device that the
-        loads before it wait for, and grows by its own where it waits.
+        """Plan a load and evict what the plan says; ``claimed`` has the bytes by device (and of host memory)
+        that the loads before it wait for, and grows by its own where it waits.
         """
         # The files or the config may be others than when it was asked for.
         wanted.bytes = self._occupancy.needed_bytes(model)
@@ -45,15 +54,53 @@ class Admission:
         match plan:
             case rules.Evict(device, victims):
                 self._evict(victims, "EVICTED", wanted, views[device])
-                claimed[device] = claimed.get(device, 0) + wanted.bytes
             case rules.Wait(device, drain):
                 self._evict(drain, "EVICTED_WHEN_IDLE", wanted, views[device])
-                claimed[device] = claimed.get(device, 0) + wanted.bytes
+            case rules.Fits(device) if not self._has_room(wanted, model, device, claimed):
+                plan = rules.Wait(device)
+        if isinstance(plan, rules.Evict | rules.Wait):
+            claimed[plan.device] = claimed.get(plan.device, 0) + wanted.bytes
         return plan
 
-    def _plan(self, wanted: Wanted, views: dict[str, rules.DeviceView]) -> rules.Plan:
-        now = self._occupancy.registry.clock.monotonic()
-        return rules.plan(wanted.ask, views, now, self._occupancy.policy())
+    def _plan(self, wanted: Wanted, views: Mapping[str, rules.DeviceView]) -> rules.Plan:
+        now, policy = self._occupancy.registry.clock.monotonic(), self._occupancy.policy()
+        model = self._occupancy.registry.decided.models.get(wanted.model)
+        warm = self._occupancy.host.usable(model) if model is not None else None
+        if warm is not None and wanted.device in ("", warm.device):
+            # Its copy belongs to a worker of that device; elsewhere it would be loaded from disk.
+            plan = rules.plan(replace(wanted.ask, device=warm.device), views, now, policy)
+            if wanted.device or not isinstance(plan, rules.Refuse):
+                return plan
+        return rules.plan(wanted.ask, views, now, policy)
+
+    def _has_room(self, wanted: Wanted, model: Model, device: str, claimed: dict[str, int]) -> bool:
+        """Whether the load can begin as far as host memory goes: with a copy there, or without one.
+
+        Where warm copies make room for it they are dropped here, and the load waits until they have gone.
+        """
+        host = self._occupancy.host
+        if model.id in host.warm:
+            return True
+        wanted.host_bytes = self._occupancy.needed_host_bytes(model, device)
+        now, policy = self._occupancy.registry.clock.monotonic(), self._occupancy.policy()
+        view = host.view(claimed.get(HOST, 0))
+        room = host_rules.make_room(view, wanted.host_bytes, now, policy)
+        wanted.keeps_copy = room is not None and host.budget_bytes > 0
+        if room is None or not room.waits:
+            wanted.host_bytes *= wanted.keeps_copy
+            return True
+        kept = [h.model for h in policy.order(view.holdings, now) if h.model not in room.victims]
+        for victim in room.victims:
+            details = {
+                "for": wanted.model,
+                "neededBytes": str(wanted.host_bytes),
+                "freedBytes": str(self._occupancy.ledger.held(HOST, victim)),
+                "policy": policy.name,
+                "kept": ",".join(kept[:KEPT_MAX]),
+            }
+            self._retiring.drop(victim, "EVICTED_FROM_HOST", details)
+        claimed[HOST] = claimed.get(HOST, 0) + wanted.host_bytes
+        return False
 
     def _evict(
         self, victims: Sequence[str], reason: str, wanted: Wanted, view: rules.DeviceView
@@ -73,5 +120,5 @@ class Admission:
                 "policy": policy.name,
                 "kept": ",".join(kept[:KEPT_MAX]),
             }
-            self._drain(route, reason, details)
+            self._retiring.evict(route, reason, details)
             wanted.evicted.append(victim)

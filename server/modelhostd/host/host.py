@@ -15,6 +15,7 @@ from modelhostd.core.resources import (
     Instance,
     Kind,
     Settings,
+    Tier,
 )
 from modelhostd.core.settings import check_settings
 from modelhostd.core.state import SETTINGS_KEY, Edit
@@ -52,6 +53,8 @@ class HostConfig:
     """
 
     budgets: Mapping[str, int] = field(default_factory=dict)
+    host_default_bytes: int = 0
+    """Bytes of host memory for copies of weights where the settings say nothing."""
     settings_over: Callable[[Settings], Settings] = lambda stored: stored
     """Puts the settings that the operator configured over the stored ones, at each start."""
     history: History = field(default_factory=History)
@@ -96,6 +99,7 @@ class Host:
             files,
             self.routes,
             configured_budgets=config.budgets,
+            host_default_bytes=config.host_default_bytes,
         )
         self.occupancy = occupancy
         self.residency = Residency(occupancy)
@@ -200,7 +204,7 @@ class Host:
 
     def _pump(self) -> None:
         self.transfers.settings_changed()
-        self.residency.loads.pump()
+        self.residency.enforce_budgets()
 
     def live_device(self, device: Device) -> Device:
         """Return a device with its bytes as the ledger has them now."""
@@ -208,7 +212,7 @@ class Host:
         resident = sum(
             i.measured_bytes
             for i in self.registry.committed.instances.values()
-            if i.device == device.id and i.measured_bytes
+            if i.device == device.id and i.tier is Tier.DEVICE
         )
         return replace(
             device,

@@ -44,6 +44,8 @@ def remains(
     instance = occupancy.registry.decided.instance_of(wanted.model)
     if instance is None or instance.generation != wanted.generation:
         return ()
+    if instance.state in (InstanceState.WARM, InstanceState.DRAINING):
+        return ()  # A copy that was not swapped in is where it was, or goes.
     if error.reason in (Reason.CANCELLED, Reason.SHUTTING_DOWN):
         return gone(instance, error.reason.value)
     blocked = crashes.blocked(wanted.model)

@@ -2,7 +2,7 @@
 
 Rules:
 1. A wanted load ends: READY, refused, failed, cancelled, or at its deadline; its operations end with it.
-2. A load never waits behind one that it does not compete with for bytes.
+2. A load never waits behind one that it does not compete with for bytes; one from host memory behind no other.
 3. A load that is being stopped is joined by nobody: who comes then wants another one.
 """
 
@@ -32,6 +32,7 @@ from modelhostd.host.crashes import Crashes
 from modelhostd.host.loading import Loading
 from modelhostd.host.occupancy import Occupancy, load_timeout_s
 from modelhostd.host.registry import Request
+from modelhostd.host.retiring import Retiring
 from modelhostd.host.routes import Route
 from modelhostd.host.wanted import Wanted
 
@@ -39,23 +40,20 @@ log = structlog.get_logger(__name__)
 
 
 class Loads:
-    """Every load that has not ended yet. ``drain`` takes an instance out of service for another."""
+    """Every load that has not ended yet. ``retiring`` takes instances out of service for others."""
 
-    def __init__(
-        self,
-        occupancy: Occupancy,
-        crashes: Crashes,
-        drain: Callable[[Route, str, dict[str, str]], None],
-    ) -> None:
+    def __init__(self, occupancy: Occupancy, crashes: Crashes, retiring: Retiring) -> None:
         self._occupancy = occupancy
         self._registry = occupancy.registry
         self._operations = occupancy.operations
         self._crashes = crashes
-        self._admission = Admission(occupancy, drain)
+        self._retiring = retiring
+        self._admission = Admission(occupancy, retiring)
         self._wanted: dict[str, Wanted] = {}
+        occupancy.host.comes_back = self._wanted.__contains__
         self._number = 0
         self._stopping = False
-        self.running = Loading(occupancy, crashes, self._ended, self.pump)
+        self.running = Loading(occupancy, crashes, self._ended, self.pump, retiring.drop)
         self.settled: Callable[[], None] = lambda: None
         """Called when a load has ended and its measured bytes stand in the ledger."""
 
@@ -234,8 +232,9 @@ class Loads:
         claimed: dict[str, int] = {}
         waiting = [w for w in self._wanted.values() if w.task is None]
         for wanted in sorted(waiting, key=lambda w: (-w.priority, w.since)):
-            if self.running.count >= self._registry.decided.settings.max_concurrent_loads:
-                return
+            full = self.running.count >= self._registry.decided.settings.max_concurrent_loads
+            if full and wanted.model not in self._occupancy.host.warm:
+                continue
             # One that ended may have pumped: things are as they are now, not as they were above.
             current = self._wanted.get(wanted.model) is wanted and wanted.task is None
             if current and self._occupancy.routes.get(wanted.model) is None:
@@ -247,11 +246,24 @@ class Loads:
         if model is None or model.available is None:
             self._ended(wanted, _no_files(wanted, model))
             return
+        warm = self._occupancy.host.warm.get(model.id)
+        if warm is not None and self._occupancy.host.usable(model) is None:
+            self._replace(wanted)
+            return
         match self._admission.advance(wanted, model, claimed):
+            case rules.Fits(device) if warm is not None and warm.device == device:
+                self.running.swap_in(wanted, warm)
+            case rules.Fits() if warm is not None:
+                self._replace(wanted)
             case rules.Fits(device):
                 self._begin(wanted, model, device)
             case rules.Refuse(error):
                 self._ended(wanted, error)
+
+    def _replace(self, wanted: Wanted) -> None:
+        """Free the model's warm copy, which is of no use for this load; it begins when that has gone."""
+        wanted.generation = 0
+        self._retiring.drop(wanted.model, "REPLACED", {})
 
     def _begin(self, wanted: Wanted, model: Model, device: str) -> None:
         artifact = model.available
@@ -318,6 +330,7 @@ class Loads:
         size = self._occupancy.needed_bytes(model)
         now = self._registry.clock.monotonic()
         self._number += 1
+        warm = self._occupancy.host.usable(model)
         return Wanted(
             number=self._number,
             model=model.id,
@@ -326,6 +339,7 @@ class Loads:
             priority=model.config.priority if priority is None else priority,
             since=now,
             deadline=now + load_timeout_s(model, size),
+            generation=warm.generation if warm is not None else 0,
         )
 
     def _ready_result(self, route: Route) -> dict[str, object]:
@@ -339,9 +353,12 @@ class Loads:
     def _first_instance(self, wanted: Wanted, operation: str) -> Sequence[Edit]:
         """Return the edits that show a load as a QUEUED instance from the first moment on.
 
-        While an old instance is on its way out, the new one is made when that has gone.
+        While an old instance is on its way out, or warm, the new one is made when that has gone.
         """
-        if wanted.generation or self._occupancy.routes.get(wanted.model) is not None:
+        there = (
+            self._occupancy.routes.get(wanted.model) or wanted.model in self._occupancy.host.warm
+        )
+        if wanted.generation or there:
             return ()
         model = self._registry.decided.model(wanted.model)
         return instances.queued(self._occupancy, self._crashes, wanted, model, operation)

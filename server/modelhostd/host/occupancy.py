@@ -1,23 +1,36 @@
-"""Who occupies which device: the ledger, the routes and the instances, seen together."""
+"""Who occupies which device and host memory: the ledger, the routes and the instances, seen together."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from modelhostd.core import residency as rules
 from modelhostd.core.eviction import Holding, Policy
+from modelhostd.core.host_tier import HOST
 from modelhostd.core.registry import needs_reload
 from modelhostd.core.resources import Device, DeviceKind, Instance, Kind, Model, Phase, Progress
 from modelhostd.core.state import Edit, instance_key
+from modelhostd.host.host_tier import HostTier
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry
 from modelhostd.host.routes import Routes
-from modelhostd.ports import Files, LoadSpec, Workers
+from modelhostd.ports import Files, Loaded, LoadSpec, Workers
 
 CPU_SHARE = 0.25
 LOAD_TIMEOUT_BASE_S = 120.0
 LOAD_BYTES_PER_S = 50_000_000.0
 LOAD_S_WEIGHT = 0.5
+SWAP_BYTES_PER_S = 10e9
+"""What a first swap-in is expected to copy in a second."""
+
+
+class Measured(NamedTuple):
+    """What the last load of a model really took, of its device and of host memory, and how it was loaded."""
+
+    spec: LoadSpec
+    bytes: int
+    host_bytes: int
 
 
 @dataclass(slots=True)
@@ -33,11 +46,22 @@ class Occupancy:
     foreign: dict[str, int] = field(default_factory=dict)
     configured_budgets: Mapping[str, int] = field(default_factory=dict)
     """What the operator configured, by device id or GPU UUID."""
-    measured: dict[str, tuple[LoadSpec, int]] = field(default_factory=dict)
+    host_default_bytes: int = 0
+    """The host tier's budget where the settings say nothing."""
+    measured: dict[str, Measured] = field(default_factory=dict)
     """What the last load of each model really took: the truth after the prediction."""
     load_s: dict[str, float] = field(default_factory=dict)
-    """What a load of each model takes, the newer loads weighing more."""
+    """What a load of each model takes from disk, the newer loads weighing more."""
+    swap_s: dict[str, float] = field(default_factory=dict)
+    """The same from host memory."""
     generation: int = 0
+    host: HostTier = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.host = HostTier(
+            self.registry, self.ledger, self.routes, self.foreign, self.host_default_bytes
+        )
+        self.host.load_s = lambda model: self.load_s.get(model, 0.0)
 
     def next_generation(self) -> int:
         """Return a number for an instance, never used before in this run."""
@@ -48,20 +72,59 @@ class Occupancy:
         """Return what loading the model takes: as measured when it was loaded so before, else as
         predicted.
         """
-        found = self.measured.get(model.id)
-        artifact = model.available
-        if found is None or artifact is None:
-            return predicted_bytes(model)
-        spec, size = found
-        same = spec.version == artifact.version and not needs_reload(spec.config, model.config)
-        return size if same else predicted_bytes(model)
+        found = self._known(model)
+        return found.bytes if found is not None else predicted_bytes(model)
 
-    def true_up(self, device: str, spec: LoadSpec, size: int, load_s: float) -> None:
+    def needed_host_bytes(self, model: Model, device: str) -> int:
+        """Return what a copy of the model's weights takes of host memory beside ``device``; 0 on the CPU,
+        where the weights themselves are there.
+        """
+        if self.registry.decided.devices[device].kind is DeviceKind.CPU:
+            return 0
+        found = self._known(model)
+        return found.host_bytes if found is not None else predicted_bytes(model)
+
+    def _known(self, model: Model) -> Measured | None:
+        """Return what was measured of the model as it is now: these files, this config."""
+        found, artifact = self.measured.get(model.id), model.available
+        if found is None or artifact is None or found.spec.version != artifact.version:
+            return None
+        return None if needs_reload(found.spec.config, model.config) else found
+
+    def true_up(self, device: str, spec: LoadSpec, loaded: Loaded) -> None:
         """Replace predicted by measured bytes, and learn what a load takes."""
-        self.ledger.true_up(device, spec.model, size)
-        self.measured[spec.model] = spec, size
-        before = self.load_s.get(spec.model, load_s)
-        self.load_s[spec.model] = before + (load_s - before) * LOAD_S_WEIGHT
+        model, size = spec.model, loaded.measured_bytes
+        self.ledger.true_up(device, model, size)
+        self.ledger.hold(HOST, model, loaded.host_bytes)
+        host_bytes, before = loaded.host_bytes, self.measured.get(model)
+        if not spec.keep_image:
+            # It was told to keep no copy, which says nothing of what one takes.
+            same = before is not None and before.spec.version == spec.version
+            host_bytes = before.host_bytes if before and same else spec.predicted_bytes
+        self.measured[model] = Measured(spec, size, host_bytes)
+        _learn(self.load_s, model, loaded.load_s)
+
+    def swapped_in(self, device: str, model: str, loaded: Loaded) -> None:
+        """Note what a swap-in took."""
+        self.ledger.true_up(device, model, loaded.measured_bytes)
+        self.ledger.hold(HOST, model, loaded.host_bytes)
+        _learn(self.swap_s, model, loaded.load_s)
+
+    def free(self, device: str, model: str) -> None:
+        """Note that a model holds nothing any more, on its device or in host memory."""
+        self.ledger.release(device, model)
+        self.ledger.release(HOST, model)
+
+    def forget(self, model: str) -> None:
+        """Forget what was learned of a deleted model: its id may come again."""
+        for learned in (self.measured, self.load_s, self.swap_s):
+            learned.pop(model, None)
+
+    def reload_s(self, model: str, size: int) -> float:
+        """Return what coming back to the device is expected to take from where an eviction would leave it."""
+        if not self.ledger.held(HOST, model):
+            return self.load_s.get(model, 0.0)
+        return self.swap_s.get(model, size / SWAP_BYTES_PER_S)
 
     def report(self, operations: Sequence[str], progress: Progress) -> None:
         """Show a load's progress in all operations that end with it."""
@@ -112,7 +175,7 @@ class Occupancy:
             leased=leased,
             last_used=route.last_used if route else 0.0,
             second_last_use=route.uses.second_last if route else -math.inf,
-            load_s=self.load_s.get(instance.model, 0.0),
+            load_s=self.reload_s(instance.model, size),
             ready_since=route.ready_since if route else 0.0,
             priority=model.config.priority if model else 0,
         )
@@ -145,6 +208,11 @@ class Occupancy:
         own = model.config.keep_alive_s
         keep = own if own is not None else self.registry.decided.settings.keep_alive_s
         return keep if keep is None or keep >= 0 else None
+
+
+def _learn(known: dict[str, float], model: str, seconds: float) -> None:
+    before = known.get(model, seconds)
+    known[model] = before + (seconds - before) * LOAD_S_WEIGHT
 
 
 def predicted_bytes(model: Model) -> int:

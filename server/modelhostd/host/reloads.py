@@ -89,6 +89,7 @@ class Reloads:
             route = self._residency.routes.get(model_id)
             if route is not None and route.open:
                 self._residency.drain(route, "RELOADED", {})
+            self._residency.drop(model_id, "RELOADED", {})
             loads.want_for(model_id, operation.id)
         except ModelhostError as error:
             # What it needs has gone between the decision and its commit.

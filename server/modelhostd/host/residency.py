@@ -10,34 +10,29 @@ from functools import partial
 
 import structlog
 
-from modelhostd.core import operations as op_rules
-from modelhostd.core import residency as rules
 from modelhostd.core.errors import invalid
-from modelhostd.core.lifecycle import INSTANCE, step
 from modelhostd.core.resources import (
     Device,
     Event,
-    Health,
     InstanceState,
     Kind,
     Operation,
     OperationKind,
     Phase,
-    Tier,
 )
 from modelhostd.core.state import Edit
-from modelhostd.host.crashes import STDERR_MAX, Crashes
+from modelhostd.host.crashes import Crashes
 from modelhostd.host.loads import Loads
-from modelhostd.host.occupancy import Occupancy, changed, gone
+from modelhostd.host.losses import Losses
+from modelhostd.host.occupancy import Occupancy, gone
 from modelhostd.host.registry import Request
 from modelhostd.host.retiring import Retiring
 from modelhostd.host.routes import Route
+from modelhostd.host.upkeep import Upkeep
 from modelhostd.host.wanted import shutting_down
 from modelhostd.ports import WorkerExit
 
 log = structlog.get_logger(__name__)
-
-TICK_S = 0.25
 
 
 class Residency:
@@ -47,16 +42,17 @@ class Residency:
         self._occupancy = occupancy
         self._registry = occupancy.registry
         self._operations = occupancy.operations
+        self._host = occupancy.host
         self.routes = occupancy.routes
         self._crashes = Crashes(occupancy.registry.clock)
         self._retiring = Retiring(occupancy, self._freed)
-        self.drain = self._retiring.drain
-        self.loads = Loads(occupancy, self._crashes, self.drain)
-        self.loads.settled = self._enforce_budgets
-        self._over_since: dict[str, float] = {}
-        self._ticker: asyncio.Task[None] | None = None
+        self.drain, self.drop = self._retiring.drain, self._retiring.drop
+        self.loads = Loads(occupancy, self._crashes, self._retiring)
+        self._losses = Losses(occupancy, self._crashes, self.loads)
+        self._upkeep = Upkeep(occupancy, self.loads, self._retiring)
+        self.ticked_within = self._upkeep.ticked_within
+        self.loads.settled = self._upkeep.enforce_budgets
         self._registry.subscribe(self._published)
-        self._ticked = occupancy.registry.clock.monotonic()
 
     # --- what operators and clients ask ---------------------------------------------------------
 
@@ -80,49 +76,82 @@ class Residency:
         return self._operations.get(key)
 
     async def unload(
-        self, model_id: str, principal: str = "", request: Request | None = None
+        self,
+        model_id: str,
+        principal: str = "",
+        request: Request | None = None,
+        *,
+        keep_warm: bool = False,
+        force: bool = False,
     ) -> Operation:
-        """Return the operation that takes a model off its device."""
+        """Return the operation that takes a model off its device and out of host memory.
+
+        With ``keep_warm`` its weights stay in host memory where there is room; with ``force`` the requests in
+        flight are cancelled instead of waited for.
+        """
         answered = await self._registry.answered(request)
         if answered is not None:
             return self._operations.get(answered)
         self._registry.decided.model(model_id)
+        work = partial(self._unload, model_id, keep_warm, force)
         return await self._operations.start(
             OperationKind.UNLOAD,
             model=model_id,
-            join_key=self._unload_key(model_id),
+            join_key=self._unload_key(model_id, keep_warm, force),
             principal=principal,
             request=request,
-            begun=lambda o: self._operations.run(
-                o.id, Phase.DRAINING, partial(self._unload, model_id)
-            ),
+            begun=lambda o: self._operations.run(o.id, Phase.DRAINING, work),
         )
 
-    def _unload_key(self, model_id: str) -> str:
-        """Return what two unloads have in common: they end the same load and the same instance.
+    def _unload_key(self, model_id: str, keep_warm: bool, force: bool) -> str:
+        """Return what two unloads have in common: they end the same load and the same instance, alike.
 
         One that was asked for after the next load is not done when an earlier one is.
         """
-        wanted, route = self.loads.get(model_id), self.routes.get(model_id)
+        wanted, instance = self.loads.get(model_id), self._held(model_id)
         load = wanted.number if wanted is not None else 0
-        return f"unload:{model_id}:{load}:{route.generation if route is not None else 0}"
+        generation = instance.generation if instance is not None else 0
+        return f"unload:{model_id}:{load}:{generation}:{keep_warm}:{force}"
 
-    async def _unload(self, model_id: str) -> Mapping[str, object]:
-        return {"freed_bytes": await self.remove(model_id, "UNLOADED")}
+    def _held(self, model_id: str) -> Route | None:
+        """Return the way to what the model holds of a device or of host memory."""
+        return self.routes.get(model_id) or self._host.warm.get(model_id)
 
-    async def remove(self, model_id: str, reason: str) -> int:
-        """Take a model off its device and wait until its memory is free; returns its bytes.
+    async def _unload(self, model_id: str, keep_warm: bool, force: bool) -> Mapping[str, object]:
+        before = self._host.held_bytes(model_id)
+        freed = await self.remove(model_id, "UNLOADED", keep_warm=keep_warm, force=force)
+        warm = model_id in self._host.warm
+        return {
+            "freed_bytes": freed,
+            "freed_host_bytes": max(0, before - self._host.held_bytes(model_id)),
+            "warm": warm,
+        }
+
+    async def remove(
+        self, model_id: str, reason: str, *, keep_warm: bool = False, force: bool = False
+    ) -> int:
+        """Take a model off its device, and out of host memory, and wait until that is free; returns the
+        device's bytes.
 
         Requests that wait for it go on waiting, and load it again.
         """
-        route = self.routes.get(model_id)
-        freed = self._occupancy.ledger.held(route.device, model_id) if route is not None else 0
+        held = self._held(model_id)
+        freed = self._occupancy.ledger.held(held.device, model_id) if held is not None else 0
+        if held is not None and not keep_warm:
+            # A swap-in that is stopped, or a drain, then leaves nothing behind.
+            held.keep = False
         self.loads.cancel(model_id, stays=True)
         running = self.loads.running.task(model_id)
         if running is not None:
             await asyncio.wait({running})
-        if route is not None and self.routes.get(model_id) is route:
-            self.drain(route, reason, {})
+        if held is not None and self._held(model_id) is held:
+            if held.open:
+                keep = keep_warm and self._host.keeps(held)
+                self._retiring.drain(held, reason, {}, keep=keep)
+            elif not keep_warm:
+                self._retiring.drop(model_id, reason, {})
+            if force:
+                self._retiring.hurry(held)
             retiring = self._retiring.task(model_id)
             if retiring is not None:
                 await asyncio.wait({retiring})
@@ -143,10 +172,14 @@ class Residency:
         device = replace(device, budget_bytes=budget_bytes)
         edit = Edit(Kind.DEVICE, device_id, device, "BUDGET_CHANGED")
         done = self._registry.stage([edit], principal)
-        self._enforce_budgets()
-        self.loads.pump()
+        self.enforce_budgets()
         await done
         return device
+
+    def enforce_budgets(self) -> None:
+        """Act at once on a budget that has changed."""
+        self._upkeep.enforce_budgets()
+        self.loads.pump()
 
     async def unblock(self, model_id: str) -> None:
         """Forget a model's crashes, so that it may be loaded again."""
@@ -155,16 +188,15 @@ class Residency:
         self._drop_remains(model_id)
         await self._registry.flush()
 
-    # --- the ticker -----------------------------------------------------------------------------
+    # --- starting and stopping ------------------------------------------------------------------
 
     def start(self) -> None:
         """Start what ends waits, keeps keep_alive and enforces budgets."""
-        self._ticker = asyncio.create_task(self._tick(), name="residency")
+        self._upkeep.start()
 
     async def stop(self, timeout_s: float) -> None:
         """Begin no more loads; wait up to ``timeout_s`` for what is in flight."""
-        if self._ticker is not None:
-            self._ticker.cancel()
+        self._upkeep.stop()
         self.loads.stop()
         for model_id in self.routes.waited_for():
             self.routes.fail(model_id, shutting_down(model_id))
@@ -178,53 +210,6 @@ class Residency:
     async def close(self) -> None:
         """End what still waits for workers, which are gone by now."""
         await self._retiring.stop()
-
-    def ticked_within(self, age_s: float) -> bool:
-        """Whether the ticker ran within the last ``age_s`` seconds: for the watchdog."""
-        return self._registry.clock.monotonic() - self._ticked <= age_s
-
-    async def _tick(self) -> None:
-        while True:
-            await self._registry.clock.sleep(TICK_S)
-            self._ticked = self._registry.clock.monotonic()
-            try:
-                now = self._registry.clock.monotonic()
-                self.loads.expire(now)
-                self._expire_idle(now)
-                self._enforce_budgets()
-                self.loads.pump()
-            except Exception:
-                # The next tick finds the same state again; ending here would end every wait.
-                log.exception("residency tick failed")
-
-    def _expire_idle(self, now: float) -> None:
-        leased = {lease.model for lease in self._registry.decided.leases.values()}
-        for route in self.routes:
-            model = self._registry.decided.models.get(route.model)
-            if model is None or model.pinned or model.id in leased or not route.open:
-                continue
-            keep = self._occupancy.keep_alive_s(model)
-            busy = route.in_flight or self.routes.queued(route.model)
-            if keep is not None and not busy and now - route.last_used >= keep:
-                self.drain(route, "KEEP_ALIVE", {"idleSeconds": f"{now - route.last_used:.1f}"})
-
-    def _enforce_budgets(self) -> None:
-        now = self._registry.clock.monotonic()
-        policy = self._occupancy.policy()
-        for view in self._occupancy.views().values():
-            if view.free_bytes >= 0:
-                self._over_since.pop(view.id, None)
-                continue
-            lasted = now - self._over_since.setdefault(view.id, now)
-            for victim in rules.over_budget(view, now, policy, busy=lasted >= rules.BUSY_GRACE_S):
-                route = self.routes.get(victim.model)
-                if route is not None:
-                    details = {
-                        "overBytes": str(-view.free_bytes),
-                        "freedBytes": str(victim.bytes),
-                        "policy": policy.name,
-                    }
-                    self.drain(route, "OVER_BUDGET", details)
 
     def _freed(self, model_id: str) -> None:
         """Go on where a model's memory has become free."""
@@ -246,10 +231,10 @@ class Residency:
         for event in events:
             if event.kind is Kind.MODEL and event.resource is None:
                 self._crashes.forget(event.key)
-                self._occupancy.measured.pop(event.key, None)
+                self._occupancy.forget(event.key)
                 self.routes.forget(event.key)
 
-    # --- crashes (WorkerListener) ---------------------------------------------------------------
+    # --- WorkerListener -------------------------------------------------------------------------
 
     def worker_ready(self, device: str, pid: int) -> None:
         """See :class:`modelhostd.ports.WorkerListener`."""
@@ -257,45 +242,5 @@ class Residency:
         self.loads.pump()
 
     def worker_exited(self, exit: WorkerExit) -> None:
-        """Take the worker's instances out of service and want them back, most recently used first."""
-        log.error(
-            "worker lost", device=exit.device, pid=exit.pid, exit=exit.exit, blamed=exit.blamed
-        )
-        self._crashes.note(exit, self._registry.decided.models.get(exit.blamed))
-        lost = [
-            r
-            for r in self.routes
-            # LOADING ends through its load, DRAINING through its unload.
-            if r.open
-            and r.device == exit.device
-            and (r.model == exit.model if exit.model else not r.own_worker)
-        ]
-        for route in sorted(lost, key=lambda r: -r.last_used):
-            self._lost(route, exit)
-        self.loads.pump()
-
-    def _lost(self, route: Route, exit: WorkerExit) -> None:
-        self._occupancy.ledger.release(route.device, route.model)
-        self.routes.remove(route)
-        instance = self._registry.decided.instance_of(route.model)
-        if instance is None:
-            return
-        details = {"exit": exit.exit, "blamed": exit.blamed, "pid": str(exit.pid)}
-        if exit.blamed == route.model and exit.stderr_tail:
-            # With one of them only: it may be long, and a worker may have had many models.
-            details["stderr"] = exit.stderr_tail[-STDERR_MAX:]
-        why = self._crashes.blocked(route.model)
-        if why is None:
-            self._registry.record(gone(instance, "CRASHED", details))
-            self.loads.want_for_queue(route.model, "recovery", lost=route)
-            return
-        blocked = replace(
-            instance,
-            state=step(INSTANCE, instance.state, InstanceState.BLOCKED),
-            tier=Tier.DISK,
-            health=Health.UNHEALTHY,
-            crash_count=self._crashes.count(route.model),
-            error=op_rules.stored(why),
-        )
-        self._registry.record(changed(blocked, "BLOCKED", details))
-        self.routes.fail(route.model, why)
+        """See :class:`modelhostd.ports.WorkerListener`."""
+        self._losses.worker_exited(exit)

@@ -3,6 +3,7 @@
 Rules:
 1. A route flips closed in the same step that decides to take its instance out of service.
 2. Bytes are released when the worker says that they are free, or when it is reaped.
+3. What leaves its device stays WARM in host memory only while that holds no more than its budget.
 """
 
 import asyncio
@@ -13,8 +14,9 @@ from functools import partial
 import structlog
 
 from modelhostd.core.errors import ModelhostError
+from modelhostd.core.host_tier import HOST
 from modelhostd.core.lifecycle import INSTANCE, step
-from modelhostd.core.resources import InstanceState
+from modelhostd.core.resources import InstanceState, Tier
 from modelhostd.host.occupancy import Occupancy, changed, gone
 from modelhostd.host.routes import Route
 
@@ -27,6 +29,7 @@ class Retiring:
     def __init__(self, occupancy: Occupancy, freed: Callable[[str], None]) -> None:
         self._occupancy = occupancy
         self._registry = occupancy.registry
+        self._host = occupancy.host
         self._freed = freed
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -34,13 +37,35 @@ class Retiring:
         """Return what frees the model's memory now, if anything does."""
         return self._tasks.get(model_id)
 
-    def drain(self, route: Route, reason: str, details: Mapping[str, str]) -> None:
+    def evict(self, route: Route, reason: str, details: Mapping[str, str]) -> None:
+        """Take an instance off its device; its weights stay in host memory where they may."""
+        self.drain(route, reason, details, keep=self._host.keeps(route))
+
+    def drain(
+        self, route: Route, reason: str, details: Mapping[str, str], *, keep: bool = False
+    ) -> None:
         """Take an instance out of service; nothing if it is on its way out already."""
         if not route.open:
             return
-        route.open = False
+        self._begin(route, reason, details, keep)
+
+    def drop(self, model_id: str, reason: str, details: Mapping[str, str]) -> None:
+        """Free a warm copy in host memory; nothing where there is none."""
+        route = self._host.warm.pop(model_id, None)
+        if route is not None:
+            self._occupancy.routes.put(route)
+            self._begin(route, reason, details, keep=False)
+
+    def hurry(self, route: Route) -> None:
+        """Cancel the requests in flight in an instance that drains."""
+        if route.draining and route.in_flight:
+            self._occupancy.workers.abort(route.device, route.instance, route.generation)
+
+    def _begin(self, route: Route, reason: str, details: Mapping[str, str], keep: bool) -> None:
+        route.open, route.draining, route.keep = False, True, keep
         instance = self._registry.decided.instance_of(route.model)
         assert instance is not None
+        details = {**details, "tierAfter": (Tier.HOST if keep else Tier.DISK).value}
         draining = replace(instance, state=step(INSTANCE, instance.state, InstanceState.DRAINING))
         self._registry.record(changed(draining, reason, details))
         task = asyncio.create_task(
@@ -63,19 +88,51 @@ class Retiring:
                 await route.idle.wait()
         except TimeoutError:
             log.warning("drain took too long", model=route.model, in_flight=route.in_flight)
+            self.hurry(route)
         try:
-            await self._occupancy.workers.unload(route.device, route.instance, route.generation)
+            kept = await self._leave(route)
         except ModelhostError as error:
             log.warning("unload failed", model=route.model, reason=error.reason)
+            kept = 0
         except Exception:
             # The port promises otherwise; a model that could never be loaded again would be worse.
             log.exception("unload failed unexpectedly", model=route.model)
-        self._occupancy.ledger.release(route.device, route.model)
+            kept = 0
         self._occupancy.routes.remove(route)
-        instance = self._registry.decided.instance_of(route.model)
-        if instance is not None and instance.generation == route.generation:
-            self._registry.record(gone(instance, reason, details))
+        if kept:
+            self._now_warm(route, kept, reason, details)
+        else:
+            self._occupancy.free(route.device, route.model)
+            instance = self._registry.decided.instance_of(route.model)
+            if instance is not None and instance.generation == route.generation:
+                details = {**details, "tierAfter": Tier.DISK.value}
+                self._registry.record(gone(instance, reason, details))
         self._freed(route.model)
+
+    async def _leave(self, route: Route) -> int:
+        """Free what an instance holds, or only its device; return the bytes that stay in host memory."""
+        workers = self._occupancy.workers
+        kept = 0
+        if route.keep:
+            kept = await workers.demote(route.device, route.instance, route.generation)
+        if kept and route.keep and not route.lost:
+            return kept
+        await workers.unload(route.device, route.instance, route.generation)
+        return 0
+
+    def _now_warm(self, route: Route, kept: int, reason: str, details: Mapping[str, str]) -> None:
+        instance = self._registry.decided.instance_of(route.model)
+        assert instance is not None
+        self._occupancy.ledger.release(route.device, route.model)
+        self._occupancy.ledger.hold(HOST, route.model, kept)
+        self._host.add(route)
+        warm = replace(
+            instance,
+            state=step(INSTANCE, instance.state, InstanceState.WARM),
+            tier=Tier.HOST,
+            host_bytes=kept,
+        )
+        self._registry.record(changed(warm, reason, {**details, "hostBytes": str(kept)}))
 
     def _retired(self, model_id: str, task: "asyncio.Task[None]") -> None:
         if self._tasks.get(model_id) is task:

@@ -35,6 +35,12 @@ class Route:
     own_worker: bool = False
     loaded: Loaded | None = None
     open: bool = False
+    draining: bool = False
+    """Whether it is being taken out of service."""
+    keep: bool = False
+    """Whether its weights stay in host memory when it leaves its device."""
+    lost: bool = False
+    """Whether the worker that had it has gone."""
     in_flight: int = 0
     request_count: int = 0
     """Requests answered since it was loaded, errors included."""
@@ -51,6 +57,11 @@ class Route:
 
     def __post_init__(self) -> None:
         self.idle.set()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether its weights are on their way out of host memory, too."""
+        return self.draining and not self.keep
 
     def enter(self, clock: Clock) -> None:
         """Count one request in."""

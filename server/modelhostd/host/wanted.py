@@ -21,6 +21,7 @@ class Wanted:
     number: int
     model: str
     bytes: int
+    """Of its device."""
     device: str
     priority: int
     since: float
@@ -29,6 +30,12 @@ class Wanted:
     generation: int = 0
     task: asyncio.Task[None] | None = None
     retries: int = WORKER_LOST_RETRIES
+    host_bytes: int = 0
+    """What a copy beside the device takes of host memory, where there is room for it."""
+    keeps_copy: bool = False
+    """Whether there is."""
+    swapping: bool = False
+    """Whether it comes from host memory: it needs no place among the loads from disk."""
     stopped_by: ModelhostError | None = None
     stays: bool = False
     """Whether the requests that wait for the model go on waiting when this load is stopped."""

@@ -153,6 +153,11 @@ class Workers(Protocol):
         CANCEL and frees the caller at once; the arena slot stays taken until the worker's last frame.
         """
 
+    def abort(self, device: str, instance: str, generation: int) -> None:
+        """End every request in flight in an instance with CANCELLED, at once; what the worker is busy with stops
+        at its next check.
+        """
+
     async def check(self, device: str, instance: str, generation: int) -> tuple[Health, str]:
         """Run the instance's health check (a canary inference): health and one sentence why."""
 

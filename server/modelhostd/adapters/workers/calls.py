@@ -112,6 +112,12 @@ class Calls:
             if call.request in self._in_flight:
                 call.abandon()
 
+    def abort(self, generation: int) -> None:
+        """Answer everything in flight in an instance with CANCELLED, and tell the worker to stop it."""
+        for call in [c for c in self._in_flight.values() if c.generation == generation]:
+            call.fail(errors.aborted(call.model))
+            call.abandon()
+
     def cancel(self, call: Call) -> None:
         """Stop a request that nobody waits for: not sent at all, or cancelled in the worker."""
         if call.unsent is not None and call.size == 0:

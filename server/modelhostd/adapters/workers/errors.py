@@ -48,6 +48,14 @@ def not_loaded(model: str) -> ModelhostError:
     )
 
 
+def aborted(model: str) -> ModelhostError:
+    """Return what a request gets whose instance is unloaded without waiting for it."""
+    return ModelhostError(
+        Reason.CANCELLED,
+        f"The request was cancelled: model '{model}' is being unloaded; send it again to load the model.",
+    )
+
+
 def too_late(model: str) -> ModelhostError:
     """Return what a request gets whose deadline had passed before it was sent."""
     return ModelhostError(

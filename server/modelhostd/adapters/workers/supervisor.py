@@ -120,6 +120,12 @@ class ProcessWorkers:
         worker, spec = held
         return worker.stream_infer(spec, name, payload, timeout_s, priority)
 
+    def abort(self, device: str, instance: str, generation: int) -> None:
+        """End what is in flight in an instance; see :meth:`modelhostd.ports.Workers.abort`."""
+        worker, _ = self._held.get((device, instance, generation), (None, None))
+        if worker is not None:
+            worker.abort(generation)
+
     async def check(self, device: str, instance: str, generation: int) -> tuple[Health, str]:
         """Run a health check; see :meth:`modelhostd.ports.Workers.check`."""
         worker, _ = self._held.get((device, instance, generation), (None, None))

@@ -167,6 +167,10 @@ class Worker:
         """Send one request when first asked for a response; yield them one by one."""
         return self._calls.stream_infer(spec, name or spec.model, payload, timeout_s, priority)
 
+    def abort(self, generation: int) -> None:
+        """End what is in flight in an instance with CANCELLED."""
+        self._calls.abort(generation)
+
     def terminate(self) -> None:
         """Ask the worker to finish what it has and end. What it ends with is then no surprise."""
         self.stopping = True
