@@ -25,9 +25,9 @@ def setup(environment: dict[str, str] | None = None, **variables: str) -> Source
 
 def test_the_public_sources_are_offered_by_default() -> None:
     """Files of this machine are not, until somebody lists where they may be."""
-    assert set(setup().offered) == {"hf", "https", "github", "ollama"}
+    assert set(setup().offered) == {"hf", "https", "github", "ollama", "s3", "gs"}
     assert "file" in setup(file_roots="/srv/models").offered
-    assert {f"{scheme}://" for scheme in setup().adapters} - {"http://"} == set(SCHEMES) - {"s3://"}
+    assert {f"{scheme}://" for scheme in setup().adapters} - {"http://"} == set(SCHEMES)
 
 
 @pytest.mark.parametrize(
@@ -39,11 +39,13 @@ def test_the_public_sources_are_offered_by_default() -> None:
         ("github://o/r", "github"),
         ("ollama://x", "ollama"),
         ("file:///srv/x", "file"),
+        ("s3://bucket/x", "s3"),
+        ("gs://bucket/x", "gs"),
     ],
 )
 def test_a_kind_of_source_that_is_not_listed_is_refused(uri: str, scheme: str) -> None:
     """SOURCE_NOT_ALLOWED names the setting, before anything is looked up."""
-    others = ",".join({"hf", "https", "github", "ollama", "file"} - {scheme})
+    others = ",".join({"hf", "https", "github", "ollama", "file", "s3", "gs"} - {scheme})
     source = parse_source(uri)
     adapter = setup(sources=others).adapters[uri.partition(":")[0]]
     with pytest.raises(ModelhostError) as caught:
@@ -110,6 +112,38 @@ def test_tokens_belong_to_their_endpoints(tmp_path: Path) -> None:
     assert not made.has_credential("file")
     assert not setup({"HF_TOKEN": "hf_x"}).has_credential("https")
     assert "hf_x" not in repr(made.credentials.known()) + repr(vars(made.credentials))
+
+
+def test_what_needs_an_extra_is_offered_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without its library a scheme is not among what the host shows; the others are."""
+    monkeypatch.setattr("modelhostd.source_setup.find_spec", lambda name: None)
+    assert set(setup().offered) == {"hf", "https", "github", "ollama"}
+
+
+def test_keys_of_object_storage_come_from_their_usual_variables() -> None:
+    """Access key with its secret for S3, an access token for Google; each for its own endpoint."""
+    variables = {
+        "AWS_ACCESS_KEY_ID": "AKIA",
+        "AWS_SECRET_ACCESS_KEY": "s3_x",
+        "GOOGLE_OAUTH_ACCESS_TOKEN": "gs_x",
+    }
+    made = setup(variables, s3_endpoint="http://minio.lan:9000")
+    s3 = made.credentials.for_origin(Origin("http", "minio.lan", 9000))
+    gs = made.credentials.for_origin(Origin("https", "storage.googleapis.com", 443))
+    assert s3 is not None
+    assert gs is not None
+    assert (s3.user, s3.token, gs.user, gs.token) == ("AKIA", "s3_x", "", "gs_x")
+    assert made.has_credential("s3")
+    assert made.has_credential("gs")
+    assert not setup(variables).has_credential("hf")
+    policy = made.adapters["s3"].connections(Canceller(), parse_source("s3://bucket/x")).policy
+    policy.check_target(parse_target("http://minio.lan:9000/x", "x"), "x")
+    policy.check_address("minio.lan", "10.0.0.1", "x")
+    shown = repr(made.credentials.known()) + repr(vars(made.credentials))
+    assert "s3_x" not in shown
+    assert "gs_x" not in shown
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ GIB = 2**30
 DAY_S = 86_400.0
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
-SOURCES = ("hf", "https", "github", "ollama", "file")
+SOURCES = ("hf", "https", "github", "ollama", "file", "s3", "gs")
 LOG_FORMATS = ("auto", "json", "console")
 
 
@@ -95,6 +95,14 @@ class DownloadConfig:
     """The API of the GitHub whose releases ``github://`` names."""
     ollama_endpoint: str = key("https://registry.ollama.ai", values.endpoint)
     """The registry of ``ollama://``."""
+    s3_endpoint: str = key(
+        "https://s3.amazonaws.com", values.endpoint, variables=("AWS_ENDPOINT_URL_S3",)
+    )
+    """The store of ``s3://``; any that speaks S3's protocol."""
+    s3_region: str = key("us-east-1", values.text, variables=("AWS_REGION", "AWS_DEFAULT_REGION"))
+    """The region of that store. Where a bucket of Amazon's is, is found out."""
+    gs_endpoint: str = key("https://storage.googleapis.com", values.endpoint)
+    """The store of ``gs://``."""
     cache: Path | None = key(None, values.absolute, variables=("HF_HUB_CACHE",))
     """Hugging Face's cache; a file that is in it is taken from there. Default: where it usually is."""
     file_roots: tuple[Path, ...] = key((), values.absolutes)
@@ -113,6 +121,22 @@ class DownloadConfig:
         only_variable=True,
     )
     """GitHub's token; sent to the API's own origin only."""
+    s3_key: str = key("", values.text, variables=("AWS_ACCESS_KEY_ID",), only_variable=True)
+    """The access key of ``s3_endpoint``."""
+    s3_secret: Secret | None = key(
+        None,
+        lambda value: Secret(values.text(value).strip()),
+        variables=("AWS_SECRET_ACCESS_KEY",),
+        only_variable=True,
+    )
+    """Its secret; requests are signed with it, and it is never sent."""
+    gs_token: Secret | None = key(
+        None,
+        lambda value: Secret(values.text(value).strip()),
+        variables=("GOOGLE_OAUTH_ACCESS_TOKEN",),
+        only_variable=True,
+    )
+    """The access token of ``gs_endpoint``; sent to its own origin only."""
     credentials: Path | None = key(None, values.absolute)
     """A file of mode 0600 with tokens by origin; see ``core.credential_file``. Default: the credential
     ``modelhost`` of the service manager, where there is one."""

@@ -5,17 +5,20 @@ A part of the composition root; see ``daemon``.
 
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from modelhostd._version import __version__
 from modelhostd.adapters.credentials import Credentials, Place
 from modelhostd.adapters.github import GitHub
+from modelhostd.adapters.gs import GoogleStorage
 from modelhostd.adapters.http_source import HttpSourceConfig
 from modelhostd.adapters.hub import Hub, HubConfig
 from modelhostd.adapters.hub_endpoints import HubEndpoints
 from modelhostd.adapters.local_files import LocalConfig, LocalFiles
 from modelhostd.adapters.not_allowed import NotAllowed
 from modelhostd.adapters.ollama import Ollama
+from modelhostd.adapters.s3 import S3
 from modelhostd.adapters.source import SourceAdapter, TransferConfig
 from modelhostd.adapters.urls import Urls
 from modelhostd.adapters.wire import Limits
@@ -25,6 +28,9 @@ from modelhostd.core.transfer import RetryPolicy
 
 SERVICE_CREDENTIAL = "modelhost"
 """The name under which the service manager may hand over a file of credentials."""
+
+EXTRAS = {"s3": "s3fs", "gs": "gcsfs"}
+"""What the sources in object storage need, by scheme."""
 
 
 class SourceSetup:
@@ -48,10 +54,15 @@ class SourceSetup:
             "github": config.github_endpoint,
             "ollama": config.ollama_endpoint,
             "file": "",
+            "s3": config.s3_endpoint,
+            "gs": config.gs_endpoint,
         }
         offered = {scheme: place for scheme, place in places.items() if scheme in config.sources}
         if not config.file_roots:
             offered.pop("file", None)
+        for scheme, library in EXTRAS.items():
+            if find_spec(library) is None:
+                offered.pop(scheme, None)
         return offered
 
     def has_credential(self, scheme: str) -> bool:
@@ -82,6 +93,8 @@ class SourceSetup:
             "github": GitHub(plain, config.github_endpoint),
             "ollama": Ollama(plain, config.ollama_endpoint),
             "file": LocalFiles(LocalConfig(config.file_roots, transfer)),
+            "s3": S3(plain, config.s3_endpoint, config.s3_region),
+            "gs": GoogleStorage(plain, config.gs_endpoint),
         }
         chosen = {
             scheme: every[scheme] if scheme in config.sources else NotAllowed("downloads.sources")
@@ -112,11 +125,17 @@ def _credentials(config: DownloadConfig, environment: Mapping[str, str]) -> Cred
         # systemd guards these itself, and shows the mode of their access list.
         path = Path(directory) / SERVICE_CREDENTIAL
         places.append(Place(path, guarded=True, required=False))
-    variables = {}
+    variables: dict[Origin, tuple[str, ...]] = {}
     if config.token is not None:
         variables[_origin(config.endpoint)] = ("HF_TOKEN", config.token.value)
     if config.github_token is not None:
         variables[_origin(config.github_endpoint)] = ("GITHUB_TOKEN", config.github_token.value)
+    if config.s3_secret is not None:
+        login = ("AWS_SECRET_ACCESS_KEY", config.s3_secret.value, config.s3_key)
+        variables[_origin(config.s3_endpoint)] = login
+    if config.gs_token is not None:
+        token = ("GOOGLE_OAUTH_ACCESS_TOKEN", config.gs_token.value)
+        variables[_origin(config.gs_endpoint)] = token
     return Credentials(places, variables)
 
 

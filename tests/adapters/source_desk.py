@@ -23,7 +23,7 @@ class SourceDesk:
         store = BlobStore(StoreConfig(home, reserve_bytes=0))
         trees = TreeStore(store)
         self.files = FileStore(store, trees)
-        schemes = ("hf", "https", "http", "github", "ollama", "file")
+        schemes = ("hf", "https", "http", "github", "ollama", "file", "s3", "gs")
         self.downloads = SourceDownloads(dict.fromkeys(schemes, adapter), store, trees)
         self.reports: list[Progress] = []
 

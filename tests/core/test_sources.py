@@ -64,6 +64,8 @@ GOOD = {
     "ollama://someone/tiny:latest": ("ollama://someone/tiny", "latest", "tiny"),
     "file:///models/Tiny": ("file:///models/Tiny", "", "tiny"),
     "s3://bucket/a/b.safetensors": ("s3://bucket/a/b.safetensors", "", "b.safetensors"),
+    "s3://bucket/models/Tiny/": ("s3://bucket/models/Tiny", "", "tiny"),
+    "gs://my_bucket/models/tiny": ("gs://my_bucket/models/tiny", "", "tiny"),
 }
 
 BAD = [
@@ -138,6 +140,14 @@ BAD = [
     "s3://bucket",
     "s3://bucket/",
     "s3://BUCKET/key",
+    "s3://a..b/key",
+    "s3://127.0.0.1:9/key",
+    "s3://key:secret@bucket/key",
+    "s3://bucket/../key",
+    "s3://bucket/key?versionId=1",
+    "gs://bucket",
+    "gs://BUCKET/key",
+    "gs://bucket/a#1",
 ]
 
 

@@ -56,12 +56,12 @@ class Credentials:
     def __init__(
         self,
         places: Sequence[Place] = (),
-        variables: Mapping[Origin, tuple[str, str]] | None = None,
+        variables: Mapping[Origin, tuple[str, ...]] | None = None,
     ) -> None:
-        """``variables``: origin -> (the variable's name, the token)."""
+        """``variables``: origin -> (the variable's name, the token, and whose it is where that counts)."""
         self._places = tuple(places)
         self._variables = {
-            origin: (name, Login(token)) for origin, (name, token) in (variables or {}).items()
+            origin: (name, Login(*login)) for origin, (name, *login) in (variables or {}).items()
         }
         self._lock = threading.Lock()
         self._read: dict[Place, _Read] = {}

@@ -39,6 +39,8 @@ class HttpFile:
     headers: Mapping[str, str] = field(default_factory=dict)
     home: Origin | None = None
     """Whose refusals are believed at once: a 401 or 403 of another may be a location run out."""
+    signed: bool = False
+    """Whether a location runs out at home, too."""
     changed: Callable[[Response], Exception | None] = lambda _: None
     """Returns an error when an answer belongs to another version of the file than was planned."""
     if_range: str = ""
@@ -130,7 +132,7 @@ class HttpReader:
         if status == 206:
             raise bad_reply(source, f"a part of {printable(file.path)} where all was asked for")
         error = self._asked.refused(response)
-        elsewhere = self._asked.home is not None and response.origin != self._asked.home
+        elsewhere = self._asked.signed or response.origin != (self._asked.home or response.origin)
         if status in {401, 403} and elsewhere and self._run_out(url):
             # A signed location has run out: a fresh one is asked for.
             assert not isinstance(error, Transient), error

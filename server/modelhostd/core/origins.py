@@ -20,7 +20,15 @@ HOSTS_SETTING = "downloads.hosts"
 HTTP_SETTING = "downloads.http_hosts"
 PRIVATE_SETTING = "downloads.private_hosts"
 
-PUBLIC_ENDPOINTS = frozenset({"huggingface.co", "api.github.com", "registry.ollama.ai"})
+PUBLIC_ENDPOINTS = frozenset(
+    {
+        "huggingface.co",
+        "api.github.com",
+        "registry.ollama.ai",
+        "s3.amazonaws.com",
+        "storage.googleapis.com",
+    }
+)
 """Hosts that are nobody's own: their names must resolve to public addresses like all others."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -6,7 +6,8 @@
     github://owner/repo@tag/asset a release asset; without @tag the latest release, without /asset all
     ollama://name:tag             a model of the Ollama registry; also ollama://namespace/name:tag
     file:///path                  a file or folder of this machine
-    s3://bucket/key               object storage
+    s3://bucket/prefix            objects of a store that speaks S3's protocol: one, or all below a prefix
+    gs://bucket/prefix            the same of Google Cloud Storage
 
 The canonical URI carries no revision, no user, no password and no secret query: it is stored, logged
 and shown. ``http://`` parses too; whether a host may be asked without TLS is the operator's to say.
@@ -29,6 +30,10 @@ REVISION_CHARS_MAX = 200
 _HUB_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]+\]")
+_BUCKETS = {
+    "s3": re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"),
+    "gs": re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"),
+}
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
 _SECRET_KEYS = re.compile(
     r"(access_?|auth_?|api_?)?(token|key)|sig|signature|password|passwd|secret|auth|x-amz-.*|x-goog-.*",
@@ -62,7 +67,7 @@ def parse_source(
     if revision and name.revision and revision != name.revision:
         raise invalid(f"{field} and revision", "one revision, not two", f"{text} and {revision}")
     asked = revision or name.revision
-    if asked and name.scheme in {"https", "http", "file", "s3"}:
+    if asked and name.scheme in {"https", "http", "file", "s3", "gs"}:
         raise invalid("source.revision", f"nothing: {name.scheme} sources have no revisions", asked)
     return Source(
         uri=name.uri,
@@ -296,11 +301,19 @@ def _file(rest: str, text: str, field: str) -> SourceName:
 
 
 def _s3(rest: str, text: str, field: str) -> SourceName:
+    return _bucket("s3", rest, text, field)
+
+
+def _gs(rest: str, text: str, field: str) -> SourceName:
+    return _bucket("gs", rest, text, field)
+
+
+def _bucket(scheme: str, rest: str, text: str, field: str) -> SourceName:
     bucket, _, key = rest.partition("/")
-    if re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket) is None or not key:
-        raise invalid(field, "s3://bucket/key", text)
+    if _BUCKETS[scheme].fullmatch(bucket) is None or ".." in bucket or not key:
+        raise invalid(field, f"{scheme}://bucket/prefix", text)
     path = _clean_path("/" + key, text, field)
-    return SourceName("s3", f"s3://{bucket}{path}", "", unquote(path.rsplit("/", 1)[-1]))
+    return SourceName(scheme, f"{scheme}://{bucket}{path}", "", unquote(path.rsplit("/", 1)[-1]))
 
 
 def _clean_path(path: str, text: str, field: str) -> str:
@@ -320,5 +333,6 @@ _PARSERS: dict[str, Callable[[str, str, str], SourceName]] = {
     "ollama": _ollama,
     "file": _file,
     "s3": _s3,
+    "gs": _gs,
 }
 SCHEMES = tuple(f"{scheme}://" for scheme in _PARSERS if scheme != "http")
