@@ -9,6 +9,7 @@ import pytest
 from bench.loopback_hub import LoopbackHub, Repo
 from modelhost import Client, ModelhostError
 from tests import gguf
+from tests.adapters.loopback_objects import LoopbackObjects
 from tests.adapters.loopback_site import LoopbackSite, Page
 from tests.e2e.process import Daemon
 
@@ -44,10 +45,14 @@ def test_every_kind_of_source_is_looked_at_and_pulled(
 ) -> None:
     """What InspectSource shows is what ListModelFiles has afterwards; what is not allowed is said."""
     checksum = hashlib.sha256(WEIGHTS).hexdigest()
-    with LoopbackHub({"org/d": Repo({"config.json": b"{}", "model.safetensors": WEIGHTS})}) as hub:
+    repo = Repo({"config.json": b"{}", "model.safetensors": WEIGHTS})
+    with LoopbackHub({"org/d": repo}) as hub, LoopbackObjects() as store:
+        store.put("bucket/f/model.safetensors", WEIGHTS)
         daemon = make_daemon(
             *("--set", f"downloads.github_endpoint={site.url}"),
             *("--set", f"downloads.ollama_endpoint={site.url}"),
+            *("--set", f"downloads.s3_endpoint={store.url}"),
+            *("--set", f"downloads.gs_endpoint={store.url}"),
             *("--set", "downloads.http_hosts=127.0.0.1"),
             *("--set", "downloads.private_hosts=127.0.0.1"),
             *("--set", "worker.backends=identity"),
@@ -64,6 +69,8 @@ def test_every_kind_of_source_is_looked_at_and_pulled(
             "ollama://c:8b": {"c.gguf"},
             "hf://org/d": {"config.json", "model.safetensors"},
             f"file://{folder}": {"model.safetensors"},
+            "s3://bucket/f": {"model.safetensors"},
+            "gs://bucket/f/model.safetensors": {"model.safetensors"},
         }
         with daemon, Client(daemon.target) as client:
             for number, (source, files) in enumerate(wanted.items()):
@@ -78,4 +85,6 @@ def test_every_kind_of_source_is_looked_at_and_pulled(
             assert caught.value.reason == "SOURCE_NOT_ALLOWED"
             assert caught.value.metadata["setting"] == "downloads.http_hosts"
             states = {one.scheme: one.state for one in client.host().sources}
-    assert {scheme for scheme, state in states.items() if state == 2} >= {"hf", "github", "ollama"}
+    assert {scheme for scheme, state in states.items() if state == 2} >= {
+        *("hf", "github", "ollama", "s3", "gs")
+    }
