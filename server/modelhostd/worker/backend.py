@@ -166,6 +166,31 @@ class InferContext:
             raise Cancelled
 
 
+class Answer(abc.ABC):
+    """Where a backend that works in steps answers one request. Call it from ``begin`` and ``step`` only."""
+
+    streaming: bool
+    """Whether the reader takes several responses."""
+
+    @property
+    @abc.abstractmethod
+    def ready(self) -> bool:
+        """Whether the reader takes another response now; until then the request is to rest."""
+
+    @property
+    @abc.abstractmethod
+    def unwanted(self) -> bool:
+        """Whether nobody waits any more; :meth:`fail` it then, with :class:`Cancelled`."""
+
+    @abc.abstractmethod
+    def send(self, outputs: Mapping[str, "Output"], *, last: bool) -> None:
+        """Send a response; ``last`` = it is the only one, or the end of several."""
+
+    @abc.abstractmethod
+    def fail(self, error: BaseException) -> None:
+        """End the request with an error."""
+
+
 class Backend(abc.ABC):
     """One model in a worker. See this module's text for who calls what, when."""
 
@@ -177,6 +202,10 @@ class Backend(abc.ABC):
     """Platform in a model's metadata."""
     concurrency: int = 1
     """How many ``infer`` calls of one object may run at a time."""
+
+    stepwise: ClassVar[bool] = False
+    """Whether it works on many requests at once: ``begin`` takes one, ``step`` gets all of them on. The worker calls them
+    by turns with other models' work, never two at a time; ``infer`` is then called by nobody but the backend itself."""
 
     @classmethod
     def prepare(cls) -> Mapping[str, str]:
@@ -240,6 +269,14 @@ class Backend(abc.ABC):
     ) -> Iterator[Mapping[str, Output]]:
         """Answer one request in several responses. By default the one of ``infer``."""
         yield self.infer(inputs, context)
+
+    def begin(self, inputs: Mapping[str, Tensor], context: InferContext, answer: Answer) -> None:
+        """Take a request that ``step`` will answer. What it raises ends the request. See ``stepwise``."""
+        raise NotImplementedError
+
+    def step(self) -> bool:
+        """Get all requests on by one step; whether any can go on (those that rest are waited for)."""
+        raise NotImplementedError
 
     def is_poisoned(self, error: BaseException) -> bool:
         """Whether after ``error`` nothing in this process can be trusted any more.

@@ -59,16 +59,16 @@ def find_limits(config: Any, tokenizer: Any, asked: int, recipe: int) -> TextLim
     )
 
 
-def decode(texts: Array) -> list[str]:
-    """Return BYTES elements as texts. Raises :class:`BadInputError` naming the element."""
+def decode(texts: Array, name: str = "text") -> list[str]:
+    """Return BYTES elements as texts. Raises :class:`BadInputError` naming the element of ``name``."""
     decoded = []
     for index, data in enumerate(texts.reshape(-1).tolist()):
         if len(data) > MAX_TEXT_BYTES:
-            raise BadInputError(f"text[{index}]", f"at most {MAX_TEXT_BYTES} bytes", len(data))
+            raise BadInputError(f"{name}[{index}]", f"at most {MAX_TEXT_BYTES} bytes", len(data))
         try:
             decoded.append(data.decode())
         except UnicodeDecodeError as error:
-            raise BadInputError(f"text[{index}]", "UTF-8", f"byte {error.start} is not") from None
+            raise BadInputError(f"{name}[{index}]", "UTF-8", f"byte {error.start} is not") from None
     return decoded
 
 

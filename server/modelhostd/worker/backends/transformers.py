@@ -5,7 +5,6 @@ here, not by the library: it maps the file, cannot tell how far it is, and canno
 """
 
 import os
-import threading
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -19,25 +18,20 @@ from modelhostd.worker.backend import (
     HealthReport,
     InferContext,
     LoadContext,
-    LoadError,
     Output,
     Signature,
     Tensor,
-    UnsupportedModelError,
 )
 from modelhostd.worker.backends import files, text
+from modelhostd.worker.backends.building import build, find_device
 from modelhostd.worker.backends.pooling import read_recipe
 from modelhostd.worker.backends.tasks import FeatureExtraction, Task, TextClassification
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPTIONS = {"feature-extraction": ("pooling", "normalize"), "text-classification": ()}
 
 CANARY = "The quick brown fox jumps over the lazy dog."
 CANARY_TOLERANCE = 1e-2
 """Of the canary's first answer, relative: far above rounding, far below what a broken device answers."""
-
-_BUILD = threading.Lock()
-"""While the library builds a model it changes torch's default dtype and initialisers for all threads."""
 
 
 class TransformersBackend(Backend):
@@ -102,7 +96,7 @@ class TransformersBackend(Backend):
         )
         self._max_batch_size = context.max_batch_size
         self._device = find_device(context.device)
-        self._model = self._build(context, config)
+        self._model = build(context, config, self._task.mapping(), may_lack=self._task.may_lack)
 
     def signature(self) -> Signature:
         """Return text in, the task's outputs out."""
@@ -189,59 +183,3 @@ class TransformersBackend(Backend):
         if isinstance(error, torch.OutOfMemoryError):
             return False
         return isinstance(error, RuntimeError) and "CUDA error" in str(error)
-
-    def _build(self, context: LoadContext, config: Any) -> Any:
-        precision = context.precision
-        if precision and precision not in PRECISIONS:
-            raise BadInputError("precision", " or ".join(PRECISIONS), precision)
-        kind = _model_class(self._task.mapping(), config)
-        weights = files.read_weights(context, PRECISIONS.get(precision))
-        floats = (tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
-        dtype = PRECISIONS.get(precision) or next(floats, torch.float32)
-        with _BUILD:
-            model, info = kind.from_pretrained(
-                None,
-                config=config,
-                state_dict=weights,
-                dtype=dtype,
-                output_loading_info=True,
-                # Listed with the others below; the library's own error says only that there is one.
-                ignore_mismatched_sizes=True,
-            )
-        missing = [name for name in sorted(info["missing_keys"]) if not self._task.may_lack(name)]
-        wrong = [str(entry[0]) for entry in info["mismatched_keys"]]
-        if missing or wrong:
-            named = ", ".join((missing + wrong)[:3])
-            raise LoadError(
-                f"the files lack {len(missing)} of the weights and have {len(wrong)} of another "
-                f"shape ({named}): they are not of a model for task '{context.task}'"
-            )
-        context.check_cancelled()
-        model.requires_grad_(False)
-        return model.eval().to(self._device)
-
-
-def find_device(device: str) -> torch.device:
-    """Return torch's device for the id of a device: ``cpu``, ``cuda-N``, or ``sim-N`` (in RAM).
-
-    Raises :class:`LoadError` where torch cannot use it.
-    """
-    kind, _, index = device.partition("-")
-    if kind == "cuda":
-        if not torch.cuda.is_available():
-            raise LoadError(f"torch {torch.__version__} finds no CUDA for devices/{device}")
-        return torch.device("cuda", int(index))
-    return torch.device("cpu")
-
-
-def _model_class(mapping: Mapping[Any, Any], config: Any) -> Any:
-    try:
-        kind = mapping[type(config)]
-    except KeyError:
-        raise UnsupportedModelError(
-            f"models of type '{config.model_type}' cannot do this task"
-        ) from None
-    if isinstance(kind, tuple):
-        named = set(config.architectures or ())
-        return next((option for option in kind if option.__name__ in named), kind[0])
-    return kind

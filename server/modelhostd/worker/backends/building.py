@@ -1,0 +1,81 @@
+"""Builds a model of the transformers library from weights that are read here, on its device, in its precision.
+
+The library would map the files, cannot tell how far it is, and cannot be cancelled.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from modelhostd.worker.backend import BadInputError, LoadContext, LoadError, UnsupportedModelError
+from modelhostd.worker.backends import files
+from modelhostd.worker.image import devices
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+_BUILD = threading.Lock()
+"""While the library builds a model it changes torch's default dtype and initialisers for all threads."""
+
+
+def build(
+    context: LoadContext,
+    config: Any,
+    mapping: Mapping[Any, Any],
+    *,
+    may_lack: Callable[[str], bool] = lambda parameter: False,
+) -> Any:
+    """Return the model that ``mapping`` (configuration class to model class) names, ready to be used.
+
+    Raises :class:`LoadError` where the files lack a weight, except those that ``may_lack`` lets pass.
+    """
+    precision = context.precision
+    if precision and precision not in PRECISIONS:
+        raise BadInputError("precision", " or ".join(PRECISIONS), precision)
+    kind = _model_class(mapping, config)
+    weights = files.read_weights(context, PRECISIONS.get(precision))
+    floats = (tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
+    dtype = PRECISIONS.get(precision) or next(floats, torch.float32)
+    with _BUILD:
+        model, info = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=weights,
+            dtype=dtype,
+            output_loading_info=True,
+            # Listed with the others below; the library's own error says only that there is one.
+            ignore_mismatched_sizes=True,
+        )
+    missing = [name for name in sorted(info["missing_keys"]) if not may_lack(name)]
+    wrong = [str(entry[0]) for entry in info["mismatched_keys"]]
+    if missing or wrong:
+        named = ", ".join((missing + wrong)[:3])
+        raise LoadError(
+            f"the files lack {len(missing)} of the weights and have {len(wrong)} of another "
+            f"shape ({named}): they are not of a model for task '{context.task}'"
+        )
+    context.check_cancelled()
+    model.requires_grad_(False)
+    return model.eval().to(find_device(context.device))
+
+
+def find_device(device: str) -> torch.device:
+    """Return torch's device for the id of a device. Raises :class:`LoadError` where torch cannot use it."""
+    found = devices.find_device(device)
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise LoadError(f"torch {torch.__version__} finds no CUDA for devices/{device}")
+    return found
+
+
+def _model_class(mapping: Mapping[Any, Any], config: Any) -> Any:
+    try:
+        kind = mapping[type(config)]
+    except KeyError:
+        raise UnsupportedModelError(
+            f"models of type '{config.model_type}' cannot do this task"
+        ) from None
+    if isinstance(kind, tuple):
+        named = set(config.architectures or ())
+        return next((option for option in kind if option.__name__ in named), kind[0])
+    return kind

@@ -1,0 +1,1 @@
+"""Text generation: many sequences at once on one causal language model."""

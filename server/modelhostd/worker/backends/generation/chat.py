@@ -1,0 +1,167 @@
+"""Turns chat messages into a prompt by the model's own template, in a process that can be ended."""
+
+import json
+import logging
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from modelhostd.worker.backend import BadInputError
+
+log = logging.getLogger("modelhostd.worker")
+
+MAX_MESSAGES_BYTES = 2**20
+MAX_MESSAGES = 1024
+MAX_DEPTH = 8
+WALL_S = 20.0
+"""Patience with the process, which limits its own CPU time: more only where the machine is swamped."""
+
+_PROGRAM = Path(__file__).with_name("chat_process.py")
+_EXPECTED = {
+    "refused": "messages that the model's chat template takes",
+    "forbidden": "a chat template that keeps to its messages",
+    "syntax": "a chat template without errors",
+    "time": "a chat template that ends",
+    "memory": "a chat template that takes little memory",
+    "depth": "a chat template that takes few levels",
+}
+
+
+class ChatTemplate:
+    """The chat template of one model. ``render`` may be called from one thread at a time."""
+
+    def __init__(self, template: str, special_tokens: Mapping[str, str]) -> None:
+        self._template = template
+        self._variables = dict(special_tokens)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def render(self, encoded: bytes) -> str:
+        """Return the prompt for messages in JSON. Raises :class:`BadInputError` naming ``messages``."""
+        request = {
+            "template": self._template,
+            "variables": {
+                **self._variables,
+                "messages": read_messages(encoded),
+                "add_generation_prompt": True,
+                "tools": None,
+                "documents": None,
+            },
+        }
+        answer = self._ask(json.dumps(request).encode() + b"\n")
+        if "text" in answer:
+            return str(answer["text"])
+        kind = str(answer.get("error"))
+        expected = _EXPECTED.get(kind, _EXPECTED["refused"])
+        raise BadInputError("messages", expected, str(answer.get("message")))
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        with self._lock:
+            process, self._process = self._process, None
+        if process is not None:
+            _end(process)
+
+    def _ask(self, line: bytes) -> Mapping[str, Any]:
+        with self._lock:
+            process = self._process
+            if process is None or process.poll() is not None:
+                process = self._process = _start()
+            reply = _exchange(process, line)
+            if not reply:
+                # It ended, by its own limit, or it was swamped: the next request gets a new one.
+                self._process = None
+        if not reply:
+            _end(process)
+            log.warning("a chat template did not end, or ended its process")
+            return {"error": "time", "message": "it was stopped"}
+        answer: Mapping[str, Any] = json.loads(reply)
+        return answer
+
+
+def read_messages(encoded: bytes) -> list[Any]:
+    """Return the messages of a request, after checking what every template takes for granted."""
+    if len(encoded) > MAX_MESSAGES_BYTES:
+        raise BadInputError("messages", f"at most {MAX_MESSAGES_BYTES} bytes", len(encoded))
+    try:
+        found = json.loads(encoded)
+    except (ValueError, RecursionError) as error:
+        raise BadInputError("messages", "a JSON list", f"{error}"[:100]) from None
+    if not isinstance(found, list) or not 0 < len(found) <= MAX_MESSAGES:
+        count = len(found) if isinstance(found, list) else type(found).__name__
+        raise BadInputError("messages", f"a list of 1 to {MAX_MESSAGES} messages", count)
+    for index, message in enumerate(found):
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(role, str):
+            raise BadInputError(f"messages[{index}]", "an object with a 'role' and 'content'", role)
+        if not isinstance(message.get("content"), str | list | None):
+            raise BadInputError(
+                f"messages[{index}].content", "a text or a list", type(message["content"]).__name__
+            )
+        if _depth(message) > MAX_DEPTH:
+            raise BadInputError(f"messages[{index}]", f"at most {MAX_DEPTH} levels", "more")
+    return found
+
+
+def _depth(value: Any) -> int:
+    depth = 0
+    level = [value]
+    while level and depth <= MAX_DEPTH:
+        depth += 1
+        level = [
+            item
+            for one in level
+            if isinstance(one, dict | list)
+            for item in (one.values() if isinstance(one, dict) else one)
+        ]
+    return depth
+
+
+def _start() -> "subprocess.Popen[bytes]":
+    # Isolated from the environment; its standard error has nothing to say that the answer does not.
+    return subprocess.Popen(
+        [sys.executable, "-I", str(_PROGRAM)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={"LANG": "C.UTF-8"},
+    )
+
+
+def _exchange(process: "subprocess.Popen[bytes]", line: bytes) -> bytes:
+    """Send one line and return the answer's; empty = the process ended or is swamped."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(line)
+        process.stdin.flush()
+    except OSError:
+        return b""
+    end = time.monotonic() + WALL_S
+    reply = bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while not reply.endswith(b"\n"):
+            if not selector.select(max(0.0, end - time.monotonic())):
+                return b""
+            part = process.stdout.raw.read(2**16)  # type: ignore[attr-defined]
+            if not part:
+                return b""
+            reply += part
+    return bytes(reply)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            try:
+                pipe.close()
+            except OSError:
+                log.debug("a pipe was broken", exc_info=True)

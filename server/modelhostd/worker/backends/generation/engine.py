@@ -1,0 +1,202 @@
+"""Gets many texts on, one token each at a time, and takes new ones in between two tokens."""
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from modelhostd.worker.backend import Answer, Array, Cancelled
+from modelhostd.worker.backends.generation.lanes import Lane, Row
+from modelhostd.worker.backends.generation.parameters import Parameters
+from modelhostd.worker.backends.generation.sampling import Sampler
+from modelhostd.worker.backends.generation.text_stream import TextStream
+
+
+class Generation:
+    """One text: its prompt, what was generated so far, and who waits for it."""
+
+    def __init__(
+        self,
+        answer: Answer,
+        prompt: list[int],
+        parameters: Parameters,
+        sampler: Sampler,
+        text: TextStream,
+        *,
+        stream: bool,
+        before: str = "",
+    ) -> None:
+        """``stream`` = each piece is sent as it comes; ``before`` is put in front of the whole text."""
+        self.answer = answer
+        self.prompt = prompt
+        self.parameters = parameters
+        self.sampler = sampler
+        self.tokens: list[int] = []
+        self.row = Row(0, 0)
+        self._text = text
+        self._stream = stream
+        self._pieces = [before] if before else []
+
+    @property
+    def resting(self) -> bool:
+        """Whether its reader takes no more pieces for now."""
+        return self._stream and not self.answer.ready
+
+    def push(self, token: int, end_tokens: frozenset[int], max_tokens: int) -> bool:
+        """Take the next token, send what is to be sent; whether the text goes on."""
+        self.tokens.append(token)
+        ended = token in end_tokens and not self.parameters.ignore_eos
+        if not ended:
+            self._pieces.append(self._text.push(token))
+        if ended or self._text.stopped:
+            self._finish("stop")
+            return False
+        if len(self.tokens) >= max_tokens:
+            self._finish("length")
+            return False
+        if self._stream and any(self._pieces):
+            self._send("", last=False)
+        return True
+
+    def _finish(self, reason: str) -> None:
+        self._pieces.append(self._text.end())
+        self._send(reason, last=True)
+
+    def _send(self, reason: str, *, last: bool) -> None:
+        text = "".join(self._pieces)
+        self._pieces = []
+        self.answer.send(
+            {
+                "text_output": _bytes(text),
+                "finish_reason": _bytes(reason),
+                "num_input_tokens": np.array([len(self.prompt)], np.uint32),
+                "num_output_tokens": np.array([len(self.tokens)], np.uint32),
+            },
+            last=last,
+        )
+
+
+class Engine:
+    """The texts of one model. Its methods are called by one thread at a time.
+
+    A text waits in ``pending`` until there is room, is in the lane, or rests because its reader does.
+    """
+
+    def __init__(
+        self,
+        lane: Lane,
+        *,
+        max_sequences: int,
+        context_tokens: int,
+        end_tokens: frozenset[int],
+        is_fatal: Callable[[BaseException], bool],
+    ) -> None:
+        """``is_fatal`` tells after which errors nothing in this process can be trusted."""
+        self._lane = lane
+        self._max_sequences = max_sequences
+        self._context_tokens = context_tokens
+        self._end_tokens = end_tokens
+        self._is_fatal = is_fatal
+        self._pending: deque[Generation] = deque()
+        self._running: list[Generation] = []
+        """In the order of the lane's rows."""
+        self._resting: list[Generation] = []
+
+    def add(self, generation: Generation) -> None:
+        """Take a text."""
+        self._pending.append(generation)
+
+    def step(self) -> bool:
+        """Generate one token of each text that can go on; whether there is one that still can."""
+        self._drop_unwanted()
+        self._rest_and_wake()
+        with torch.inference_mode():
+            # One prompt between two tokens: those who read are not held up by a crowd that comes.
+            while self._has_room():
+                busy = bool(self._running)
+                self._start(self._pending.popleft())
+                if busy:
+                    break
+            if self._running:
+                self._decode()
+        return bool(self._running) or self._has_room() or any(not g.resting for g in self._resting)
+
+    def _has_room(self) -> bool:
+        at_work = len(self._running) + len(self._resting)
+        return bool(self._pending) and at_work < self._max_sequences
+
+    def _drop_unwanted(self) -> None:
+        for generation in [g for g in self._running if g.answer.unwanted]:
+            self._leave(generation)
+            generation.answer.fail(Cancelled())
+        for waiting in (self._pending, self._resting):
+            for generation in [g for g in waiting if g.answer.unwanted]:
+                waiting.remove(generation)
+                generation.answer.fail(Cancelled())
+
+    def _rest_and_wake(self) -> None:
+        for generation in [g for g in self._running if g.resting]:
+            self._leave(generation, keep=True)
+            self._resting.append(generation)
+        for generation in [g for g in self._resting if not g.resting]:
+            self._resting.remove(generation)
+            self._join(generation)
+
+    def _start(self, generation: Generation) -> None:
+        try:
+            generation.row, scores = self._lane.prefill(generation.prompt)
+            if self._take(generation, generation.sampler.pick(generation.prompt, scores)):
+                self._join(generation)
+        except Exception as error:
+            self._fail([generation], error)
+
+    def _decode(self) -> None:
+        try:
+            scores = self._lane.step()
+            likeliest = scores.argmax(-1).tolist()
+        except Exception as error:
+            running, self._running = self._running, []
+            self._lane.clear()
+            self._fail(running, error)
+            return
+        for index, generation in enumerate(list(self._running)):
+            try:
+                token = likeliest[index]
+                if not generation.sampler.plain:
+                    before = generation.prompt + generation.tokens
+                    token = generation.sampler.pick(before, scores[index])
+                goes_on = self._take(generation, token)
+            except Exception as error:
+                self._leave(generation)
+                self._fail([generation], error)
+                continue
+            if not goes_on:
+                self._leave(generation)
+
+    def _take(self, generation: Generation, token: int) -> bool:
+        generation.row.token = token
+        room = self._context_tokens - len(generation.prompt)
+        return generation.push(token, self._end_tokens, min(generation.parameters.max_tokens, room))
+
+    def _join(self, generation: Generation) -> None:
+        self._lane.join(generation.row)
+        self._running.append(generation)
+        places = {id(row): place for place, row in enumerate(self._lane.rows)}
+        self._running.sort(key=lambda g: places[id(g.row)])
+
+    def _leave(self, generation: Generation, *, keep: bool = False) -> None:
+        self._running.remove(generation)
+        self._lane.leave(generation.row, keep=keep)
+
+    def _fail(self, generations: list[Generation], error: Exception) -> None:
+        for generation in generations:
+            generation.answer.fail(error)
+        if self._is_fatal(error):
+            raise error
+
+
+def _bytes(text: str) -> Array:
+    made = np.empty(1, object)
+    made[0] = text.encode("utf-8", "replace")
+    return made

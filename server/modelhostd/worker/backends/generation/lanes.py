@@ -1,0 +1,179 @@
+"""Decodes several sequences in one pass of the model: their caches of keys and values as one, padded at the left.
+
+transformers has continuous batching of its own (5.23, ``ContinuousBatchingManager``). It works on the CPU too, but takes nine
+tenths of the memory it finds for its cache, which the ledger knows nothing of, and 17.5 s where plain
+``generate`` took 0.7 s (4 layers, 8 prompts, 32 tokens, 2 cores).
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(slots=True)
+class Row:
+    """What a model remembers of one sequence, and the token that it gets next.
+
+    ``layers``: keys and values [1, heads, length, size] of each layer while it is outside of a lane. ``cache`` is the library's
+    own object instead, for models that remember in other ways and so cannot share a pass.
+    """
+
+    length: int
+    token: int
+    layers: Layers | None = None
+    cache: Any = None
+
+
+class Lane:
+    """Sequences that go through the model together; ``rows`` are in the order of the batch."""
+
+    def __init__(self, model: Any) -> None:
+        import transformers
+
+        self._model = model
+        self._new_cache = transformers.DynamicCache
+        self._plain_layer = transformers.cache_utils.DynamicLayer
+        names = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in names
+        self._keep = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
+        self._device = next(model.parameters()).device
+        self.rows: list[Row] = []
+        self._cache: Any = None
+        self._pads: list[int] = []
+
+    def prefill(self, tokens: Sequence[int]) -> tuple[Row, torch.Tensor]:
+        """Run a prompt; return its row, not in the lane yet, and the scores [vocabulary] of its next token."""
+        ids = torch.tensor([tokens], device=self._device)
+        given = (
+            {}
+            if getattr(self._model, "_is_stateful", False)
+            else {"past_key_values": self._new_cache()}
+        )
+        out = self._model(input_ids=ids, use_cache=True, **given, **self._keep)
+        cache = out.past_key_values
+        row = Row(len(tokens), 0)
+        layers = getattr(cache, "layers", ())
+        # Exactly this class: those derived from it drop or pack what is far back.
+        plain = layers and all(type(layer) is self._plain_layer for layer in layers)
+        if plain and self._takes_positions:
+            row.layers = [(layer.keys, layer.values) for layer in layers]
+        else:
+            row.cache = cache
+        return row, out.logits[0, -1]
+
+    def join(self, row: Row) -> None:
+        """Have a sequence go with the others from the next pass on."""
+        if row.layers is None:
+            self.rows.append(row)
+            self._pads.append(0)
+            return
+        shared = self._shared()
+        longest = max([self._width(), row.length])
+        parts: list[Layers] = []
+        if shared:
+            parts.append([_pad(k, v, longest) for k, v in self._layers()])
+        parts.append([_pad(k, v, longest) for k, v in row.layers])
+        self._pads = [
+            pad + longest - self._width() if index in shared else pad
+            for index, pad in enumerate(self._pads)
+        ]
+        # Rows that share a pass come first, so that their number in the batch is their place here.
+        self.rows.insert(len(shared), row)
+        self._pads.insert(len(shared), longest - row.length)
+        row.layers = None
+        self._set(
+            [
+                (
+                    torch.cat([part[n][0] for part in parts]),
+                    torch.cat([part[n][1] for part in parts]),
+                )
+                for n in range(len(parts[0]))
+            ]
+        )
+
+    def leave(self, gone: Row, *, keep: bool = False) -> None:
+        """Take a sequence out; with ``keep`` it can come back."""
+        index = next(n for n, row in enumerate(self.rows) if row is gone)
+        del self.rows[index]
+        pad = self._pads.pop(index)
+        if gone.cache is not None:
+            return
+        layers = self._layers()
+        if keep:
+            gone.layers = [
+                (k[index : index + 1, :, pad:].clone(), v[index : index + 1, :, pad:].clone())
+                for k, v in layers
+            ]
+        left = [n for n in range(len(layers[0][0])) if n != index]
+        if not left:
+            self._cache = None
+            return
+        spare = min(self._pads[: len(left)])
+        self._pads = [p - spare if n < len(left) else p for n, p in enumerate(self._pads)]
+        self._set([(k[left, :, spare:], v[left, :, spare:]) for k, v in layers])
+
+    def clear(self) -> None:
+        """Forget all sequences."""
+        self.rows, self._pads, self._cache = [], [], None
+
+    def step(self) -> torch.Tensor:
+        """Give each sequence its token; return the scores [sequences, vocabulary] of the next ones."""
+        scores = []
+        shared = self._shared()
+        if shared:
+            scores.append(self._step_shared(self.rows[: len(shared)]))
+        for row in self.rows[len(shared) :]:
+            ids = torch.tensor([[row.token]], device=self._device)
+            out = self._model(input_ids=ids, past_key_values=row.cache, use_cache=True)
+            row.cache = out.past_key_values
+            scores.append(out.logits[:, -1])
+        for row in self.rows:
+            row.length += 1
+        return torch.cat(scores)
+
+    def _step_shared(self, rows: Sequence[Row]) -> torch.Tensor:
+        ids = torch.tensor([[row.token] for row in rows], device=self._device)
+        positions = torch.tensor([[row.length] for row in rows], device=self._device)
+        pads = self._pads[: len(rows)]
+        mask = None
+        if any(pads):
+            places = torch.arange(self._width() + 1, device=self._device)
+            mask = (places >= torch.tensor(pads, device=self._device).unsqueeze(1)).long()
+        out = self._model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        scores: torch.Tensor = out.logits[:, -1]
+        return scores
+
+    def _shared(self) -> range:
+        """Return the places of the rows that share a pass: the first ones."""
+        return range(sum(1 for row in self.rows if row.cache is None))
+
+    def _width(self) -> int:
+        return 0 if self._cache is None else int(self._cache.get_seq_length())
+
+    def _layers(self) -> Layers:
+        return [(layer.keys, layer.values) for layer in self._cache.layers]
+
+    def _set(self, layers: Layers) -> None:
+        self._cache = self._new_cache()
+        for number, (keys, values) in enumerate(layers):
+            self._cache.update(keys, values, number)
+
+
+def _pad(
+    keys: torch.Tensor, values: torch.Tensor, length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return keys and values with room at their left, up to ``length``."""
+    room = (0, 0, length - keys.shape[-2], 0)
+    pad = torch.nn.functional.pad
+    return pad(keys, room), pad(values, room)
