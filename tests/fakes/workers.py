@@ -229,9 +229,9 @@ class FakeWorkers(ModelGates):
         self, device: str, instance: str, generation: int, report: Callable[[Progress], None]
     ) -> Loaded:
         """See :class:`modelhostd.ports.Workers`; reports its bytes once."""
+        await asyncio.sleep(0)
         process, spec = self._find(device, instance, generation, warm=True)
         key = instance, generation
-        await asyncio.sleep(0)
         if process is None:
             raise worker_lost(device, "not running")
         if spec is None:

@@ -2,15 +2,19 @@
 
 import asyncio
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from modelhostd.core.errors import ModelhostError
-from modelhostd.core.resources import FINAL_STATES, InstanceState
+from modelhostd.core.resources import FINAL_STATES, InstanceState, Settings
 from tests.fakes.clock import settle
+from tests.fakes.gates import Gate
 from tests.host.support import Running, World
+from tests.host.warm import true
 
+HOST_BUDGET = 900
 MODELS = {"a": 400, "b": 400, "c": 300, "d": 900, "e": 100}
 BUDGET = 1000
 STEPS = 120
@@ -25,11 +29,12 @@ async def _step(run: Running, rng: random.Random, tasks: set["asyncio.Future[obj
         case 4 | 5:
             tasks.add(asyncio.ensure_future(run.host.residency.load(model)))
         case 6:
-            tasks.add(asyncio.ensure_future(run.host.residency.unload(model)))
+            how = {"keep_warm": rng.random() < 0.5, "force": rng.random() < 0.2}
+            tasks.add(asyncio.ensure_future(run.host.residency.unload(model, **how)))
         case 7:
             tasks.add(asyncio.ensure_future(run.host.models.pin(model, pinned=rng.random() < 0.3)))
         case 8:
-            gate = rng.choice([run.workers.infer_gate, run.workers.load_gate])(model)
+            gate = rng.choice(_gates(run))(model)
             if gate.closed:
                 gate.open()
             else:
@@ -41,13 +46,30 @@ async def _step(run: Running, rng: random.Random, tasks: set["asyncio.Future[obj
             if active:
                 chosen = rng.choice(active)
                 tasks.add(asyncio.ensure_future(run.host.operations.cancel(chosen.id)))
+        case 11 if rng.random() < 0.3:
+            budget = rng.choice([0, 400, HOST_BUDGET])
+            settings = Settings(host_budget_bytes=budget)
+            await run.host.update_settings(settings, ["host_budget_bytes"])
         case 11:
             if run.workers.pids():
                 device, own = rng.choice(list(run.workers._processes))
                 run.workers.crash(device, model=own, blamed=own or rng.choice([model, ""]))
 
 
+def _gates(run: Running) -> list[Callable[[str], Gate]]:
+    workers = run.workers
+    return [workers.infer_gate, workers.load_gate, workers.promote_gate, workers.demote_gate]
+
+
 def _check(run: Running) -> None:
+    host = run.host.occupancy.host
+    assert run.workers.image_bytes <= host.used_bytes <= HOST_BUDGET
+    for model in host.warm:
+        instance = run.host.registry.decided.instance_of(model)
+        assert instance is not None
+        assert instance.state is InstanceState.WARM
+        assert model in run.workers.warm
+        assert run.host.routes.get(model) is None
     held = run.workers.device_bytes("sim-0")
     assert held <= BUDGET
     assert run.workers.peak_bytes.get("sim-0", 0) <= BUDGET
@@ -57,12 +79,18 @@ def _check(run: Running) -> None:
         assert (instance.state is InstanceState.READY) == (route is not None and route.open)
 
 
+def _bound(run: Running) -> int:
+    """What cannot go when the budget shrinks: copies of what is on the device, wanted, held or going already."""
+    host = run.host.occupancy.host
+    return sum(h.bytes for h in host.view().holdings if not h.idle)
+
+
 @pytest.mark.parametrize("seed", range(25))
 async def test_random_work_never_breaks_the_ledger_or_hangs(tmp_path: Path, seed: int) -> None:
     """After any mix of requests, loads, pins, cancels and crashes everything ends and adds up."""
     rng = random.Random(seed)
     world = World(tmp_path)
-    async with world.host(budget=BUDGET) as run:
+    async with world.host(budget=BUDGET, host_budget=HOST_BUDGET) as run:
         for model, size in MODELS.items():
             await run.have(model, size, load_timeout_s=10.0)
         tasks: set[asyncio.Future[object]] = set()
@@ -72,19 +100,21 @@ async def test_random_work_never_breaks_the_ledger_or_hangs(tmp_path: Path, seed
             _check(run)
         await settle()  # or a pin of the last step comes after its end
         for model in MODELS:
-            run.workers.infer_gate(model).open()
-            run.workers.load_gate(model).open()
+            for gate in _gates(run):
+                gate(model).open()
             await run.host.models.pin(model, pinned=False)
             await run.host.residency.unblock(model)
         for _ in range(4):
             await world.clock.advance(5.0)
             _check(run)
+            host = run.host.occupancy.host
+            assert host.used_bytes <= max(host.capacity_bytes, _bound(run))
         done, waiting = await asyncio.wait(tasks, timeout=5.0)
         assert not waiting
         for task in done:
             error = task.exception()
             assert error is None or isinstance(error, ModelhostError), error
         assert all(o.state in FINAL_STATES for o in run.host.operations.list())
-        assert run.host.occupancy.ledger.used("sim-0") == run.workers.device_bytes("sim-0")
+        true(run)
         for model in MODELS:
             assert (await run.host.inference.infer(model, "", b"y", 5.0)).payload == b"y"
