@@ -1,9 +1,9 @@
 """The bytes of one file, by one connection or by several side by side, gone on with after every cut.
 
 A short rest comes by one connection, in the caller's thread, hashed on the way. A long one is cut into
-pieces, handed out from the front: connections are added while that makes it faster, whoever is at the
-frontier hashes, and one thread what was finished before its turn. Whoever fails while others go on makes
-one connection less; only the last one's failure is waited out.
+pieces, handed out from the front: connections are added while that makes it faster, and a thread beside
+them hashes. Whoever fails while others go on makes one connection less; only the last one's failure is
+waited out.
 """
 
 import threading
@@ -11,7 +11,13 @@ import time
 from collections.abc import Callable
 
 from modelhostd.adapters.blobs import Stopped
-from modelhostd.adapters.hashing import NEAR_BYTES, Hasher
+from modelhostd.adapters.hashing import (
+    BUFFER_BYTES,
+    BUFFER_BYTES_BESIDE,
+    TICK_S,
+    Hasher,
+    HashThread,
+)
 from modelhostd.adapters.parts import Part
 from modelhostd.adapters.retries import Patience
 from modelhostd.adapters.source import Body, Changed, mismatch
@@ -22,7 +28,6 @@ from modelhostd.core.ramp import Ramp
 from modelhostd.core.spans import Span, next_piece
 from modelhostd.ports import RemoteFile
 
-BUFFER_BYTES = 512 << 10
 GAIN_BYTES_MIN = 64 << 10
 """A failure after fewer bytes does not start the count of tries anew: a drip must end."""
 ATTEMPTS_MAX = 1000
@@ -30,7 +35,6 @@ RESTARTS_MAX = 3
 """How often a file may change at the source while it is fetched."""
 BEHIND_BYTES_MAX = 32 << 20
 """How far the hashing may fall behind before more connections are of no use."""
-TICK_S = 0.05
 
 
 class _NoRanges(Exception):
@@ -65,8 +69,8 @@ class FileStreams:
         self._before = 0
         """Bytes done at the last failure."""
         self._failures = 0
-        self._fresh = threading.Event()
-        """Set when there is something to hash."""
+        self._hashing: HashThread
+        """Where there are several connections."""
 
     def run(self) -> None:
         """Bring every byte to disk and through the hasher, or raise when patience ends."""
@@ -112,10 +116,11 @@ class FileStreams:
             except Transient as failure:
                 self._wait(failure)
 
-    def _alone(self, offset: int, data: memoryview) -> None:
-        if self._part.prefix >= offset + len(data):
-            self._hasher.feed(offset, data)
+    def _alone(self, offset: int, buffer: memoryview, count: int) -> memoryview:
+        if self._part.prefix >= offset + count:
+            self._hasher.feed(offset, buffer[:count])
         self._part.sync_if_due()
+        return buffer
 
     def _wait(self, failure: Transient) -> None:
         """Wait after a failure, or raise it."""
@@ -128,11 +133,16 @@ class FileStreams:
         self._before = done
         self._patience.failed(failure, gained=gained)
 
-    def _copy(self, body: Body, end: int, came: Callable[[int, memoryview], None]) -> None:
-        """Write a body that should reach from its start to ``end``."""
+    def _copy(
+        self, body: Body, end: int, came: Callable[[int, memoryview, int], memoryview]
+    ) -> None:
+        """Write a body that should reach from its start to ``end``.
+
+        ``came`` takes the offset, the buffer and how much of it is on disk; it returns the buffer to go on with.
+        """
         transfer, part, path = self._transfer, self._part, self._file.path
         canceller, tap, meter = transfer.canceller, transfer.tap, transfer.meter
-        buffer = memoryview(bytearray(min(BUFFER_BYTES, max(1, end - body.start) + 1)))
+        buffer = self._buffer()
         offset = body.start
         try:
             while True:
@@ -145,12 +155,11 @@ class FileStreams:
                     if end == self._file.size_bytes:
                         raise mismatch(self._file, f"{end} bytes", "more")
                     raise Transient(bad_reply(transfer.source.uri, "more than was asked for"))
-                data = buffer[:count]
-                done = part.write(offset, data)
+                done = part.write(offset, buffer[:count])
                 transfer.written(count)
                 meter.advance(path, done)
                 self._patience.goes_on()
-                came(offset, data)
+                buffer = came(offset, buffer, count)
                 offset += count
                 canceller.check()
                 if self._over and offset < end:
@@ -162,11 +171,16 @@ class FileStreams:
             cause = f"the body ended at byte {offset} of {end}"
             raise Transient(bad_reply(transfer.source.uri, cause))
 
+    def _buffer(self) -> memoryview:
+        """Return a buffer with room for one byte more than the file has: what is too much shows."""
+        most = BUFFER_BYTES if len(self._threads) <= 1 else BUFFER_BYTES_BESIDE
+        return memoryview(bytearray(min(most, self._file.size_bytes + 1)))
+
     # --- several connections -----------------------------------------------------------------------
 
     def _side_by_side(self) -> None:
-        hashing = threading.Thread(target=self._hash, name="modelhost-hash", daemon=True)
-        hashing.start()
+        hashing = self._hashing = HashThread(self._hasher, self._part, self._fail)
+        hashing.start(self._buffer())
         try:
             self._coordinate()
         except BaseException as error:
@@ -175,9 +189,9 @@ class FileStreams:
             with self._changed:
                 self._over = True
                 self._changed.notify_all()
-            self._fresh.set()
-            for thread in (hashing, *self._threads):
+            for thread in self._threads:
                 thread.join()
+            hashing.stop()
             self._threads.clear()
         if self._failure is not None:
             raise self._failure
@@ -281,19 +295,16 @@ class FileStreams:
             return
         self._copy(body, piece[1], self._beside)
 
-    def _beside(self, offset: int, data: memoryview) -> None:
-        """Hash at the frontier or tell the thread that does, and keep what is not synced within bounds."""
-        prefix = self._part.prefix
-        if prefix >= offset + len(data):
-            self._hasher.feed(offset, data)
-            if prefix - self._hasher.position > NEAR_BYTES and not self._fresh.is_set():
-                self._fresh.set()
+    def _beside(self, offset: int, buffer: memoryview, count: int) -> memoryview:
+        """Hand over what may be hashed, and keep what is not synced within bounds."""
+        spare = self._hashing.swap(offset, buffer, count)
         due = self._transfer.store.config.sync_bytes
         if self._part.unsynced_bytes >= due:
             with self._changed:
                 self._changed.notify_all()
                 while self._part.unsynced_bytes >= 2 * due and not self._over:
                     self._changed.wait(TICK_S)
+        return spare
 
     def _stays(self, failure: Transient) -> bool:
         """Tell whether a connection that failed is the last one, after it has waited as it must."""
@@ -313,16 +324,6 @@ class FileStreams:
             with self._changed:
                 self._waiting = False
         return True
-
-    def _hash(self) -> None:
-        """Hash behind the finished prefix."""
-        try:
-            while not self._over and self._hasher.position < self._file.size_bytes:
-                if self._fresh.wait(TICK_S):
-                    self._fresh.clear()
-                    self._hasher.catch_up(self._part.prefix)
-        except BaseException as error:
-            self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
