@@ -31,14 +31,12 @@ class Admission:
         }
         return self._plan(wanted, views)
 
-    def room(self, wanted: Wanted, device: str) -> host_rules.Room | None:
-        """Return what it would take to keep a copy beside the device: None = there would be none."""
-        model = self._occupancy.registry.committed.models[wanted.model]
-        needed = self._occupancy.needed_host_bytes(model, device)
+    def room(self, model: str, needed_bytes: int) -> host_rules.Room | None:
+        """Return what it would take to keep the model's copy in host memory; None = it would have none."""
         view = self._occupancy.host.view()
-        view = replace(view, holdings=[h for h in view.holdings if h.model != wanted.model])
+        view = replace(view, holdings=[h for h in view.holdings if h.model != model])
         now = self._occupancy.registry.clock.monotonic()
-        return host_rules.make_room(view, needed, now, self._occupancy.policy()) if needed else None
+        return host_rules.make_room(view, needed_bytes, now, self._occupancy.policy())
 
     def advance(self, wanted: Wanted, model: Model, claimed: dict[str, int]) -> rules.Plan:
         """Plan a load and evict what the plan says; ``claimed`` has the bytes by device (and of host memory)

@@ -54,6 +54,7 @@ def remains(
         instance,
         state=step(INSTANCE, instance.state, state),
         tier=Tier.DISK,
+        host_bytes=0,
         error=op_rules.stored(blocked or error),
     )
     return changed(failed, "LOAD_FAILED", {"cause": error.reason.value})

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import structlog
 
-from modelhostd.core import operations as op_rules
 from modelhostd.core import registry as model_rules
 from modelhostd.core import residency as rules
 from modelhostd.core.errors import ModelhostError
@@ -29,8 +28,9 @@ from modelhostd.host import instances
 from modelhostd.host import wanted as errors
 from modelhostd.host.admission import Admission
 from modelhostd.host.crashes import Crashes
+from modelhostd.host.load_plans import LoadPlans
 from modelhostd.host.loading import Loading
-from modelhostd.host.occupancy import Occupancy, load_timeout_s
+from modelhostd.host.occupancy import Occupancy
 from modelhostd.host.registry import Request
 from modelhostd.host.retiring import Retiring
 from modelhostd.host.routes import Route
@@ -39,19 +39,15 @@ from modelhostd.host.wanted import Wanted
 log = structlog.get_logger(__name__)
 
 
-class Loads:
+class Loads(LoadPlans):
     """Every load that has not ended yet. ``retiring`` takes instances out of service for others."""
 
     def __init__(self, occupancy: Occupancy, crashes: Crashes, retiring: Retiring) -> None:
-        self._occupancy = occupancy
-        self._registry = occupancy.registry
+        super().__init__(occupancy, crashes, Admission(occupancy, retiring))
         self._operations = occupancy.operations
-        self._crashes = crashes
         self._retiring = retiring
-        self._admission = Admission(occupancy, retiring)
         self._wanted: dict[str, Wanted] = {}
         occupancy.host.comes_back = self._wanted.__contains__
-        self._number = 0
         self._stopping = False
         self.running = Loading(occupancy, crashes, self._ended, self.pump, retiring.drop)
         self.settled: Callable[[], None] = lambda: None
@@ -297,50 +293,6 @@ class Loads:
             self._occupancy.routes.fail(wanted.model, error)
 
     # --- small things ---------------------------------------------------------------------------
-
-    def check_loadable(self, model: Model) -> None:
-        """Raise MODEL_NOT_DOWNLOADED, MODEL_BLOCKED or CONFLICTING_OPERATION (it is being deleted)."""
-        artifact = model.available
-        if artifact is None:
-            raise model_rules.not_downloaded(model)
-        blocked = self._crashes.blocked(model.id)
-        if blocked is not None:
-            raise blocked
-        operations = self._registry.decided.operations.values()
-        op_rules.refuse_while_deleted(operations, model.id, artifact.version)
-
-    def plan(self, model_id: str, device: str = "") -> tuple[rules.Plan, int]:
-        """Return what a load would do now, and the bytes it would take; changes nothing.
-
-        Where it would wait, the plan says who would be drained once its grace has passed.
-        """
-        return self.plan_model(self._registry.committed.model(model_id), device)
-
-    def plan_model(self, model: Model, device: str = "") -> tuple[rules.Plan, int]:
-        """Return what a load of the model as it is given would do now."""
-        wanted = self._new(model, device, None)
-        wanted.since -= rules.BUSY_GRACE_S
-        return self._admission.plan(wanted), wanted.bytes
-
-    def _new(self, model: Model, device: str, priority: int | None) -> Wanted:
-        self.check_loadable(model)
-        device = device or model.config.device
-        if device:
-            self._registry.decided.device(device)
-        size = self._occupancy.needed_bytes(model)
-        now = self._registry.clock.monotonic()
-        self._number += 1
-        warm = self._occupancy.host.usable(model)
-        return Wanted(
-            number=self._number,
-            model=model.id,
-            bytes=size,
-            device=device,
-            priority=model.config.priority if priority is None else priority,
-            since=now,
-            deadline=now + load_timeout_s(model, size),
-            generation=warm.generation if warm is not None else 0,
-        )
 
     def _ready_result(self, route: Route) -> dict[str, object]:
         return {
