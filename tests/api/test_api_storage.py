@@ -7,6 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from modelhost.v1 import host_service_pb2 as pb
 from modelhost.v1 import operations_pb2, storage_pb2
+from modelhostd.core.resources import Settings
 from modelhostd.ports import Quarantined
 from tests.api.support import CALL_S, failure, served
 
@@ -29,6 +30,44 @@ async def test_pruning_is_an_operation(tmp_path: Path) -> None:
         assert done.prune_result == operations_pb2.PruneResult(freed_bytes=8, blob_count=1)
         again = await it.admin.host.PruneStorage(request, timeout=CALL_S)
         assert again.name == operation.name
+
+
+async def test_pruning_on_trial_says_what_it_would_do(tmp_path: Path) -> None:
+    """A dry run has the numbers and takes nothing; it is another operation than the real one."""
+    async with served(tmp_path) as it:
+        await it.have()
+        it.running.world.files.blobs["0" * 64] = b"nobody's"
+        for dry_run in (True, True, False):
+            request = pb.PruneStorageRequest(dry_run=dry_run)
+            done = await it.end(await it.admin.host.PruneStorage(request, timeout=CALL_S))
+            assert done.prune_result == operations_pb2.PruneResult(
+                freed_bytes=8, blob_count=1, dry_run=dry_run
+            )
+
+
+async def test_storage_is_told_in_full(tmp_path: Path) -> None:
+    """Per model what is its own, its last use and what keeps it; shared, promised and left bytes; hits."""
+    async with served(tmp_path) as it:
+        for model, size in (("a", 400), ("b", 900), ("c", 400)):
+            await it.have(model, size)
+        await it.host.update_settings(
+            Settings(disk_budget_bytes=2000), ["disk_budget_bytes"], principal="t"
+        )
+        await it.running.load("b")
+        storage = await it.tcp.host.GetStorage(pb.GetStorageRequest(), timeout=CALL_S)
+        told = {m.model: (m.size_bytes, m.own_bytes, m.kept_by) for m in storage.models}
+        assert told == {
+            "models/b": (900, 898, "LOADED"),
+            "models/a": (400, 0, ""),
+            "models/c": (400, 0, ""),
+        }
+        used = {m.model for m in storage.models if m.HasField("last_use_time")}
+        assert used == {"models/b"}
+        assert storage.shared_bytes == 400
+        assert storage.blob_bytes == 1298
+        assert (storage.budget_bytes, storage.available_bytes) == (2000, 702)
+        assert storage.reserved_bytes == 0
+        assert (storage.hit_count, storage.miss_count, storage.fetched_bytes) == (2, 2, 1298)
 
 
 async def test_quarantine_is_listed_in_pages(tmp_path: Path) -> None:

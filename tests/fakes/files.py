@@ -113,7 +113,8 @@ class FakeFiles:
             available = min(available, self.budget_bytes - self.used_bytes)
             most = min(most, self.budget_bytes)
         promised = sum(self.promised.values())
-        return Room(max(0, available - promised), most, promised)
+        over = max(0, self.used_bytes - self.budget_bytes) if self.budget_bytes else 0
+        return Room(max(0, available - promised), most, promised, over)
 
     def lose(self, model: str, version: int) -> None:
         """Remove a tree behind the registry's back."""

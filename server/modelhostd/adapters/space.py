@@ -48,9 +48,11 @@ class SpaceLedger:
             promised = sum(self._promised.values())
         free, total = self.free_bytes()
         available, most = free - self._reserve_bytes, total - self._reserve_bytes
+        over = 0
         if budget := self._budget_bytes:
-            available, most = min(available, budget - self.used_bytes()), min(most, budget)
-        return Room(max(0, available - promised), max(0, most), promised)
+            left = budget - self.used_bytes()
+            available, most, over = min(available, left), min(most, budget), max(0, -left)
+        return Room(max(0, available - promised), max(0, most), promised, over)
 
     def promise(
         self, owner: str, needed: int, cancelled: Callable[[], bool] = lambda: False

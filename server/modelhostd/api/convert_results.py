@@ -43,6 +43,7 @@ def put(
                     freed_bytes=result.get("freed_bytes", 0),
                     blob_count=result.get("blob_count", 0),
                     artifact_count=result.get("artifact_count", 0),
+                    dry_run=result.get("dry_run", False),
                 )
             )
         case OperationKind.SWITCH:

@@ -28,8 +28,9 @@ class StorageMethods:
 
     async def get_storage(self, request: pb.GetStorageRequest, call: Call) -> storage_pb2.Storage:
         """See GetStorage in the contract."""
-        use = await self._host.storage.use()
-        by_size = sorted(use.model_bytes.items(), key=lambda item: (-item[1], item[0]))
+        report = await self._host.storage.report()
+        use, room, uses = report.use, report.use.room, report.uses
+        settings = self._host.registry.committed.settings
         return storage_pb2.Storage(
             home=str(self._home),
             blob_bytes=use.blob_bytes,
@@ -41,10 +42,21 @@ class StorageMethods:
             total_bytes=use.total_bytes,
             models=[
                 storage_pb2.Storage.ModelUse(
-                    model=convert_values.named("models", m), size_bytes=size
+                    model=convert_values.named("models", m.model),
+                    size_bytes=m.size_bytes,
+                    own_bytes=m.own_bytes,
+                    last_use_time=convert_values.timestamp(m.last_use),
+                    kept_by=m.kept_by,
                 )
-                for m, size in by_size[:STORAGE_MODELS_MAX]
+                for m in report.models[:STORAGE_MODELS_MAX]
             ],
+            shared_bytes=report.shared_bytes,
+            budget_bytes=settings.disk_budget_bytes,
+            reserved_bytes=room.reserved_bytes,
+            available_bytes=room.available_bytes,
+            hit_count=uses.hit_count,
+            miss_count=uses.miss_count,
+            fetched_bytes=uses.fetched_bytes,
         )
 
     async def check_storage(
@@ -64,7 +76,7 @@ class StorageMethods:
     ) -> operations_pb2.Operation:
         """See PruneStorage in the contract."""
         operation = await self._host.storage.prune(
-            call.principal, convert_from.request(call.method, request)
+            call.principal, convert_from.request(call.method, request), dry_run=request.dry_run
         )
         return convert.operation(operation)
 

@@ -102,7 +102,33 @@ def moved(state: State, operation: str, to: ArtifactState, reason: str) -> Seque
     if found is None:
         return ()
     model, artifact = found
-    return [rules.model_edit(rules.with_artifact(model, artifact.version, to), reason)]
+    changed = rules.with_artifact(model, artifact.version, to, error=None)
+    return [rules.model_edit(changed, reason)]
+
+
+def short_of_room(state: State, operation: str, error: ModelhostError) -> Sequence[Edit]:
+    """Return the edits that pause the operation's artifact until there is room on disk."""
+    found = artifact_of(state, operation)
+    if found is None:
+        return ()
+    model, artifact = found
+    paused = rules.with_artifact(
+        model, artifact.version, ArtifactState.PAUSED, error=op_rules.stored(error)
+    )
+    return [rules.model_edit(paused, error.reason.value, **error.metadata)]
+
+
+def waiting_for_room(state: State) -> Sequence[tuple[Operation, int]]:
+    """Return the paused downloads that go on when there is room, in the order of the queue, and the
+    bytes that each needs. Those that somebody paused are not among them.
+    """
+    found = []
+    for operation in state.operations.values():
+        paused = operation.state is OperationState.PAUSED
+        held = artifact_of(state, operation.id) if paused else None
+        if held is not None and (error := held[1].error) is not None:
+            found.append((operation, int(error.metadata.get("neededBytes", "0"))))
+    return sorted(found, key=lambda item: (-item[0].priority, item[0].create_time))
 
 
 def dropped(state: State, operation: str, reason: str) -> Sequence[Edit]:

@@ -6,7 +6,7 @@ together, never one by one.
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modelhostd.core.resources import (
     FINAL_STATES,
@@ -209,3 +209,9 @@ def stored_artifacts(
         when = last_use(model, artifact, used.get(key, 0.0))
         found.append(StoredArtifact(key, version, when, digests, kept.get(key, "")))
     return found
+
+
+def without_artifact(model: Model, version: int) -> Model:
+    """Return the model without one artifact; its entry stays."""
+    kept = tuple(a for a in model.artifacts if a.version != version)
+    return replace(model, artifacts=kept)

@@ -7,36 +7,58 @@ from functools import partial
 import structlog
 
 from modelhostd.core import artifacts
+from modelhostd.core import operations as op_rules
 from modelhostd.core import registry as rules
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import (
+    FINAL_STATES,
     Artifact,
     ArtifactState,
     Model,
+    OperationState,
     Phase,
     Progress,
+    Retry,
 )
 from modelhostd.core.state import Edit
+from modelhostd.host.departures import Departures
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry
+from modelhostd.host.room_waits import RoomWaits
+from modelhostd.host.space import Space
 from modelhostd.ports import DownloadJob, Downloads, Fetched, Files
 
 log = structlog.get_logger(__name__)
+
+
+CLEARANCES_MAX = 3
+"""How often room is made for one download before it waits: what is freed may go to another one."""
 
 
 class Fetching:
     """Carries out downloads, and commits what comes of them."""
 
     def __init__(
-        self, registry: Registry, operations: Operations, downloads: Downloads, files: Files
+        self,
+        registry: Registry,
+        operations: Operations,
+        downloads: Downloads,
+        files: Files,
+        space: Space,
+        departures: Departures,
     ) -> None:
         self._registry = registry
         self._operations = operations
         self._downloads = downloads
         self._files = files
+        self._space = space
+        self._departures = departures
 
-    async def run(self, key: str, whole: Callable[[], None]) -> None:
-        """Carry out a QUEUED download; ``whole`` is called once its files are there and verified."""
+    async def run(self, key: str, whole: Callable[[], None], waits: RoomWaits) -> None:
+        """Carry out a QUEUED download; ``whole`` is called once its files are there and verified.
+
+        Where there is no room on disk now, and there could be, it ends PAUSED and is noted in ``waits``.
+        """
         try:
             await self._operations.settle(lambda: self._starting(key))
             found = artifacts.artifact_of(self._registry.decided, key)
@@ -44,12 +66,16 @@ class Fetching:
                 raise _model_gone(key)
             rate_limit = self._registry.committed.operation(key).rate_limit_bytes_per_second
             job = replace(job_of(*found, key), rate_limit=rate_limit)
-            fetched = await self._downloads.fetch(job, partial(self._report, key))
+            fetched = await self._fetched(key, job)
             whole()
             await self.finish(key, fetched)
         except ModelhostError as error:
             failure = error
-            await self._operations.settle(lambda: self._failed(key, failure))
+            if await self._may_fit_later(failure):
+                attempt, delay_s = waits.refused(key)
+                await self._operations.settle(lambda: self._paused(key, failure, attempt, delay_s))
+            else:
+                await self._operations.settle(lambda: self._failed(key, failure))
         except Exception:
             log.exception("a download failed unexpectedly", operation=key)
             unexpected = ModelhostError(
@@ -58,6 +84,67 @@ class Fetching:
                 {"errorId": key},
             )
             await self._operations.settle(lambda: self._failed(key, unexpected))
+
+    async def _fetched(self, key: str, job: DownloadJob) -> Fetched:
+        """Fetch; where there is no room, have it made as the storage policy says, and try again.
+
+        Raises INSUFFICIENT_DISK_SPACE with what is needed.
+        """
+        clearances = 0
+        while True:
+            try:
+                return await self._downloads.fetch(job, partial(self._report, key))
+            except ModelhostError as error:
+                if error.reason is not Reason.INSUFFICIENT_DISK_SPACE:
+                    raise
+                progress = self._operations.progress(key)
+                needed = error.metadata.get("neededBytes") or str(
+                    max(1, progress.total_bytes - progress.done_bytes)
+                )
+                clearances += 1
+                made = (
+                    self._space.clears
+                    and clearances <= CLEARANCES_MAX
+                    and await self._space.make_room(int(needed), job.model)
+                )
+                if not made:
+                    told = {"freeBytes": "0", **error.metadata, "neededBytes": needed}
+                    raise ModelhostError(error.reason, error.message, told) from error
+
+    async def _may_fit_later(self, error: ModelhostError) -> bool:
+        """Tell whether a download failed for want of room that there may be one day."""
+        if (
+            error.reason is not Reason.INSUFFICIENT_DISK_SPACE
+            or "neededBytes" not in error.metadata
+        ):
+            return False
+        try:
+            most = (await self._files.room()).most_bytes
+        except ModelhostError:
+            return True
+        return int(error.metadata["neededBytes"]) <= most
+
+    def _paused(
+        self, key: str, error: ModelhostError, attempt: int, delay_s: float
+    ) -> Sequence[Edit]:
+        decided, now = self._registry.decided, self._registry.clock.time()
+        operation = decided.operations.get(key)
+        if operation is None or operation.state in FINAL_STATES:
+            return ()
+        retry = Retry(attempt, error.reason.value, error.message, now + delay_s)
+        progress = replace(
+            self._operations.progress(key),
+            phase=Phase.WAITING,
+            bytes_per_second=0.0,
+            eta_s=None,
+            retry=retry,
+        )
+        self._operations.report(key, progress)
+        paused = replace(op_rules.moved(operation, OperationState.PAUSED, now), progress=progress)
+        return [
+            op_rules.edit(paused, error.reason.value),
+            *artifacts.short_of_room(decided, key, error),
+        ]
 
     def _starting(self, key: str) -> Sequence[Edit]:
         decided = self._registry.decided
@@ -108,17 +195,21 @@ class Fetching:
             ]
 
         model_id = self._registry.decided.operation(key).model
-        if await self._operations.settle(edits):
-            for version in gone:
-                try:
-                    await self._files.delete_artifact(model_id, version)
-                except ModelhostError as error:
-                    log.error(
-                        "old files could not be deleted; CheckStorage finds them",
-                        model=model_id,
-                        version=version,
-                        message=error.message,
-                    )
+        with self._departures.leaving([model_id]):
+            if await self._operations.settle(edits):
+                for version in gone:
+                    await self._delete(model_id, version)
+
+    async def _delete(self, model_id: str, version: int) -> None:
+        try:
+            await self._files.delete_artifact(model_id, version)
+        except ModelhostError as error:
+            log.error(
+                "old files could not be deleted; CheckStorage finds them",
+                model=model_id,
+                version=version,
+                message=error.message,
+            )
 
     def _failed(self, key: str, error: ModelhostError) -> Sequence[Edit]:
         return [

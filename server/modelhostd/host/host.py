@@ -19,7 +19,9 @@ from modelhostd.core.resources import (
 )
 from modelhostd.core.settings import check_settings
 from modelhostd.core.state import SETTINGS_KEY, Edit
+from modelhostd.host.departures import Departures
 from modelhostd.host.fetched_loads import FetchedLoads
+from modelhostd.host.fetching import Fetching
 from modelhostd.host.foreign import ForeignUse
 from modelhostd.host.health import HealthWatch
 from modelhostd.host.inference import Inference
@@ -33,9 +35,12 @@ from modelhostd.host.reloads import Reloads
 from modelhostd.host.residency import Residency
 from modelhostd.host.routes import Routes
 from modelhostd.host.slots import Slots
+from modelhostd.host.space import Space
 from modelhostd.host.storage import Storage
+from modelhostd.host.storage_upkeep import StorageUpkeep
 from modelhostd.host.transfers import Transfers
 from modelhostd.host.uploads import Uploads
+from modelhostd.host.uses import Uses
 from modelhostd.host.worker_counts import WorkerCounts
 from modelhostd.ports import Clock, Database, DeviceFacts, Devices, Downloads, Files, Workers
 from modelhostd.ports.uploads import Uploads as UploadsPort
@@ -106,14 +111,22 @@ class Host:
         self.health = HealthWatch(occupancy, self.residency, config.health_interval_s)
         self.leases = Leases(self.registry, self.residency.loads.pump)
         self.foreign = ForeignUse(occupancy, devices)
+        departures = Departures()
+        self.uses = Uses(self.registry, self.routes, files)
+        self.space = Space(self.registry, self.routes, files, self.uses, departures)
+        fetching = Fetching(
+            self.registry, self.operations, downloads, files, self.space, departures
+        )
         self.transfers = Transfers(
             self.registry,
             self.operations,
             downloads,
-            files,
+            fetching,
+            self.space,
             per_host=config.downloads_per_host,
         )
-        self.uploads = Uploads(self.registry, self.operations, uploads, downloads, files)
+        self.storage_upkeep = StorageUpkeep(clock, self.transfers.waits, self.space, self.uses)
+        self.uploads = Uploads(self.registry, self.operations, uploads, fetching, files)
         self.models = Models(
             self.registry,
             self.operations,
@@ -128,7 +141,9 @@ class Host:
         )
         self.reloads = Reloads(self.registry, self.operations, self.residency)
         self.registry_io = RegistryIo(self.registry, self.transfers)
-        self.storage = Storage(self.registry, self.operations, files)
+        self.storage = Storage(
+            self.registry, self.operations, files, self.space, self.uses, departures
+        )
         self.slots = Slots(self.registry, self.operations, self.residency)
         self.inference = Inference(self.registry, self.residency, workers, self.routes, self.slots)
         self.start_time = clock.time()
@@ -144,6 +159,7 @@ class Host:
             await self.registry.close()
             raise
         await self.foreign.start()
+        await self.storage_upkeep.start()
         self.residency.start()
         self.health.start()
         self.leases.start()
@@ -178,6 +194,8 @@ class Host:
         await self.transfers.stop(grace_s)
         await self.operations.stop(grace_s)
         await self.residency.stop(grace_s)
+        # Last: the requests that ended just now were uses, too.
+        await self.storage_upkeep.stop()
 
     async def close(self) -> None:
         """Commit what is staged and close the database; nothing may be asked afterwards."""
@@ -203,6 +221,7 @@ class Host:
         return updated
 
     def _pump(self) -> None:
+        self.space.settings_changed()
         self.transfers.settings_changed()
         self.residency.enforce_budgets()
 

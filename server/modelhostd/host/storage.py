@@ -1,6 +1,8 @@
 """Storage as a whole: checked against the registry, pruned, and what is in its quarantine."""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -10,24 +12,85 @@ from modelhostd.core.deletions import being_deleted
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.leftovers import leftovers, suspects
 from modelhostd.core.resources import ArtifactState, Model, Operation, OperationKind, Phase
+from modelhostd.core.storage import Shares, StoredArtifact, stored_artifacts
+from modelhostd.host.departures import Departures
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry, Request
+from modelhostd.host.space import Space
+from modelhostd.host.uses import Uses
 from modelhostd.ports import Files, Quarantined, StorageFinding, StorageUse
 
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """What one model has on disk. ``own_bytes``: what deleting its files would free.
+
+    ``last_use``: seconds since the epoch, 0 = never. ``kept_by``: why no policy would take its files now.
+    """
+
+    model: str
+    size_bytes: int
+    own_bytes: int
+    last_use: float
+    kept_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class StorageReport:
+    """What the disk is used for, by whom, and how it does as a cache."""
+
+    use: StorageUse
+    shared_bytes: int
+    models: Sequence[ModelReport]
+    uses: Uses
+
+
 class Storage:
     """What is on disk, seen beside what the registry says."""
 
-    def __init__(self, registry: Registry, operations: Operations, files: Files) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        operations: Operations,
+        files: Files,
+        space: Space,
+        uses: Uses,
+        departures: Departures,
+    ) -> None:
         self._registry = registry
         self._operations = operations
         self._files = files
+        self._space = space
+        self._uses = uses
+        self._departures = departures
 
     async def use(self) -> StorageUse:
         """Count the bytes under the home directory."""
         return await self._files.use()
+
+    async def report(self) -> StorageReport:
+        """Count them, and tell by whom; the largest model first."""
+        use, holdings = await self._files.use(), await self._files.holdings()
+        used, kept = self._uses.last(), self._space.kept_by()
+        stored = stored_artifacts(self._registry.committed, holdings.artifacts, used, kept)
+        shares = Shares(stored, holdings.held)
+        by_model: dict[str, list[StoredArtifact]] = {}
+        for artifact in stored:
+            by_model.setdefault(artifact.model, []).append(artifact)
+        models = [
+            ModelReport(
+                key,
+                size,
+                shares.freed(by_model.get(key, ())),
+                used.get(key, 0.0),
+                kept.get(key, ""),
+            )
+            for key, size in use.model_bytes.items()
+        ]
+        models.sort(key=lambda m: (-m.size_bytes, m.model))
+        return StorageReport(use, shares.shared_bytes, models, self._uses)
 
     async def check(
         self, *, deep: bool, repair: bool, principal: str = "", request: Request | None = None
@@ -45,17 +108,20 @@ class Storage:
             begun=lambda o: self._operations.run(o.id, Phase.VERIFYING, work, cancellable=True),
         )
 
-    async def prune(self, principal: str = "", request: Request | None = None) -> Operation:
-        """Remove what nobody needs; the operation's result says how much."""
+    async def prune(
+        self, principal: str = "", request: Request | None = None, *, dry_run: bool = False
+    ) -> Operation:
+        """Remove what nobody needs; the operation's result says how much. ``dry_run`` only says it."""
         answered = await self._registry.answered(request)
         if answered is not None:
             return self._operations.get(answered)
+        work = self._would_prune if dry_run else self._prune
         return await self._operations.start(
             OperationKind.PRUNE,
-            join_key="prune",
+            join_key="prune-dry" if dry_run else "prune",
             principal=principal,
             request=request,
-            begun=lambda o: self._operations.run(o.id, Phase.VERIFYING, self._prune),
+            begun=lambda o: self._operations.run(o.id, Phase.VERIFYING, work),
         )
 
     async def quarantined(self, model: str = "") -> Sequence[Quarantined]:
@@ -93,11 +159,12 @@ class Storage:
 
     async def _prune(self) -> Mapping[str, object]:
         removed, edits = superfluous(self._registry.decided)
-        if edits:
-            await self._registry.stage(edits)
         freed = 0
-        for model, version in removed:
-            freed += await self._files.delete_artifact(model, version)
+        with self._departures.leaving(model for model, _ in removed):
+            if edits:
+                await self._registry.stage(edits)
+            for model, version in removed:
+                freed += await self._files.delete_artifact(model, version)
         pruned = await self._files.prune(downloading(self._registry.decided))
         return {
             "freed_bytes": freed + pruned.freed_bytes,
@@ -105,17 +172,34 @@ class Storage:
             "artifact_count": len(removed),
         }
 
+    async def _would_prune(self) -> Mapping[str, object]:
+        holdings = await self._files.holdings()
+        removed, _ = superfluous(self._registry.decided)
+        stored = stored_artifacts(self._registry.decided, holdings.artifacts, {}, {})
+        shares = Shares(stored, holdings.held)
+        freed = shares.freed(a for a in stored if (a.model, a.version) in removed)
+        pruned = await self._files.prune(downloading(self._registry.decided), dry_run=True)
+        return {
+            "freed_bytes": freed + pruned.freed_bytes,
+            "blob_count": pruned.blob_count,
+            "artifact_count": len(removed),
+            "dry_run": True,
+        }
+
     async def _check(self, deep: bool, repair: bool) -> Mapping[str, object]:
         # What is being deleted lies on disk without a row for a moment: that is nothing to repair.
-        leaving = being_deleted(self._registry.decided)
+        leaving = self._leaving()
         expected = {model: v for model, v in self.expected().items() if model not in leaving}
         on_disk = await self._files.on_disk(leaving)
         findings = await self._files.check({**expected, **on_disk}, deep=deep, repair=repair)
         now = self.expected()
         changed = {model for model, versions in expected.items() if now.get(model) != versions}
-        moving = leaving | being_deleted(self._registry.decided) | changed
+        moving = leaving | self._leaving() | changed
         told = [f for f in findings if f.name.partition("/")[0] not in moving]
         return {"findings": findings_result(told)}
+
+    def _leaving(self) -> AbstractSet[str]:
+        return being_deleted(self._registry.decided) | self._departures.models
 
     def expected(self) -> Mapping[str, Sequence[int]]:
         """Return what the disk should hold: model id -> available versions."""

@@ -24,13 +24,16 @@ from modelhostd.core.resources import (
     Operation,
     OperationKind,
     OperationState,
+    Phase,
     Progress,
 )
 from modelhostd.core.state import Edit
 from modelhostd.host.fetching import Fetching, download_result
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry, Request
-from modelhostd.ports import Downloads, FileProgress, Files
+from modelhostd.host.room_waits import RoomWaits
+from modelhostd.host.space import Space
+from modelhostd.ports import Downloads, FileProgress
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +51,8 @@ class Transfers:
         registry: Registry,
         operations: Operations,
         downloads: Downloads,
-        files: Files,
+        fetching: Fetching,
+        space: Space,
         *,
         per_host: int = 0,
     ) -> None:
@@ -56,7 +60,8 @@ class Transfers:
         self._operations = operations
         self._downloads = downloads
         self._per_host = per_host
-        self._fetching = Fetching(registry, operations, downloads, files)
+        self._fetching = fetching
+        self.waits = RoomWaits(registry, space.make_room, self.resume)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._hosts: dict[str, str] = {}
         self._started: set[str] = set()
@@ -121,7 +126,7 @@ class Transfers:
     async def pause(self, key: str) -> Operation:
         """Stop a download's bytes and keep what is there; PAUSED until ResumeOperation."""
         operation = self._download(key, "paused")
-        if operation.state is not OperationState.PAUSED:
+        if operation.state is not OperationState.PAUSED or self._waits_for_room(key):
             self._interrupt(key, PAUSE)
             await self._quiet([key], PAUSE_WAIT_S)
         return self._operations.get(key)
@@ -132,8 +137,11 @@ class Transfers:
         if operation.state is OperationState.PAUSED:
             now = self._registry.clock.time()
             queued = op_rules.moved(operation, OperationState.QUEUED, now)
+            # Whatever it waited for: what it is told next is what it does then.
+            progress = replace(self._operations.progress(key), phase=Phase.NONE, retry=None)
+            self._operations.report(key, progress)
             edits = [
-                op_rules.edit(queued),
+                op_rules.edit(replace(queued, progress=progress)),
                 *artifacts.moved(
                     self._registry.decided, key, ArtifactState.QUEUED, "DOWNLOAD_QUEUED"
                 ),
@@ -290,7 +298,7 @@ class Transfers:
     async def _run(self, key: str) -> None:
         self._started.add(key)
         if key not in self._intents:
-            await self._fetching.run(key, lambda: self._finishing.add(key))
+            await self._fetching.run(key, lambda: self._finishing.add(key), self.waits)
 
     # --- interrupting ---------------------------------------------------------------------------
 
@@ -340,7 +348,8 @@ class Transfers:
             ]
         now = self._registry.clock.time()
         paused = op_rules.moved(operation, OperationState.PAUSED, now)
-        progress = self._operations.progress(key)
+        progress = replace(self._operations.progress(key), retry=None)
+        self._operations.report(key, progress)
         return [
             op_rules.edit(replace(paused, progress=progress)),
             *artifacts.moved(decided, key, ArtifactState.PAUSED, "PAUSED"),
@@ -359,6 +368,10 @@ class Transfers:
                 return False
             await asyncio.wait(work, timeout=left)
         return True
+
+    def _waits_for_room(self, key: str) -> bool:
+        found = artifacts.artifact_of(self._registry.decided, key)
+        return found is not None and found[1].error is not None
 
     def _download(self, key: str, verb: str) -> Operation:
         operation = self._registry.decided.operation(key)

@@ -39,7 +39,7 @@ from modelhostd.core.uploads import (
 from modelhostd.host.fetching import Fetching, job_of
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry, Request
-from modelhostd.ports import Downloads, Files
+from modelhostd.ports import Files
 from modelhostd.ports.uploads import Incoming
 from modelhostd.ports.uploads import Uploads as UploadsPort
 
@@ -59,14 +59,14 @@ class Uploads:
         registry: Registry,
         operations: Operations,
         uploads: UploadsPort,
-        downloads: Downloads,
+        fetching: Fetching,
         files: Files,
     ) -> None:
         self._registry = registry
         self._operations = operations
         self._uploads = uploads
         self._files = files
-        self._fetching = Fetching(registry, operations, downloads, files)
+        self._fetching = fetching
 
     async def have(self, model_id: str, files: Sequence[UploadFile]) -> Sequence[int]:
         """Return how many first bytes of each file need not be sent.

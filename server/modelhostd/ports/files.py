@@ -29,6 +29,8 @@ class Room:
     """What one could have if nothing else of ours were there."""
     reserved_bytes: int = 0
     """What is promised and not written yet."""
+    over_bytes: int = 0
+    """What is there beyond the budget."""
 
 
 @dataclass(frozen=True, slots=True)
