@@ -29,9 +29,11 @@ class FairQueue(Generic[K, T]):
     def __len__(self) -> int:
         return len(self._items)
 
-    def push(self, instance: K, request: int, priority: int, item: T) -> bool:
-        """Add an item; False = the queue is full and the item was not taken."""
-        if len(self._items) >= self.limit:
+    def push(
+        self, instance: K, request: int, priority: int, item: T, *, forced: bool = False
+    ) -> bool:
+        """Add an item; False = the queue is full and the item, unless it is ``forced``, was not taken."""
+        if len(self._items) >= self.limit and not forced:
             return False
         self._items[request] = item
         entry = (-priority, next(self._order), request)

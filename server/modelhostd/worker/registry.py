@@ -14,6 +14,7 @@ log = logging.getLogger("modelhostd.worker")
 
 ENTRY_POINT_GROUP = "modelhost.backends"
 OWN = {
+    "text-generation": "modelhostd.worker.backends.generation.backend:TextGenerationBackend",
     "identity": "modelhostd.worker.backends.identity:IdentityBackend",
     "transformers": "modelhostd.worker.backends.transformers:TransformersBackend",
 }

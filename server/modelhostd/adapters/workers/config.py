@@ -51,7 +51,7 @@ OWN = {
 class WorkersConfig:
     """Settings of all workers. Times are in seconds, sizes in bytes."""
 
-    backends: tuple[str, ...] = ("transformers", "identity")
+    backends: tuple[str, ...] = ("transformers", "text-generation", "identity")
     """Backends that may serve, in the order in which one is chosen for a task: the name of an entry
     point, or ``name = package.module:Class``."""
     python: str = sys.executable

@@ -282,6 +282,7 @@ class ResponseHeader(_message.Message):
     SLOT_OFFSET_FIELD_NUMBER: _builtins.int
     SLOT_LENGTH_FIELD_NUMBER: _builtins.int
     TOTAL_LENGTH_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
     item_count: _builtins.int
     """Items that the request held (its first dimension where the model batches, else 1)."""
     batch_size: _builtins.int
@@ -300,6 +301,8 @@ class ResponseHeader(_message.Message):
     """With flag ARENA: length of the payload in bytes."""
     total_length: _builtins.int
     """In the first frame of a payload in several frames: length of the whole in bytes."""
+    last: _builtins.bool
+    """Whether this is known to be the last response of a stream; the frame that ends the stream follows."""
     def __init__(
         self,
         *,
@@ -312,10 +315,11 @@ class ResponseHeader(_message.Message):
         slot_offset: _builtins.int = ...,
         slot_length: _builtins.int = ...,
         total_length: _builtins.int = ...,
+        last: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "infer_ns", b"infer_ns", "input_ns", b"input_ns", "item_count", b"item_count", "output_ns", b"output_ns", "queue_ns", b"queue_ns", "slot_length", b"slot_length", "slot_offset", b"slot_offset", "total_length", b"total_length"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "infer_ns", b"infer_ns", "input_ns", b"input_ns", "item_count", b"item_count", "last", b"last", "output_ns", b"output_ns", "queue_ns", b"queue_ns", "slot_length", b"slot_length", "slot_offset", b"slot_offset", "total_length", b"total_length"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -41,6 +41,14 @@ class GenerationBlock(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class Sandbox(ImmutableSandboxedEnvironment):
+    """The library's sandbox, which lets attributes of Python be empty; here reaching for one is an error."""
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
+        """Refuse an attribute."""
+        raise SecurityError(f"access to attribute '{attribute}' of a {type(obj).__name__}")
+
+
 def refuse(message: object) -> None:
     """Be ``raise_exception`` of templates."""
     raise RefusedError(str(message))
@@ -55,7 +63,7 @@ def to_json(value: Any, **options: Any) -> str:
 
 def environment() -> ImmutableSandboxedEnvironment:
     """Return where templates run: no attributes of Python, nothing that can be changed."""
-    made = ImmutableSandboxedEnvironment(
+    made = Sandbox(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[GenerationBlock, "jinja2.ext.loopcontrols"],

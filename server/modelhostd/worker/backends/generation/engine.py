@@ -112,14 +112,14 @@ class Engine:
         self._drop_unwanted()
         self._rest_and_wake()
         with torch.inference_mode():
+            busy = bool(self._running)
+            if busy:
+                self._decode()
             # One prompt between two tokens: those who read are not held up by a crowd that comes.
             while self._has_room():
-                busy = bool(self._running)
                 self._start(self._pending.popleft())
                 if busy:
                     break
-            if self._running:
-                self._decode()
         return bool(self._running) or self._has_room() or any(not g.resting for g in self._resting)
 
     def _has_room(self) -> bool:

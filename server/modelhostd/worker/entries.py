@@ -1,0 +1,69 @@
+"""An instance that takes requests, as the executor sees it: what runs of it, and whether more may start."""
+
+import time
+
+from modelhostd.worker.jobs import Hosted
+from modelhostd.worker.stepping import JobAnswer, StepJob
+
+QUICK_NS = 500_000
+"""What an instance's requests take, answer included, to be served by the thread that reads."""
+TURN_NS = 1_000_000
+"""How long that thread serves before it looks for more to read."""
+
+
+class Entry:
+    """Read and written with the executor's lock held."""
+
+    __slots__ = (
+        "answers",
+        "due_ns",
+        "hosted",
+        "pace_ns",
+        "running",
+        "step",
+        "step_waits",
+        "streams",
+    )
+
+    def __init__(self, hosted: Hosted) -> None:
+        self.hosted = hosted
+        self.due_ns = 0
+        """Until when its requests wait for company; 0 = they do not."""
+        self.running = 0
+        self.streams = 0
+        """Streaming requests, running or not: each may take for ever."""
+        self.pace_ns = float(TURN_NS)
+        """What its requests took of late. It begins as not quick: nobody knows yet."""
+        self.answers: dict[int, JobAnswer] = {}
+        """Requests that were begun and are answered by steps."""
+        self.step = StepJob(hosted.instance, hosted.generation) if hosted.backend.stepwise else None
+        self.step_waits = False
+        """Whether the step is in the queue."""
+
+    @property
+    def free(self) -> bool:
+        """Whether one more of its requests may start."""
+        if self.due_ns and time.monotonic_ns() < self.due_ns:
+            return False
+        return self.running < self.hosted.backend.concurrency
+
+    @property
+    def quick(self) -> bool:
+        """Whether one more may start in the thread that reads."""
+        if self.streams or self.step is not None:
+            return False
+        return self.pace_ns < QUICK_NS and self.free
+
+    def note_pace(self, begin_ns: int) -> None:
+        """Note how long a job took. One slow request makes it slow for the next ones, several quick ones undo it."""
+        self.pace_ns += (time.monotonic_ns() - begin_ns - self.pace_ns) / 4
+
+
+def is_free(entry: Entry) -> bool:
+    """Whether one more of its requests may start."""
+    return entry.free
+
+
+def is_quick(entry: Entry) -> bool:
+    """Whether one more may start in the thread that reads."""
+    return entry.quick
