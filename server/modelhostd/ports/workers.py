@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from modelhostd.core.resources import Health, Isolation, ModelConfig, Progress
 
@@ -75,8 +75,7 @@ class WorkerExit:
     """The model whose own worker it was (isolation PROCESS); empty = the shared worker."""
 
 
-@dataclass(frozen=True, slots=True)
-class InferReply:
+class InferReply(NamedTuple):
     """A worker's answer: the encoded ModelInferResponse and what ModelStatistics needs."""
 
     payload: bytes
@@ -86,6 +85,8 @@ class InferReply:
     input_ns: int
     infer_ns: int
     output_ns: int
+    last: bool = False
+    """Of a stream: whether this is known to be its last response."""
 
 
 class WorkerListener(Protocol):

@@ -1,7 +1,8 @@
 """One request in flight, and the future that its caller waits for."""
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from modelhostd.core.errors import ModelhostError
@@ -32,26 +33,24 @@ class Reply(asyncio.Future[InferReply]):
 class Call:
     """One request, from being sent to its final frame."""
 
-    __slots__ = (
-        "abandoned", "credit", "generation", "header", "inline_bytes", "model", "on_message", "owner",
-        "parts", "reply", "request", "size", "slot", "unsent",
-    )  # fmt: skip
+    # Here, not in the constructor, which runs for each request: most are never set.
+    reply: Reply | None = None
+    on_message: Callable[[InferReply | ModelhostError | None], None] | None = None
+    slot: int | None = None
+    inline_bytes = 0
+    unsent: memoryview | None = None
+    abandoned = False
+    credit = 0
+    header = b""
+    parts: Sequence[bytes] = ()
+    size = 0
 
     def __init__(self, owner: "Owner", request: int, generation: int, model: str) -> None:
         self.owner = owner
         self.request = request
         self.generation = generation
         self.model = model
-        self.reply: Reply | None = None
-        self.on_message: Callable[[InferReply | ModelhostError | None], None] | None = None
-        self.slot: int | None = None
-        self.inline_bytes = 0
-        self.unsent: memoryview | None = None
-        self.abandoned = False
-        self.credit = 0
-        self.header = b""
-        self.parts: list[bytes] = []
-        self.size = 0
+        self.sent_ns = time.monotonic_ns()
 
     def abandon(self) -> None:
         """Note that nobody waits any more, and tell the worker."""
@@ -67,15 +66,19 @@ class Call:
         elif self.on_message is not None:
             self.on_message(error)
 
+    def answer(self, header: worker_pb2.ResponseHeader, payload: bytes) -> InferReply:
+        """Return a RESPONSE as the port gives it.
 
-def to_reply(header: worker_pb2.ResponseHeader, payload: bytes) -> InferReply:
-    """Return a RESPONSE as the port gives it."""
-    return InferReply(
-        payload=payload,
-        item_count=header.item_count,
-        batch_size=header.batch_size,
-        queue_ns=header.queue_ns,
-        input_ns=header.input_ns,
-        infer_ns=header.infer_ns,
-        output_ns=header.output_ns,
-    )
+        No time in it is longer than what has passed since the request was sent, whatever the worker says.
+        """
+        passed_ns = time.monotonic_ns() - self.sent_ns
+        return InferReply(
+            payload,
+            header.item_count,
+            header.batch_size,
+            min(header.queue_ns, passed_ns),
+            min(header.input_ns, passed_ns),
+            min(header.infer_ns, passed_ns),
+            min(header.output_ns, passed_ns),
+            header.last,
+        )

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from modelhostd.adapters.workers import errors
-from modelhostd.adapters.workers.call import Call, Reply, to_reply
+from modelhostd.adapters.workers.call import Call, Reply
 from modelhostd.adapters.workers.config import WorkersConfig
 from modelhostd.adapters.workers.streams import FrameStream
 from modelhostd.core.errors import ModelhostError
@@ -263,7 +263,7 @@ class Calls:
             total = worker_pb2.ResponseHeader.FromString(frame.header).total_length
             if total > self._config.max_message_bytes:
                 raise ProtocolError(f"a response of {total} bytes")
-        call.parts.append(frame.payload)
+        call.parts = (*call.parts, frame.payload)
         call.size += len(frame.payload)
         if call.size > self._config.max_message_bytes:
             raise ProtocolError(f"a response of more than {self._config.max_message_bytes} bytes")
@@ -273,7 +273,7 @@ class Calls:
         self._close(call)
         reply = call.reply
         if reply is not None and not reply.done():
-            reply.set_result(to_reply(header, payload))
+            reply.set_result(call.answer(header, payload))
 
     def _take_of_stream(self, call: Call, frame: Frame, *, final: bool) -> None:
         if final:
@@ -286,7 +286,7 @@ class Calls:
             raise ProtocolError(f"more responses to request {call.request} than it had credit for")
         header, payload = self._read(call, frame)
         if not call.abandoned and call.on_message is not None:
-            call.on_message(to_reply(header, payload))
+            call.on_message(call.answer(header, payload))
 
     def _read(self, call: Call, frame: Frame) -> tuple[worker_pb2.ResponseHeader, bytes]:
         data = frame.header
@@ -294,7 +294,7 @@ class Calls:
         if call.parts:
             data = call.header
             payload = b"".join((*call.parts, payload))
-            call.parts = []
+            call.parts = ()
             call.size = 0
         header = worker_pb2.ResponseHeader.FromString(data)
         if header.total_length and header.total_length != len(payload):
