@@ -53,9 +53,8 @@ def test_the_black_box_tells_what_was_begun_and_not_ended():
     """Entries are written, cleared and read apart from each other; those past the page are left out."""
     box = BlackBox(memoryview(bytearray(PAGE_BYTES)))
     works = [Work(7, 100, "one", loading=False), Work(2**64 - 1, 2**63, "m" * 64, loading=True)]
-    box.write(0, works[0])
-    box.write(ENTRIES - 1, works[1])
-    box.write(ENTRIES, works[0])
+    for entry, work in ((0, works[0]), (ENTRIES - 1, works[1]), (ENTRIES, works[0])):
+        box.write(entry, work.thread, work.begin_ns, work.model, loading=work.loading)
     assert box.read() == works
     box.clear(0)
     box.clear(ENTRIES)

@@ -144,13 +144,14 @@ def build(host: Host, config: ApiConfig) -> "ApiServer":
         gauges.inference_bytes = lambda: budget.used
         server.inference_limit = inference.servicer.set_limit
     compatibility = Compatibility(host, facts.installed, facts.backend_tasks)
+    # gRPC asks them in this order for each call, the one with the most calls first.
     server.services = (
+        inference,
         model_service(host, compatibility),
         residency_service(host),
         operation_service(host),
         events,
         host_service(host, facts, statistics, server.shown_listeners),
-        inference,
     )
     return server
 

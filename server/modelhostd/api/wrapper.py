@@ -102,8 +102,9 @@ class Wrapper:
     def _unary(self, method: Method) -> Callable[..., Any]:
         if method.timeout_s is None:
             # The way of ModelInfer: no coroutine and no timer more than it needs.
-            async def work(raw: Any, call: Call) -> Any:
-                return await method.handler(parsed(method, raw), call)
+            def work(raw: Any, call: Call) -> Awaitable[Any]:
+                answer: Awaitable[Any] = method.handler(parsed(method, raw), call)
+                return answer
 
             return self._answering(method, work)
 
@@ -191,9 +192,9 @@ class Wrapper:
         async def handle(given: Any, context: Context) -> bytes:  # noqa: RET503  (abort never returns)
             counted = Counted(counts, context)
             call = self._call(path, context)
-            held = _Held(self, method, gate)
+            ticket = 0
             try:
-                held.take()
+                ticket = self.admit(method, gate)
                 answer = encoded(await work(given, call))
                 counted.code = OK
             except (asyncio.CancelledError, Exception) as error:
@@ -206,7 +207,8 @@ class Wrapper:
                     log.debug("call", ms=ms, code="OK")
                 return answer
             finally:
-                held.give_back()
+                if ticket:
+                    self.release(gate, ticket)
                 counted.end()
             await errors.abort(context, failure, call.request_id)
 
@@ -294,7 +296,7 @@ class Wrapper:
 
 
 class _Held:
-    """What one call holds: its permit, its ticket and, for a stream, its generator."""
+    """What one stream holds: its permit, its ticket and its generator."""
 
     __slots__ = (
         *("freeing", "gate", "items", "method"),

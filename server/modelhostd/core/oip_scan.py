@@ -103,8 +103,8 @@ def _scan(payload: bytes) -> RequestHead:
             position = _skip(payload, key, position, end)
     head = RequestHead(
         _text("model_name", payload, name),
-        _text("model_version", payload, version),
-        _text("id", payload, request_id),
+        _text("model_version", payload, version) if version is not _NOTHING else "",
+        _text("id", payload, request_id) if request_id is not _NOTHING else "",
     )
     return _with_parameters(head, payload, parameters) if parameters else head
 

@@ -220,7 +220,11 @@ class Inference:
                     del self.figures[key]
 
     def _figures(self, route: Route) -> Figures:
-        return self.figures.setdefault((route.model, route.version), Figures())
+        key = route.model, route.version
+        figures = self.figures.get(key)
+        if figures is None:
+            figures = self.figures[key] = Figures()
+        return figures
 
     def _failed(self, route: Route, started: float) -> None:
         self.request_count += 1

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import Health
@@ -11,7 +11,7 @@ from modelhostd.worker.backend import Backend, Cancelled, InferContext, Signatur
 from modelhostd.worker.channel import Channel, DataChannel
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
-from modelhostd.worker.wire.blackbox import BlackBox, Work
+from modelhostd.worker.wire.blackbox import BlackBox
 from modelhostd.worker.wire.frames import Kind
 
 CREDIT_WAIT_S = 0.5
@@ -58,7 +58,7 @@ class Activity:
         self.model = model
         self.progress += 1
         now = time.monotonic_ns()
-        self.box.write(self.entry, Work(threading.get_ident(), now, model, self.loading))
+        self.box.write(self.entry, threading.get_ident(), now, model, loading=self.loading)
         return now
 
     def advance(self) -> None:
@@ -87,22 +87,20 @@ class InferJob:
     deadline_ns: int | None
     credit: int = 0
     """Responses that may be sent now; 0 at arrival = one response is wanted."""
-    streaming: bool = False
-    cancelled: bool = False
-    unloaded: bool = False
-    input_ns: int = 0
+    # Not set in the constructor, which runs for each request.
+    cancelled: bool = field(default=False, init=False)
+    unloaded: bool = field(default=False, init=False)
+    input_ns: int = field(default=0, init=False)
     """What parsing it took."""
-    _parsed: oip.ParsedRequest | None = None
-    _changed: threading.Condition | None = None
+    _parsed: oip.ParsedRequest | None = field(default=None, init=False)
+    _changed: threading.Condition | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        self.key = self.instance, self.generation
+        """What it is for."""
+        self.streaming = self.credit > 0
         if self.streaming:
             self._changed = threading.Condition()
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """Instance and generation that it is for."""
-        return self.instance, self.generation
 
     @property
     def ticket(self) -> int:
@@ -126,6 +124,12 @@ class InferJob:
             with self._changed:
                 self.credit += responses
                 self._changed.notify_all()
+
+    def spend_credit(self) -> None:
+        """Count a response that is about to be sent."""
+        if self._changed is not None:
+            with self._changed:
+                self.credit -= 1
 
     def refuse(self, error: ModelhostError) -> None:
         """Answer with an error."""
@@ -297,6 +301,3 @@ class CheckJob:
         self.channel.send(
             Kind.CHECKED, frames.FINAL, self.request, self.generation, header.SerializeToString()
         )
-
-
-Job = InferJob | CheckJob

@@ -122,6 +122,8 @@ def read_requested(
     model: str,
 ) -> tuple[str, ...]:
     """Return the names of the outputs that a request asks for; none = all."""
+    if not request.outputs:
+        return ()
     known = {spec.name for spec in signature.outputs} or set(inputs)
     wanted: dict[str, None] = {}
     for item in request.outputs:

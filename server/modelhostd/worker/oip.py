@@ -17,6 +17,7 @@ from modelhostd.worker.tensors import (
     CONTENTS_FIELD,
     MAX_NAME_CHARACTERS,
     MAX_TENSORS,
+    SMALL_BYTES,
     as_tensor,
     from_contents,
     from_raw,
@@ -30,8 +31,6 @@ MAX_STRUCTURE_BYTES = 16 * 2**20
 """All of a request but its raw contents. Typed contents blow up when they are parsed (an empty
 element of two bytes takes 16), so tensors beyond this have to come raw."""
 
-SMALL_BYTES = 16 * 1024
-
 ACTED_ON = frozenset({"timeout", "priority", "triton_enable_empty_final_response"})
 """Parameters of requests that the daemon acts on itself; a backend never sees them."""
 
@@ -42,9 +41,9 @@ _SIZES = {1: 8, 5: 4}
 Parameter = bool | int | float | str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ParsedRequest:
-    """A request that passed every check."""
+    """A request that passed every check. Not to be changed (frozen, making one takes longer)."""
 
     id: str
     model_name: str
@@ -260,6 +259,8 @@ def _read_contents(item: oip.ModelInferRequest.InferInputTensor, model: str) -> 
 
 def _read_parameters(request: oip.ModelInferRequest, model: str) -> dict[str, Parameter]:
     parameters: dict[str, Parameter] = {}
+    if not request.parameters:
+        return parameters
     for key, value in request.parameters.items():
         if key.startswith("triton_") and key != "triton_enable_empty_final_response":
             raise refuse(

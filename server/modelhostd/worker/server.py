@@ -211,8 +211,7 @@ class Worker:
             payload,
             arrived_ns,
             header.deadline_ns or None,
-            credit=header.credit,
-            streaming=header.credit > 0,
+            header.credit,
         )
 
     def _assemble(self, header: worker_pb2.RequestHeader, arrived_ns: int, frame: Frame) -> None:

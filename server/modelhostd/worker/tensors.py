@@ -15,6 +15,8 @@ import numpy as np
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.worker.backend import Array, Output, Tensor
 
+SMALL_BYTES = 16 * 1024
+"""Up to here copies, protobuf's and our own, cost less than avoiding them."""
 MAX_RANK = 8
 MAX_TENSORS = 64
 MAX_NAME_CHARACTERS = 256
@@ -89,7 +91,7 @@ def element_count(name: str, model: str, datatype: str, shape: Sequence[int]) ->
             f"at most {MAX_RANK} dimensions",
             len(shape),
         )
-    if any(size < 0 for size in shape):
+    if shape and min(shape) < 0:
         raise refuse(
             f"input '{name}' for model '{model}' has a negative dimension in {list(shape)}; a "
             "request gives the size of each",
@@ -97,14 +99,14 @@ def element_count(name: str, model: str, datatype: str, shape: Sequence[int]) ->
             "sizes of 0 and more",
             list(shape),
         )
-    if math.prod(size for size in shape if size) > _MAX_EXTENT:
+    count = math.prod(shape)
+    if (count or math.prod(size for size in shape if size)) > _MAX_EXTENT:
         raise refuse(
             f"input '{name}' for model '{model}' is larger than any memory: {list(shape)}",
             f"inputs[{name}].shape",
             f"at most {_MAX_EXTENT} elements",
             list(shape),
         )
-    count = math.prod(shape)
     if datatype == "BYTES" and count > MAX_BYTES_ELEMENTS:
         raise refuse(
             f"input '{name}' for model '{model}' has {count} BYTES elements, at most "
@@ -212,7 +214,7 @@ def as_tensor(output: Output) -> Tensor:
 
 
 def to_raw(tensor: Tensor) -> bytes | memoryview:
-    """Return the tensor as raw contents, without a copy where its memory has that form already.
+    """Return the tensor as raw contents, without a copy where it is large and has that form already.
 
     Raises ``TypeError`` or ``ValueError`` where array and datatype disagree: a backend's bug.
     """
@@ -225,5 +227,7 @@ def to_raw(tensor: Tensor) -> bytes | memoryview:
     dtype = _NUMPY[tensor.datatype]
     if tensor.array.dtype != dtype:
         raise TypeError(f"an array of {tensor.array.dtype} is not {tensor.datatype}")
+    if tensor.array.nbytes <= SMALL_BYTES:
+        return tensor.array.tobytes()
     array = np.ascontiguousarray(tensor.array)
     return array.reshape(-1).view(np.uint8).data if array.size else b""

@@ -39,17 +39,17 @@ class BlackBox:
         """Use the first ``PAGE_BYTES`` of ``memory``."""
         self._memory = memory
 
-    def write(self, entry: int, work: Work) -> None:
+    def write(self, entry: int, thread: int, begin_ns: int, model: str, *, loading: bool) -> None:
         """Note what the thread of ``entry`` does from now on. Entries past the page are not kept."""
         if entry >= ENTRIES:
             return
-        name = work.model.encode()[:_MODEL_BYTES]
+        name = model.encode()[:_MODEL_BYTES]
         start = entry * _ENTRY_BYTES
         end = start + _ENTRY.size
         # The length goes last: until then the entry counts as idle.
         self._memory[start + _ENTRY.size - 1] = 0
         self._memory[end : end + len(name)] = name
-        _ENTRY.pack_into(self._memory, start, work.thread, work.begin_ns, work.loading, len(name))
+        _ENTRY.pack_into(self._memory, start, thread, begin_ns, loading, len(name))
 
     def clear(self, entry: int) -> None:
         """Note that the thread of ``entry`` is idle."""

@@ -116,6 +116,9 @@ def encode(
     return b"".join((fixed, header, payload))
 
 
+_new = tuple.__new__
+
+
 class Decoder:
     """Cuts a byte stream into frames. After the first :class:`ProtocolError` it takes nothing more."""
 
@@ -167,9 +170,9 @@ class Decoder:
             if end > available:
                 self._need = end - position
                 break
-            frames.append(
-                Frame(kind, flags, request, generation, data[start:middle], data[middle:end])
-            )
+            # Not Frame(...), which is a call in Python; a frame is made for each request, on both sides.
+            frame = kind, flags, request, generation, data[start:middle], data[middle:end]
+            frames.append(_new(Frame, frame))
             position = end
         if position < available:
             self._rest += data[position:] if position else data
