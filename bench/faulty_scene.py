@@ -34,11 +34,18 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 CALL_S = 60.0
 POLL_S = 0.001
 
-_HEADER = json.dumps({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
-FILES = {
-    "config.json": b"{}",
-    "model.safetensors": len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(4),
-}
+BACKEND = "faulty = bench.faulty_backend:FaultyBackend"
+
+
+def files_of(size: int) -> Mapping[str, bytes]:
+    """Return the files of a model whose weights have ``size`` bytes."""
+    tensor = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    header = json.dumps({"w": tensor}).encode()
+    weights = len(header).to_bytes(8, "little") + header + bytes(size)
+    return {"config.json": b"{}", "model.safetensors": weights}
+
+
+FILES = files_of(4)
 
 
 def wait_for(what: str, condition: Callable[[], T | None], deadline_s: float = CALL_S) -> T:
@@ -154,17 +161,27 @@ class Scene:
 
 
 @contextmanager
-def scene(*flags: str, environment: Mapping[str, str] | None = None) -> Iterator[Scene]:
-    """Run a daemon with no model; ends it with SIGTERM, and raises RuntimeError if that is no clean end."""
+def scene(
+    *flags: str,
+    environment: Mapping[str, str] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    backend: str = BACKEND,
+) -> Iterator[Scene]:
+    """Run a daemon with no model; ends it with SIGTERM, and raises RuntimeError if that is no clean end.
+
+    Its hub has ``hf://org/tiny``, and a repository for each of ``sizes`` with weights of so many bytes.
+    """
     folder = Path(tempfile.mkdtemp(prefix="mh-"))
+    repos = {f"org/{name}": Repo(files_of(size)) for name, size in (sizes or {}).items()}
+    repos["org/tiny"] = Repo(FILES)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        hub = stack.enter_context(LoopbackHub({"org/tiny": Repo(FILES)}))
+        hub = stack.enter_context(LoopbackHub(repos))
         sockets = folder / "s"
         sockets.mkdir(mode=0o700)
         command = [sys.executable, str(PROGRAM), "--home", str(folder / "home")]
         command += ["--grpc", f"unix:{sockets}/modelhost.sock", "--http", "off"]
-        command += ["--set", "worker.backends=faulty = bench.faulty_backend:FaultyBackend"]
+        command += ["--set", f"worker.backends={backend}"]
         own = {"HF_ENDPOINT": hub.endpoint, "RUNTIME_DIRECTORY": str(sockets)}
         own["FAULTY_TASKS"] = str(folder / "tasks")
         log = stack.enter_context((folder / "log").open("wb"))
