@@ -216,14 +216,16 @@ class ShutdownConfig:
 class SettingsConfig:
     """Settings that UpdateSettings can change; what stands here holds again at every start.
 
-    Meanings: ``core.resources.Settings``; ``log_level`` is a key of its own. ``keep_alive_s`` may be
-    ``"never"``.
+    Meanings: ``core.resources.Settings``; ``log_level`` is a key of its own. ``keep_alive_s`` and
+    ``host_keep_alive_s`` may be ``"never"``, ``host_budget_bytes`` ``"auto"``.
     """
 
     max_concurrent_downloads: int = key(3, values.whole, live=True, least=1, most=64)
     download_rate_limit_bytes_per_second: int = key(0, values.size, live=True)
     max_concurrent_loads: int = key(2, values.whole, live=True, least=1, most=64)
     keep_alive_s: float | None = key(None, values.seconds_or_never, live=True)
+    host_budget_bytes: int | None = key(None, values.size_or_auto, live=True, most=2**50)
+    host_keep_alive_s: float | None = key(None, values.seconds_or_never, live=True)
     load_on_demand: bool = key(True, values.boolean, live=True)
     queue_limit: int = key(256, values.whole, live=True, least=1, most=100_000)
     eviction_policy: str = key("lru", values.word, live=True, choices=POLICIES)

@@ -131,6 +131,16 @@ def seconds_or_never(value: Any) -> float | None:
         raise Expected(f'{error} or "never"') from None
 
 
+def size_or_auto(value: Any) -> int | None:
+    """Return bytes, or None for ``"auto"``."""
+    if value == "auto":
+        return None
+    try:
+        return size(value)
+    except Expected as error:
+        raise Expected(f'{error} or "auto"') from None
+
+
 def size(value: Any) -> int:
     """Return bytes: a whole number, or a text such as ``4GiB``, ``512 MiB``, ``10GB``."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:

@@ -40,6 +40,7 @@ from modelhostd.api.server import ApiConfig, ApiServer, build
 from modelhostd.config import Config
 from modelhostd.config_values import ConfigError
 from modelhostd.core.errors import ModelhostError
+from modelhostd.core.host_tier import default_budget_bytes
 from modelhostd.core.resources import Event, Kind, Settings
 from modelhostd.core.tallies import Tallies
 from modelhostd.core.tasks import BACKEND_TASKS
@@ -330,8 +331,10 @@ def _installed(package: str) -> str:
 
 
 def _host_config(config: Config) -> HostConfig:
+    found = memory.read()
     return HostConfig(
         budgets=config.budgets,
+        host_default_bytes=default_budget_bytes(found.total_bytes, found.available_bytes),
         settings_over=config.settings_over,
         history=History(count=config.events.count, age_s=config.events.age_s),
         keep_operations=config.operations.count,

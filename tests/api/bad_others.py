@@ -106,9 +106,6 @@ _ROWS = [
     # --- residency: what is left of it
     Bad("unload unknown", "UnloadModel", residency_service_pb2.UnloadModelRequest(name="models/no"),
         "MODEL_NOT_FOUND", ("'no'",)),
-    Bad("unload warm", "UnloadModel",
-        residency_service_pb2.UnloadModelRequest(name=MODEL, keep_warm=True), "UNIMPLEMENTED",
-        ("keep_warm",)),
     Bad("reload negative version", "ReloadModel",
         residency_service_pb2.ReloadModelRequest(name=MODEL, version=-1), "INVALID_ARGUMENT",
         ("version",)),

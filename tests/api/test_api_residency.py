@@ -274,16 +274,3 @@ async def test_a_blocked_model_can_be_unblocked(tmp_path: Path) -> None:
         unblock = pb.UnblockModelRequest(name=NAME)
         assert (await it.tcp.residency.UnblockModel(unblock, timeout=CALL_S)).name == NAME
         await it.load()
-
-
-async def test_what_cannot_be_done_yet_is_refused(tmp_path: Path) -> None:
-    """keep_warm and force of UnloadModel are UNIMPLEMENTED by name, and the model stays loaded."""
-    async with served(tmp_path) as it:
-        await it.have()
-        await it.load()
-        for field in ("keep_warm", "force"):
-            request = pb.UnloadModelRequest(name=NAME, **{field: True})
-            found = await failure(it.tcp.residency.UnloadModel(request))
-            assert found.reason == "UNIMPLEMENTED"
-            assert field in found.message
-        assert list(it.running.workers.resident) == ["minilm"]

@@ -161,6 +161,7 @@ def test_which_config_needs_a_reload() -> None:
     more = {"precision": "fp16", "max_batch_size": 4, "max_sequence_length": 4}
     rest = {"isolation": "PROCESS", "backend_options": {"a": 1}}
     rest |= {"max_batch_delay_s": 0.01, "dynamic_batching": False}
+    rest |= {"host_keep_alive_s": 5.0, "fallback_model": "other"}
     every = {**values, **others, **more, **rest}
     assert set(every) == set(rules.CONFIG_FIELDS)
     for name, value in every.items():

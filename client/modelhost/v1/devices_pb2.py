@@ -26,15 +26,17 @@ _sym_db = _symbol_database.Default()
 from modelhost.v1 import instances_pb2 as modelhost_dot_v1_dot_instances__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amodelhost/v1/devices.proto\x12\x0cmodelhost.v1\x1a\x1cmodelhost/v1/instances.proto\"\x95\x03\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x19.modelhost.v1.Device.Kind\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x0c\n\x04uuid\x18\x04 \x01(\t\x12\x1a\n\x12\x63ompute_capability\x18\x05 \x01(\t\x12\x16\n\x0e\x64river_version\x18\x06 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x07 \x01(\x03\x12\x14\n\x0c\x62udget_bytes\x18\x08 \x01(\x03\x12\x16\n\x0eheadroom_bytes\x18\t \x01(\x03\x12\x15\n\rforeign_bytes\x18\n \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x0b \x01(\x03\x12\x16\n\x0eresident_bytes\x18\x0c \x01(\x03\x12\x12\n\nfree_bytes\x18\r \x01(\x03\x12$\n\x06health\x18\x0e \x01(\x0b\x32\x14.modelhost.v1.Health\"8\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x07\n\x03\x43PU\x10\x01\x12\x08\n\x04\x43UDA\x10\x02\x12\x07\n\x03SIM\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amodelhost/v1/devices.proto\x12\x0cmodelhost.v1\x1a\x1cmodelhost/v1/instances.proto\"t\n\x08HostTier\x12\x14\n\x0c\x62udget_bytes\x18\x01 \x01(\x03\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x02 \x01(\x03\x12\x12\n\nused_bytes\x18\x03 \x01(\x03\x12\x12\n\nwarm_bytes\x18\x04 \x01(\x03\x12\x12\n\nfree_bytes\x18\x05 \x01(\x03\"\x95\x03\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x19.modelhost.v1.Device.Kind\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x0c\n\x04uuid\x18\x04 \x01(\t\x12\x1a\n\x12\x63ompute_capability\x18\x05 \x01(\t\x12\x16\n\x0e\x64river_version\x18\x06 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x07 \x01(\x03\x12\x14\n\x0c\x62udget_bytes\x18\x08 \x01(\x03\x12\x16\n\x0eheadroom_bytes\x18\t \x01(\x03\x12\x15\n\rforeign_bytes\x18\n \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x0b \x01(\x03\x12\x16\n\x0eresident_bytes\x18\x0c \x01(\x03\x12\x12\n\nfree_bytes\x18\r \x01(\x03\x12$\n\x06health\x18\x0e \x01(\x0b\x32\x14.modelhost.v1.Health\"8\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x07\n\x03\x43PU\x10\x01\x12\x08\n\x04\x43UDA\x10\x02\x12\x07\n\x03SIM\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelhost.v1.devices_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEVICE']._serialized_start=75
-  _globals['_DEVICE']._serialized_end=480
-  _globals['_DEVICE_KIND']._serialized_start=424
-  _globals['_DEVICE_KIND']._serialized_end=480
+  _globals['_HOSTTIER']._serialized_start=74
+  _globals['_HOSTTIER']._serialized_end=190
+  _globals['_DEVICE']._serialized_start=193
+  _globals['_DEVICE']._serialized_end=598
+  _globals['_DEVICE_KIND']._serialized_start=542
+  _globals['_DEVICE_KIND']._serialized_end=598
 # @@protoc_insertion_point(module_scope)

@@ -20,6 +20,46 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class HostTier(_message.Message):
+    """The host tier: weights in the machine's memory, beside those on devices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    WARM_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    budget_bytes: _builtins.int
+    """Bytes that they may take; see `Settings.host_budget_bytes`."""
+    capacity_bytes: _builtins.int
+    """Of the budget, the bytes that can be used: less where other processes, or models on
+    `devices/cpu`, take the memory.
+    """
+    used_bytes: _builtins.int
+    """Bytes that they take, those promised to loads that run included."""
+    warm_bytes: _builtins.int
+    """Of those, the bytes of models that are WARM: on no device."""
+    free_bytes: _builtins.int
+    """Bytes a further copy can have without another one going. Never negative."""
+    def __init__(
+        self,
+        *,
+        budget_bytes: _builtins.int = ...,
+        capacity_bytes: _builtins.int = ...,
+        used_bytes: _builtins.int = ...,
+        warm_bytes: _builtins.int = ...,
+        free_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "capacity_bytes", b"capacity_bytes", "free_bytes", b"free_bytes", "used_bytes", b"used_bytes", "warm_bytes", b"warm_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostTier: _TypeAlias = HostTier  # noqa: Y015
+
+@_typing.final
 class Device(_message.Message):
     """A place to compute. What is free for another model is `free_bytes`."""
 

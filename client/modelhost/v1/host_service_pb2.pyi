@@ -77,6 +77,7 @@ class ListDevicesResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     STORE_ID_FIELD_NUMBER: _builtins.int
+    HOST_TIER_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """For the next page; empty = this is the last."""
     sequence: _builtins.int
@@ -87,6 +88,10 @@ class ListDevicesResponse(_message.Message):
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[_devices_pb2.Device]:
         """The devices, by name."""
 
+    @_builtins.property
+    def host_tier(self) -> _devices_pb2.HostTier:
+        """The host tier."""
+
     def __init__(
         self,
         *,
@@ -94,10 +99,11 @@ class ListDevicesResponse(_message.Message):
         next_page_token: _builtins.str = ...,
         sequence: _builtins.int = ...,
         store_id: _builtins.str = ...,
+        host_tier: _devices_pb2.HostTier | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host_tier", b"host_tier"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "next_page_token", b"next_page_token", "sequence", b"sequence", "store_id", b"store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "host_tier", b"host_tier", "next_page_token", b"next_page_token", "sequence", b"sequence", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -192,6 +192,7 @@ class Instance(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     ACTIVITY_FIELD_NUMBER: _builtins.int
     ISOLATION_FIELD_NUMBER: _builtins.int
+    HOST_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The resource name, `models/{model}/instances/{instance}`. The id is new with each load that
     starts from disk.
@@ -199,7 +200,7 @@ class Instance(_message.Message):
     model: _builtins.str
     """The model, `models/{model}`."""
     generation: _builtins.int
-    """Rises each time the instance is put in service anew; tells a stale route from a current one."""
+    """Rises with each load that starts from disk; tells a stale route from a current one."""
     device: _builtins.str
     """Where it is loaded or is to be, `devices/{device}`. Empty while QUEUED without a place."""
     state: Global___Instance.State.ValueType
@@ -229,6 +230,11 @@ class Instance(_message.Message):
     took a shared worker down twice in 10 minutes: each load since then tells so by an event ISOLATED
     that says why. That holds until UnblockModel, until a field of its config changes that needs a
     reload, or until the daemon ends. Meaningful from LOADING on.
+    """
+    host_bytes: _builtins.int
+    """Bytes of host memory that its copy there takes, beside the device's: what it goes back to when it
+    leaves the device. 0 = there is none; so on `devices/cpu`, where the weights themselves are in host
+    memory.
     """
     @_builtins.property
     def health(self) -> Global___Health:
@@ -279,10 +285,11 @@ class Instance(_message.Message):
         error: _errors_pb2.Error | None = ...,
         activity: Global___InstanceActivity | None = ...,
         isolation: _models_pb2.ModelConfig.Isolation.ValueType = ...,
+        host_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "create_time", b"create_time", "error", b"error", "health", b"health", "load_duration", b"load_duration", "ready_time", b"ready_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "artifact_version", b"artifact_version", "backend", b"backend", "config_stale", b"config_stale", "crash_count", b"crash_count", "create_time", b"create_time", "device", b"device", "error", b"error", "generation", b"generation", "health", b"health", "isolation", b"isolation", "load_duration", b"load_duration", "measured_bytes", b"measured_bytes", "model", b"model", "name", b"name", "operation", b"operation", "predicted_bytes", b"predicted_bytes", "ready_time", b"ready_time", "state", b"state", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "artifact_version", b"artifact_version", "backend", b"backend", "config_stale", b"config_stale", "crash_count", b"crash_count", "create_time", b"create_time", "device", b"device", "error", b"error", "generation", b"generation", "health", b"health", "host_bytes", b"host_bytes", "isolation", b"isolation", "load_duration", b"load_duration", "measured_bytes", b"measured_bytes", "model", b"model", "name", b"name", "operation", b"operation", "predicted_bytes", b"predicted_bytes", "ready_time", b"ready_time", "state", b"state", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -346,8 +353,8 @@ class InstanceActivity(_message.Message):
     queued: _builtins.int
     """Requests waiting for it."""
     eviction_rank: _builtins.int
-    """Its place among the instances that could be evicted from its device, 1 = first to go. 0 = not
-    among them; `evict_blockers` says why.
+    """Its place among the instances that could be evicted from its device, or from host memory where it
+    is WARM, 1 = first to go. 0 = not among them; `evict_blockers` says why.
     """
     request_count: _builtins.int
     """Requests answered since it was loaded, errors included."""
@@ -359,7 +366,9 @@ class InstanceActivity(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it is unloaded if nothing uses it until then; unset = never."""
+        """When it leaves its device, or host memory where it is WARM, if nothing uses it until then; unset =
+        never.
+        """
 
     @_builtins.property
     def evict_blockers(self) -> _containers.RepeatedScalarFieldContainer[Global___InstanceActivity.EvictBlocker.ValueType]:

@@ -177,10 +177,11 @@ class Source(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     ALLOW_PATTERNS_FIELD_NUMBER: _builtins.int
     IGNORE_PATTERNS_FIELD_NUMBER: _builtins.int
+    MORE_URIS_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
     """The place, canonical and without a revision: `hf://org/name`, `https://...`,
     `github://owner/repo/asset` (without asset all of a release), `ollama://name`, `file:///...`,
-    `s3://...`. In requests a revision after `@` (`:` for ollama) is accepted and moves to
+    `s3://...`, `gs://...`. In requests a revision after `@` (`:` for ollama) is accepted and moves to
     `revision`. Behind a URL `#sha256=`, `#sha1=` or `#md5=` and hex digits say what must come; one
     whose last segment is `SHA256SUMS`, `SHA1SUMS`, `MD5SUMS` or ends with `.sha256` and the like is
     a list of files beside it. An unknown scheme is INVALID_ARGUMENT, one that the daemon's policy
@@ -200,6 +201,13 @@ class Source(_message.Message):
     def ignore_patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Patterns of paths to leave out; they win over `allow_patterns`. The same limits."""
 
+    @_builtins.property
+    def more_uris(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Further files of the same model where `uri` is the URL of one file: `https://...` each, with a
+        checksum of its own behind it if there is one. Each file has the last segment of its URL for a
+        name; two of one name are UNSAFE_FILE. At most 64.
+        """
+
     def __init__(
         self,
         *,
@@ -207,10 +215,11 @@ class Source(_message.Message):
         revision: _builtins.str = ...,
         allow_patterns: _abc.Iterable[_builtins.str] | None = ...,
         ignore_patterns: _abc.Iterable[_builtins.str] | None = ...,
+        more_uris: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_patterns", b"allow_patterns", "ignore_patterns", b"ignore_patterns", "revision", b"revision", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_patterns", b"allow_patterns", "ignore_patterns", b"ignore_patterns", "more_uris", b"more_uris", "revision", b"revision", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -264,6 +273,8 @@ class ModelConfig(_message.Message):
     QUEUE_LIMIT_FIELD_NUMBER: _builtins.int
     ISOLATION_FIELD_NUMBER: _builtins.int
     BACKEND_OPTIONS_FIELD_NUMBER: _builtins.int
+    HOST_KEEP_ALIVE_FIELD_NUMBER: _builtins.int
+    FALLBACK_MODEL_FIELD_NUMBER: _builtins.int
     MAX_BATCH_DELAY_FIELD_NUMBER: _builtins.int
     DYNAMIC_BATCHING_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
@@ -298,6 +309,13 @@ class ModelConfig(_message.Message):
     """
     isolation: Global___ModelConfig.Isolation.ValueType
     """Whether it shares its device's worker. Reload."""
+    fallback_model: _builtins.str
+    """The model, `models/{model}`, that answers its requests while it cannot be loaded: where its load
+    is refused or fails, or it is BLOCKED; it should take the same inputs. Such an answer has the
+    response parameter `fallback_model` with the id of the model that gave it. Where that one cannot
+    be loaded either, the error is that of this model: its own `fallback_model` is not asked. The model
+    itself is INVALID_ARGUMENT; one that is not registered counts as none. Empty = none. Live.
+    """
     dynamic_batching: _builtins.bool
     """Whether requests that wait at the same time are run together, where the backend can do that. Unset
     = yes. Reload.
@@ -323,6 +341,12 @@ class ModelConfig(_message.Message):
         """
 
     @_builtins.property
+    def host_keep_alive(self) -> _duration_pb2.Duration:
+        """How long its weights stay in host memory after it left its device, from 0 (it keeps no copy there)
+        to 3,650 days; negative = as long as there is room. Unset = `Settings.host_keep_alive`. Live.
+        """
+
+    @_builtins.property
     def max_batch_delay(self) -> _duration_pb2.Duration:
         """How long a request may wait for others to be run together with it, from 0 to 10 s. Unset = 0: none
         waits for company, and what came while the model was at work goes together. Reload.
@@ -344,12 +368,14 @@ class ModelConfig(_message.Message):
         queue_limit: _builtins.int | None = ...,
         isolation: Global___ModelConfig.Isolation.ValueType = ...,
         backend_options: _struct_pb2.Struct | None = ...,
+        host_keep_alive: _duration_pb2.Duration | None = ...,
+        fallback_model: _builtins.str = ...,
         max_batch_delay: _duration_pb2.Duration | None = ...,
         dynamic_batching: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dynamic_batching", b"_dynamic_batching", "_load_on_demand", b"_load_on_demand", "_max_batch_size", b"_max_batch_size", "_max_sequence_length", b"_max_sequence_length", "_queue_limit", b"_queue_limit", "backend_options", b"backend_options", "dynamic_batching", b"dynamic_batching", "keep_alive", b"keep_alive", "load_on_demand", b"load_on_demand", "load_timeout", b"load_timeout", "max_batch_delay", b"max_batch_delay", "max_batch_size", b"max_batch_size", "max_sequence_length", b"max_sequence_length", "queue_limit", b"queue_limit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dynamic_batching", b"_dynamic_batching", "_load_on_demand", b"_load_on_demand", "_max_batch_size", b"_max_batch_size", "_max_sequence_length", b"_max_sequence_length", "_queue_limit", b"_queue_limit", "backend_options", b"backend_options", "dynamic_batching", b"dynamic_batching", "host_keep_alive", b"host_keep_alive", "keep_alive", b"keep_alive", "load_on_demand", b"load_on_demand", "load_timeout", b"load_timeout", "max_batch_delay", b"max_batch_delay", "max_batch_size", b"max_batch_size", "max_sequence_length", b"max_sequence_length", "queue_limit", b"queue_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dynamic_batching", b"_dynamic_batching", "_load_on_demand", b"_load_on_demand", "_max_batch_size", b"_max_batch_size", "_max_sequence_length", b"_max_sequence_length", "_queue_limit", b"_queue_limit", "autoload", b"autoload", "backend", b"backend", "backend_options", b"backend_options", "device", b"device", "dynamic_batching", b"dynamic_batching", "isolation", b"isolation", "keep_alive", b"keep_alive", "load_on_demand", b"load_on_demand", "load_timeout", b"load_timeout", "max_batch_delay", b"max_batch_delay", "max_batch_size", b"max_batch_size", "max_sequence_length", b"max_sequence_length", "precision", b"precision", "priority", b"priority", "queue_limit", b"queue_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dynamic_batching", b"_dynamic_batching", "_load_on_demand", b"_load_on_demand", "_max_batch_size", b"_max_batch_size", "_max_sequence_length", b"_max_sequence_length", "_queue_limit", b"_queue_limit", "autoload", b"autoload", "backend", b"backend", "backend_options", b"backend_options", "device", b"device", "dynamic_batching", b"dynamic_batching", "fallback_model", b"fallback_model", "host_keep_alive", b"host_keep_alive", "isolation", b"isolation", "keep_alive", b"keep_alive", "load_on_demand", b"load_on_demand", "load_timeout", b"load_timeout", "max_batch_delay", b"max_batch_delay", "max_batch_size", b"max_batch_size", "max_sequence_length", b"max_sequence_length", "precision", b"precision", "priority", b"priority", "queue_limit", b"queue_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dynamic_batching: _TypeAlias = _typing.Literal["dynamic_batching"]  # noqa: Y015
     _WhichOneofArgType__dynamic_batching: _TypeAlias = _typing.Literal["_dynamic_batching", b"_dynamic_batching"]  # noqa: Y015

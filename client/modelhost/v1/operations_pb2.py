@@ -26,44 +26,45 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from modelhost.v1 import errors_pb2 as modelhost_dot_v1_dot_errors__pb2
+from modelhost.v1 import instances_pb2 as modelhost_dot_v1_dot_instances__pb2
 from modelhost.v1 import storage_pb2 as modelhost_dot_v1_dot_storage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmodelhost/v1/operations.proto\x12\x0cmodelhost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19modelhost/v1/errors.proto\x1a\x1amodelhost/v1/storage.proto\"\xad\t\n\tOperation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x04kind\x18\x02 \x01(\x0e\x32\x1c.modelhost.v1.Operation.Kind\x12\r\n\x05model\x18\x03 \x01(\t\x12,\n\x05state\x18\x04 \x01(\x0e\x32\x1d.modelhost.v1.Operation.State\x12\x16\n\x0equeue_position\x18\x05 \x01(\x05\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12#\n\x1brate_limit_bytes_per_second\x18\x07 \x01(\x03\x12\x31\n\x08progress\x18\x08 \x01(\x0b\x32\x1f.modelhost.v1.OperationProgress\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tprincipal\x18\x0c \x01(\t\x12\x18\n\x10\x63\x61ncel_requested\x18\r \x01(\x08\x12\"\n\x05\x65rror\x18\x0e \x01(\x0b\x32\x13.modelhost.v1.Error\x12\x37\n\x0f\x64ownload_result\x18\x14 \x01(\x0b\x32\x1c.modelhost.v1.DownloadResultH\x00\x12/\n\x0bload_result\x18\x15 \x01(\x0b\x32\x18.modelhost.v1.LoadResultH\x00\x12\x33\n\runload_result\x18\x16 \x01(\x0b\x32\x1a.modelhost.v1.UnloadResultH\x00\x12\x33\n\rverify_result\x18\x17 \x01(\x0b\x32\x1a.modelhost.v1.VerifyResultH\x00\x12\x31\n\x0cprune_result\x18\x18 \x01(\x0b\x32\x19.modelhost.v1.PruneResultH\x00\x12\x33\n\rswitch_result\x18\x19 \x01(\x0b\x32\x1a.modelhost.v1.SwitchResultH\x00\x12\x33\n\rdelete_result\x18\x1a \x01(\x0b\x32\x1a.modelhost.v1.DeleteResultH\x00\x12@\n\x14\x63heck_storage_result\x18\x1b \x01(\x0b\x32 .modelhost.v1.CheckStorageResultH\x00\"\x9a\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x44OWNLOAD\x10\x01\x12\x08\n\x04LOAD\x10\x02\x12\n\n\x06UNLOAD\x10\x03\x12\n\n\x06RELOAD\x10\x04\x12\n\n\x06VERIFY\x10\x05\x12\t\n\x05PRUNE\x10\x06\x12\n\n\x06SWITCH\x10\x07\x12\n\n\x06\x44\x45LETE\x10\x08\x12\x11\n\rCHECK_STORAGE\x10\t\x12\n\n\x06UPLOAD\x10\n\"m\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06QUEUED\x10\x01\x12\x0b\n\x07RUNNING\x10\x02\x12\n\n\x06PAUSED\x10\x03\x12\r\n\tSUCCEEDED\x10\x04\x12\n\n\x06\x46\x41ILED\x10\x05\x12\r\n\tCANCELLED\x10\x06\x42\x08\n\x06result\"\x95\x06\n\x11OperationProgress\x12\x34\n\x05phase\x18\x01 \x01(\x0e\x32%.modelhost.v1.OperationProgress.Phase\x12\x12\n\ndone_bytes\x18\x02 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x12\n\ndone_files\x18\x04 \x01(\x05\x12\x13\n\x0btotal_files\x18\x05 \x01(\x05\x12\x18\n\x10\x62ytes_per_second\x18\x06 \x01(\x01\x12&\n\x03\x65ta\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0creused_bytes\x18\x08 \x01(\x03\x12\x0c\n\x04\x66ile\x18\t \x01(\t\x12\x0f\n\x07\x61ttempt\x18\n \x01(\x05\x12\x34\n\x05retry\x18\x0b \x01(\x0b\x32%.modelhost.v1.OperationProgress.Retry\x12\x17\n\x0frestarted_files\x18\x0c \x01(\x05\x12;\n\x05\x66iles\x18\r \x03(\x0b\x32,.modelhost.v1.OperationProgress.FileProgress\x1ah\n\x05Retry\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12-\n\tnext_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x44\n\x0c\x46ileProgress\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\ndone_bytes\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\xc4\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x0b\n\x07WAITING\x10\x01\x12\x0c\n\x08PLANNING\x10\x02\x12\x0f\n\x0b\x44OWNLOADING\x10\x03\x12\r\n\tVERIFYING\x10\x04\x12\x0e\n\nCOMMITTING\x10\x05\x12\x0c\n\x08\x45VICTING\x10\x06\x12\x13\n\x0fSTARTING_WORKER\x10\x07\x12\x0b\n\x07LOADING\x10\x08\x12\x0c\n\x08\x43HECKING\x10\t\x12\x0c\n\x08\x44RAINING\x10\n\x12\r\n\tUNLOADING\x10\x0b\"\x80\x01\n\x0e\x44ownloadResult\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x12\n\nfile_count\x18\x04 \x01(\x05\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x14\n\x0creused_bytes\x18\x06 \x01(\x03\"\xa1\x01\n\nLoadResult\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12\x16\n\x0emeasured_bytes\x18\x04 \x01(\x03\x12\x30\n\rload_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0e\x65victed_models\x18\x06 \x03(\t\"1\n\x0cUnloadResult\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\x12\x0c\n\x04warm\x18\x02 \x01(\x08\"f\n\x0cVerifyResult\x12\x12\n\nfile_count\x18\x01 \x01(\x05\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12.\n\x08\x66indings\x18\x03 \x03(\x0b\x32\x1c.modelhost.v1.StorageFinding\"_\n\x0bPruneResult\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\x12\x12\n\nblob_count\x18\x02 \x01(\x05\x12\x16\n\x0e\x61rtifact_count\x18\x03 \x01(\x05\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\"C\n\x0cSwitchResult\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x16\n\x0eprevious_model\x18\x03 \x01(\t\"#\n\x0c\x44\x65leteResult\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\"s\n\x12\x43heckStorageResult\x12.\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x1c.modelhost.v1.StorageFinding\x12\x15\n\rfinding_count\x18\x02 \x01(\x05\x12\x16\n\x0erepaired_count\x18\x03 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmodelhost/v1/operations.proto\x12\x0cmodelhost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19modelhost/v1/errors.proto\x1a\x1cmodelhost/v1/instances.proto\x1a\x1amodelhost/v1/storage.proto\"\xad\t\n\tOperation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x04kind\x18\x02 \x01(\x0e\x32\x1c.modelhost.v1.Operation.Kind\x12\r\n\x05model\x18\x03 \x01(\t\x12,\n\x05state\x18\x04 \x01(\x0e\x32\x1d.modelhost.v1.Operation.State\x12\x16\n\x0equeue_position\x18\x05 \x01(\x05\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12#\n\x1brate_limit_bytes_per_second\x18\x07 \x01(\x03\x12\x31\n\x08progress\x18\x08 \x01(\x0b\x32\x1f.modelhost.v1.OperationProgress\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tprincipal\x18\x0c \x01(\t\x12\x18\n\x10\x63\x61ncel_requested\x18\r \x01(\x08\x12\"\n\x05\x65rror\x18\x0e \x01(\x0b\x32\x13.modelhost.v1.Error\x12\x37\n\x0f\x64ownload_result\x18\x14 \x01(\x0b\x32\x1c.modelhost.v1.DownloadResultH\x00\x12/\n\x0bload_result\x18\x15 \x01(\x0b\x32\x18.modelhost.v1.LoadResultH\x00\x12\x33\n\runload_result\x18\x16 \x01(\x0b\x32\x1a.modelhost.v1.UnloadResultH\x00\x12\x33\n\rverify_result\x18\x17 \x01(\x0b\x32\x1a.modelhost.v1.VerifyResultH\x00\x12\x31\n\x0cprune_result\x18\x18 \x01(\x0b\x32\x19.modelhost.v1.PruneResultH\x00\x12\x33\n\rswitch_result\x18\x19 \x01(\x0b\x32\x1a.modelhost.v1.SwitchResultH\x00\x12\x33\n\rdelete_result\x18\x1a \x01(\x0b\x32\x1a.modelhost.v1.DeleteResultH\x00\x12@\n\x14\x63heck_storage_result\x18\x1b \x01(\x0b\x32 .modelhost.v1.CheckStorageResultH\x00\"\x9a\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x44OWNLOAD\x10\x01\x12\x08\n\x04LOAD\x10\x02\x12\n\n\x06UNLOAD\x10\x03\x12\n\n\x06RELOAD\x10\x04\x12\n\n\x06VERIFY\x10\x05\x12\t\n\x05PRUNE\x10\x06\x12\n\n\x06SWITCH\x10\x07\x12\n\n\x06\x44\x45LETE\x10\x08\x12\x11\n\rCHECK_STORAGE\x10\t\x12\n\n\x06UPLOAD\x10\n\"m\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06QUEUED\x10\x01\x12\x0b\n\x07RUNNING\x10\x02\x12\n\n\x06PAUSED\x10\x03\x12\r\n\tSUCCEEDED\x10\x04\x12\n\n\x06\x46\x41ILED\x10\x05\x12\r\n\tCANCELLED\x10\x06\x42\x08\n\x06result\"\x95\x06\n\x11OperationProgress\x12\x34\n\x05phase\x18\x01 \x01(\x0e\x32%.modelhost.v1.OperationProgress.Phase\x12\x12\n\ndone_bytes\x18\x02 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x12\n\ndone_files\x18\x04 \x01(\x05\x12\x13\n\x0btotal_files\x18\x05 \x01(\x05\x12\x18\n\x10\x62ytes_per_second\x18\x06 \x01(\x01\x12&\n\x03\x65ta\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0creused_bytes\x18\x08 \x01(\x03\x12\x0c\n\x04\x66ile\x18\t \x01(\t\x12\x0f\n\x07\x61ttempt\x18\n \x01(\x05\x12\x34\n\x05retry\x18\x0b \x01(\x0b\x32%.modelhost.v1.OperationProgress.Retry\x12\x17\n\x0frestarted_files\x18\x0c \x01(\x05\x12;\n\x05\x66iles\x18\r \x03(\x0b\x32,.modelhost.v1.OperationProgress.FileProgress\x1ah\n\x05Retry\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12-\n\tnext_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x44\n\x0c\x46ileProgress\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\ndone_bytes\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\xc4\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x0b\n\x07WAITING\x10\x01\x12\x0c\n\x08PLANNING\x10\x02\x12\x0f\n\x0b\x44OWNLOADING\x10\x03\x12\r\n\tVERIFYING\x10\x04\x12\x0e\n\nCOMMITTING\x10\x05\x12\x0c\n\x08\x45VICTING\x10\x06\x12\x13\n\x0fSTARTING_WORKER\x10\x07\x12\x0b\n\x07LOADING\x10\x08\x12\x0c\n\x08\x43HECKING\x10\t\x12\x0c\n\x08\x44RAINING\x10\n\x12\r\n\tUNLOADING\x10\x0b\"\x80\x01\n\x0e\x44ownloadResult\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x12\n\nfile_count\x18\x04 \x01(\x05\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x14\n\x0creused_bytes\x18\x06 \x01(\x03\"\xd3\x01\n\nLoadResult\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12\x16\n\x0emeasured_bytes\x18\x04 \x01(\x03\x12\x30\n\rload_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0e\x65victed_models\x18\x06 \x03(\t\x12\x30\n\x0bsource_tier\x18\x07 \x01(\x0e\x32\x1b.modelhost.v1.Instance.Tier\"K\n\x0cUnloadResult\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\x12\x0c\n\x04warm\x18\x02 \x01(\x08\x12\x18\n\x10\x66reed_host_bytes\x18\x03 \x01(\x03\"f\n\x0cVerifyResult\x12\x12\n\nfile_count\x18\x01 \x01(\x05\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12.\n\x08\x66indings\x18\x03 \x03(\x0b\x32\x1c.modelhost.v1.StorageFinding\"_\n\x0bPruneResult\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\x12\x12\n\nblob_count\x18\x02 \x01(\x05\x12\x16\n\x0e\x61rtifact_count\x18\x03 \x01(\x05\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\"C\n\x0cSwitchResult\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x16\n\x0eprevious_model\x18\x03 \x01(\t\"#\n\x0c\x44\x65leteResult\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\"s\n\x12\x43heckStorageResult\x12.\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x1c.modelhost.v1.StorageFinding\x12\x15\n\rfinding_count\x18\x02 \x01(\x05\x12\x16\n\x0erepaired_count\x18\x03 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelhost.v1.operations_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATION']._serialized_start=168
-  _globals['_OPERATION']._serialized_end=1365
-  _globals['_OPERATION_KIND']._serialized_start=1090
-  _globals['_OPERATION_KIND']._serialized_end=1244
-  _globals['_OPERATION_STATE']._serialized_start=1246
-  _globals['_OPERATION_STATE']._serialized_end=1355
-  _globals['_OPERATIONPROGRESS']._serialized_start=1368
-  _globals['_OPERATIONPROGRESS']._serialized_end=2157
-  _globals['_OPERATIONPROGRESS_RETRY']._serialized_start=1784
-  _globals['_OPERATIONPROGRESS_RETRY']._serialized_end=1888
-  _globals['_OPERATIONPROGRESS_FILEPROGRESS']._serialized_start=1890
-  _globals['_OPERATIONPROGRESS_FILEPROGRESS']._serialized_end=1958
-  _globals['_OPERATIONPROGRESS_PHASE']._serialized_start=1961
-  _globals['_OPERATIONPROGRESS_PHASE']._serialized_end=2157
-  _globals['_DOWNLOADRESULT']._serialized_start=2160
-  _globals['_DOWNLOADRESULT']._serialized_end=2288
-  _globals['_LOADRESULT']._serialized_start=2291
-  _globals['_LOADRESULT']._serialized_end=2452
-  _globals['_UNLOADRESULT']._serialized_start=2454
-  _globals['_UNLOADRESULT']._serialized_end=2503
-  _globals['_VERIFYRESULT']._serialized_start=2505
-  _globals['_VERIFYRESULT']._serialized_end=2607
-  _globals['_PRUNERESULT']._serialized_start=2609
-  _globals['_PRUNERESULT']._serialized_end=2704
-  _globals['_SWITCHRESULT']._serialized_start=2706
-  _globals['_SWITCHRESULT']._serialized_end=2773
-  _globals['_DELETERESULT']._serialized_start=2775
-  _globals['_DELETERESULT']._serialized_end=2810
-  _globals['_CHECKSTORAGERESULT']._serialized_start=2812
-  _globals['_CHECKSTORAGERESULT']._serialized_end=2927
+  _globals['_OPERATION']._serialized_start=198
+  _globals['_OPERATION']._serialized_end=1395
+  _globals['_OPERATION_KIND']._serialized_start=1120
+  _globals['_OPERATION_KIND']._serialized_end=1274
+  _globals['_OPERATION_STATE']._serialized_start=1276
+  _globals['_OPERATION_STATE']._serialized_end=1385
+  _globals['_OPERATIONPROGRESS']._serialized_start=1398
+  _globals['_OPERATIONPROGRESS']._serialized_end=2187
+  _globals['_OPERATIONPROGRESS_RETRY']._serialized_start=1814
+  _globals['_OPERATIONPROGRESS_RETRY']._serialized_end=1918
+  _globals['_OPERATIONPROGRESS_FILEPROGRESS']._serialized_start=1920
+  _globals['_OPERATIONPROGRESS_FILEPROGRESS']._serialized_end=1988
+  _globals['_OPERATIONPROGRESS_PHASE']._serialized_start=1991
+  _globals['_OPERATIONPROGRESS_PHASE']._serialized_end=2187
+  _globals['_DOWNLOADRESULT']._serialized_start=2190
+  _globals['_DOWNLOADRESULT']._serialized_end=2318
+  _globals['_LOADRESULT']._serialized_start=2321
+  _globals['_LOADRESULT']._serialized_end=2532
+  _globals['_UNLOADRESULT']._serialized_start=2534
+  _globals['_UNLOADRESULT']._serialized_end=2609
+  _globals['_VERIFYRESULT']._serialized_start=2611
+  _globals['_VERIFYRESULT']._serialized_end=2713
+  _globals['_PRUNERESULT']._serialized_start=2715
+  _globals['_PRUNERESULT']._serialized_end=2810
+  _globals['_SWITCHRESULT']._serialized_start=2812
+  _globals['_SWITCHRESULT']._serialized_end=2879
+  _globals['_DELETERESULT']._serialized_start=2881
+  _globals['_DELETERESULT']._serialized_end=2916
+  _globals['_CHECKSTORAGERESULT']._serialized_start=2918
+  _globals['_CHECKSTORAGERESULT']._serialized_end=3033
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from modelhost.v1 import errors_pb2 as _errors_pb2
+from modelhost.v1 import instances_pb2 as _instances_pb2
 from modelhost.v1 import storage_pb2 as _storage_pb2
 import builtins as _builtins
 import sys
@@ -518,6 +519,7 @@ class LoadResult(_message.Message):
     MEASURED_BYTES_FIELD_NUMBER: _builtins.int
     LOAD_DURATION_FIELD_NUMBER: _builtins.int
     EVICTED_MODELS_FIELD_NUMBER: _builtins.int
+    SOURCE_TIER_FIELD_NUMBER: _builtins.int
     instance: _builtins.str
     """The instance, `models/{model}/instances/{instance}`."""
     device: _builtins.str
@@ -526,6 +528,8 @@ class LoadResult(_message.Message):
     """The backend that loaded it."""
     measured_bytes: _builtins.int
     """Bytes of device memory, measured."""
+    source_tier: _instances_pb2.Instance.Tier.ValueType
+    """Where its weights came from: DISK, or HOST for a swap-in. Unset where it was READY already."""
     @_builtins.property
     def load_duration(self) -> _duration_pb2.Duration:
         """From the start of the load to READY, waiting not counted."""
@@ -543,10 +547,11 @@ class LoadResult(_message.Message):
         measured_bytes: _builtins.int = ...,
         load_duration: _duration_pb2.Duration | None = ...,
         evicted_models: _abc.Iterable[_builtins.str] | None = ...,
+        source_tier: _instances_pb2.Instance.Tier.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load_duration", b"load_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "device", b"device", "evicted_models", b"evicted_models", "instance", b"instance", "load_duration", b"load_duration", "measured_bytes", b"measured_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "device", b"device", "evicted_models", b"evicted_models", "instance", b"instance", "load_duration", b"load_duration", "measured_bytes", b"measured_bytes", "source_tier", b"source_tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -560,19 +565,23 @@ class UnloadResult(_message.Message):
 
     FREED_BYTES_FIELD_NUMBER: _builtins.int
     WARM_FIELD_NUMBER: _builtins.int
+    FREED_HOST_BYTES_FIELD_NUMBER: _builtins.int
     freed_bytes: _builtins.int
     """Bytes of device memory that are free again."""
     warm: _builtins.bool
     """Whether its weights are still in host memory (`keep_warm`)."""
+    freed_host_bytes: _builtins.int
+    """Bytes of host memory that are free again."""
     def __init__(
         self,
         *,
         freed_bytes: _builtins.int = ...,
         warm: _builtins.bool = ...,
+        freed_host_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "freed_host_bytes", b"freed_host_bytes", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

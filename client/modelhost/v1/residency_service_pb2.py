@@ -26,6 +26,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from modelhost.v1 import devices_pb2 as modelhost_dot_v1_dot_devices__pb2
 from modelhost.v1 import errors_pb2 as modelhost_dot_v1_dot_errors__pb2
 from modelhost.v1 import instances_pb2 as modelhost_dot_v1_dot_instances__pb2
 from modelhost.v1 import models_pb2 as modelhost_dot_v1_dot_models__pb2
@@ -34,7 +35,7 @@ from modelhost.v1 import options_pb2 as modelhost_dot_v1_dot_options__pb2
 from modelhost.v1 import slots_pb2 as modelhost_dot_v1_dot_slots__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$modelhost/v1/residency_service.proto\x12\x0cmodelhost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19modelhost/v1/errors.proto\x1a\x1cmodelhost/v1/instances.proto\x1a\x19modelhost/v1/models.proto\x1a\x1dmodelhost/v1/operations.proto\x1a\x1amodelhost/v1/options.proto\x1a\x18modelhost/v1/slots.proto\"h\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x10\n\x08\x64ownload\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"X\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tkeep_warm\x18\x02 \x01(\x08\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"G\n\x12ReloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"0\n\x0fPlanLoadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\"\xf8\x03\n\x10PlanLoadResponse\x12=\n\tplacement\x18\x01 \x01(\x0b\x32(.modelhost.v1.PlanLoadResponse.PlacementH\x00\x12&\n\x07refusal\x18\x02 \x01(\x0b\x32\x13.modelhost.v1.ErrorH\x00\x12\x14\n\x0cneeded_bytes\x18\x03 \x01(\x03\x12\x12\n\nfree_bytes\x18\x04 \x01(\x03\x12\x17\n\x0f\x65victable_bytes\x18\x05 \x01(\x03\x12\x14\n\x0c\x62udget_bytes\x18\x06 \x01(\x03\x1a\x80\x01\n\x06Victim\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66reed_bytes\x18\x03 \x01(\x03\x12\x32\n\x0elast_used_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x62usy\x18\x05 \x01(\x08\x1a\x95\x01\n\tPlacement\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x36\n\x07victims\x18\x02 \x03(\x0b\x32%.modelhost.v1.PlanLoadResponse.Victim\x12\x0e\n\x06loaded\x18\x03 \x01(\x08\x12\x30\n\x0bsource_tier\x18\x04 \x01(\x0e\x32\x1b.modelhost.v1.Instance.TierB\t\n\x07outcome\"\"\n\x12GetInstanceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x8a\x01\n\x14ListInstancesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12,\n\x06states\x18\x05 \x03(\x0e\x32\x1c.modelhost.v1.Instance.State\"\x7f\n\x15ListInstancesResponse\x12)\n\tinstances\x18\x01 \x03(\x0b\x32\x16.modelhost.v1.Instance\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x10\n\x08store_id\x18\x04 \x01(\t\"$\n\x14\x43heckInstanceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1f\n\x0fPinModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"!\n\x11UnpinModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"i\n\x13\x41\x63quireLeaseRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12/\n\x0ctime_to_live\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"R\n\x11RenewLeaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0ctime_to_live\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"#\n\x13ReleaseLeaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x10ListSlotsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"s\n\x11ListSlotsResponse\x12!\n\x05slots\x18\x01 \x03(\x0b\x32\x12.modelhost.v1.Slot\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x10\n\x08store_id\x18\x04 \x01(\t\"\x1e\n\x0eGetSlotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"k\n\x11SwitchSlotRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x17\n\x0funload_previous\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\".\n\x10\x43learSlotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"#\n\x13UnblockModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xe9\n\n\x10ResidencyService\x12J\n\tLoadModel\x12\x1e.modelhost.v1.LoadModelRequest\x1a\x17.modelhost.v1.Operation\"\x04\x98\x84\x1c\x03\x12N\n\x0bUnloadModel\x12 .modelhost.v1.UnloadModelRequest\x1a\x17.modelhost.v1.Operation\"\x04\x98\x84\x1c\x03\x12N\n\x0bReloadModel\x12 .modelhost.v1.ReloadModelRequest\x1a\x17.modelhost.v1.Operation\"\x04\x98\x84\x1c\x03\x12R\n\x08PlanLoad\x12\x1d.modelhost.v1.PlanLoadRequest\x1a\x1e.modelhost.v1.PlanLoadResponse\"\x07\x90\x02\x01\x98\x84\x1c\x01\x12P\n\x0bGetInstance\x12 .modelhost.v1.GetInstanceRequest\x1a\x16.modelhost.v1.Instance\"\x07\x90\x02\x01\x98\x84\x1c\x01\x12\x61\n\rListInstances\x12\".modelhost.v1.ListInstancesRequest\x1a#.modelhost.v1.ListInstancesResponse\"\x07\x90\x02\x01\x98\x84\x1c\x01\x12T\n\rCheckInstance\x12\".modelhost.v1.CheckInstanceRequest\x1a\x16.modelhost.v1.Instance\"\x07\x90\x02\x02\x98\x84\x1c\x02\x12G\n\x08PinModel\x12\x1d.modelhost.v1.PinModelRequest\x1a\x13.modelhost.v1.Model\"\x07\x90\x02\x02\x98\x84\x1c\x04\x12K\n\nUnpinModel\x12\x1f.modelhost.v1.UnpinModelRequest\x1a\x13.modelhost.v1.Model\"\x07\x90\x02\x02\x98\x84\x1c\x04\x12L\n\x0c\x41\x63quireLease\x12!.modelhost.v1.AcquireLeaseRequest\x1a\x13.modelhost.v1.Lease\"\x04\x98\x84\x1c\x02\x12K\n\nRenewLease\x12\x1f.modelhost.v1.RenewLeaseRequest\x1a\x13.modelhost.v1.Lease\"\x07\x90\x02\x02\x98\x84\x1c\x02\x12R\n\x0cReleaseLease\x12!.modelhost.v1.ReleaseLeaseRequest\x1a\x16.google.protobuf.Empty\"\x07\x90\x02\x02\x98\x84\x1c\x02\x12U\n\tListSlots\x12\x1e.modelhost.v1.ListSlotsRequest\x1a\x1f.modelhost.v1.ListSlotsResponse\"\x07\x90\x02\x01\x98\x84\x1c\x01\x12\x44\n\x07GetSlot\x12\x1c.modelhost.v1.GetSlotRequest\x1a\x12.modelhost.v1.Slot\"\x07\x90\x02\x01\x98\x84\x1c\x01\x12L\n\nSwitchSlot\x12\x1f.modelhost.v1.SwitchSlotRequest\x1a\x17.modelhost.v1.Operation\"\x04\x98\x84\x1c\x03\x12I\n\tClearSlot\x12\x1e.modelhost.v1.ClearSlotRequest\x1a\x16.google.protobuf.Empty\"\x04\x98\x84\x1c\x03\x12O\n\x0cUnblockModel\x12!.modelhost.v1.UnblockModelRequest\x1a\x13.modelhost.v1.Model\"\x07\x90\x02\x02\x98\x84\x1c\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$modelhost/v1/residency_service.proto\x12\x0cmodelhost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amodelhost/v1/devices.proto\x1a\x19modelhost/v1/errors.proto\x1a\x1cmodelhost/v1/instances.proto\x1a\x19modelhost/v1/models.proto\x1a\x1dmodelhost/v1/operations.proto\x1a\x1amodelhost/v1/options.proto\x1a\x18modelhost/v1/slots.proto\"h\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x10\n\x08\x64ownload\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"X\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tkeep_warm\x18\x02 \x01(\x08\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"G\n\x12ReloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"0\n\x0fPlanLoadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\"\xa0\x05\n\x10PlanLoadResponse\x12=\n\tplacement\x18\x01 \x01(\x0b\x32(.modelhost.v1.PlanLoadResponse.PlacementH\x00\x12&\n\x07refusal\x18\x02 \x01(\x0b\x32\x13.modelhost.v1.ErrorH\x00\x12\x14\n\x0cneeded_bytes\x18\x03 \x01(\x03\x12\x12\n\nfree_bytes\x18\x04 \x01(\x03\x12\x17\n\x0f\x65victable_bytes\x18\x05 \x01(\x03\x12\x14\n\x0c\x62udget_bytes\x18\x06 \x01(\x03\x12)\n\thost_tier\x18\x07 \x01(\x0b\x32\x16.modelhost.v1.HostTier\x1a\xb1\x01\n\x06Victim\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66reed_bytes\x18\x03 \x01(\x03\x12\x32\n\x0elast_used_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x62usy\x18\x05 \x01(\x08\x12/\n\ntier_after\x18\x06 \x01(\x0e\x32\x1b.modelhost.v1.Instance.Tier\x1a\xe1\x01\n\tPlacement\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x36\n\x07victims\x18\x02 \x03(\x0b\x32%.modelhost.v1.PlanLoadResponse.Victim\x12\x0e\n\x06loaded\x18\x03 \x01(\x08\x12\x30\n\x0bsource_tier\x18\x04 \x01(\x0e\x32\x1b.modelhost.v1.Instance.Tier\x12\x12\n\nhost_bytes\x18\x05 \x01(\x03\x12\x36\n\x07\x64ropped\x18\x06 \x03(\x0b\x32%.modelhost.v1.PlanLoadResponse.VictimB\t\n\x07outcome\"\"\n\x12GetInstanceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x8a\x01\n\x14ListInstancesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12,\n\x06states\x18\x05 \x03(\x0e\x32\x1c.modelhost.v1.Instance.State\"\x7f\n\x15ListInstancesResponse\x12)\n\tinstances\x18\x01 \x03(\x0b\x32\x16.modelhost.v1.Instance\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x10\n\x08store_id\x18\x04 \x01(\t\"$\n\x14\x43heckInstanceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1f\n\x0fPinModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"!\n\x11UnpinModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"i\n\x13\x41\x63quireLeaseRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12/\n\x0ctime_to_live\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"R\n\x11RenewLeaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0ctime_to_live\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"#\n\x13ReleaseLeaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x10ListSlotsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"s\n\x11ListSlotsResponse\x12!\n\x05slots\x18\x01 \x03(\x0b\x32\x12.modelhost.v1.Slot\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x10\n\x08store_id\x18\x04 \x01(\t\"\x1e\n\x0eGetSlotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"k\n\x11SwitchSlotRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x17\n\x0funload_previous\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\".\n\x10\x43learSlotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"#\n\x13UnblockModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xe9\n\n\x10ResidencyService\x12J\n\tLoadModel\x12\x1e.modelhost.v1.LoadModelRequest\x1a\x17.modelhost.v1.Operation\"\x04\x98\x84\x1c\x03\x12N\n\x0bUnloadModel\x12 .modelhost.v1.UnloadModelRequest\x1a\x17.modelhost.v1.Operation\"\x04\x98\x84\x1c\x03\x12N\n\x0bReloadModel\x12 .modelhost.v1.ReloadModelRequest\x1a\x17.modelhost.v1.Operation\"\x04\x98\x84\x1c\x03\x12R\n\x08PlanLoad\x12\x1d.modelhost.v1.PlanLoadRequest\x1a\x1e.modelhost.v1.PlanLoadResponse\"\x07\x90\x02\x01\x98\x84\x1c\x01\x12P\n\x0bGetInstance\x12 .modelhost.v1.GetInstanceRequest\x1a\x16.modelhost.v1.Instance\"\x07\x90\x02\x01\x98\x84\x1c\x01\x12\x61\n\rListInstances\x12\".modelhost.v1.ListInstancesRequest\x1a#.modelhost.v1.ListInstancesResponse\"\x07\x90\x02\x01\x98\x84\x1c\x01\x12T\n\rCheckInstance\x12\".modelhost.v1.CheckInstanceRequest\x1a\x16.modelhost.v1.Instance\"\x07\x90\x02\x02\x98\x84\x1c\x02\x12G\n\x08PinModel\x12\x1d.modelhost.v1.PinModelRequest\x1a\x13.modelhost.v1.Model\"\x07\x90\x02\x02\x98\x84\x1c\x04\x12K\n\nUnpinModel\x12\x1f.modelhost.v1.UnpinModelRequest\x1a\x13.modelhost.v1.Model\"\x07\x90\x02\x02\x98\x84\x1c\x04\x12L\n\x0c\x41\x63quireLease\x12!.modelhost.v1.AcquireLeaseRequest\x1a\x13.modelhost.v1.Lease\"\x04\x98\x84\x1c\x02\x12K\n\nRenewLease\x12\x1f.modelhost.v1.RenewLeaseRequest\x1a\x13.modelhost.v1.Lease\"\x07\x90\x02\x02\x98\x84\x1c\x02\x12R\n\x0cReleaseLease\x12!.modelhost.v1.ReleaseLeaseRequest\x1a\x16.google.protobuf.Empty\"\x07\x90\x02\x02\x98\x84\x1c\x02\x12U\n\tListSlots\x12\x1e.modelhost.v1.ListSlotsRequest\x1a\x1f.modelhost.v1.ListSlotsResponse\"\x07\x90\x02\x01\x98\x84\x1c\x01\x12\x44\n\x07GetSlot\x12\x1c.modelhost.v1.GetSlotRequest\x1a\x12.modelhost.v1.Slot\"\x07\x90\x02\x01\x98\x84\x1c\x01\x12L\n\nSwitchSlot\x12\x1f.modelhost.v1.SwitchSlotRequest\x1a\x17.modelhost.v1.Operation\"\x04\x98\x84\x1c\x03\x12I\n\tClearSlot\x12\x1e.modelhost.v1.ClearSlotRequest\x1a\x16.google.protobuf.Empty\"\x04\x98\x84\x1c\x03\x12O\n\x0cUnblockModel\x12!.modelhost.v1.UnblockModelRequest\x1a\x13.modelhost.v1.Model\"\x07\x90\x02\x02\x98\x84\x1c\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -75,50 +76,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESIDENCYSERVICE'].methods_by_name['ClearSlot']._serialized_options = b'\230\204\034\003'
   _globals['_RESIDENCYSERVICE'].methods_by_name['UnblockModel']._loaded_options = None
   _globals['_RESIDENCYSERVICE'].methods_by_name['UnblockModel']._serialized_options = b'\220\002\002\230\204\034\003'
-  _globals['_LOADMODELREQUEST']._serialized_start=317
-  _globals['_LOADMODELREQUEST']._serialized_end=421
-  _globals['_UNLOADMODELREQUEST']._serialized_start=423
-  _globals['_UNLOADMODELREQUEST']._serialized_end=511
-  _globals['_RELOADMODELREQUEST']._serialized_start=513
-  _globals['_RELOADMODELREQUEST']._serialized_end=584
-  _globals['_PLANLOADREQUEST']._serialized_start=586
-  _globals['_PLANLOADREQUEST']._serialized_end=634
-  _globals['_PLANLOADRESPONSE']._serialized_start=637
-  _globals['_PLANLOADRESPONSE']._serialized_end=1141
-  _globals['_PLANLOADRESPONSE_VICTIM']._serialized_start=850
-  _globals['_PLANLOADRESPONSE_VICTIM']._serialized_end=978
-  _globals['_PLANLOADRESPONSE_PLACEMENT']._serialized_start=981
-  _globals['_PLANLOADRESPONSE_PLACEMENT']._serialized_end=1130
-  _globals['_GETINSTANCEREQUEST']._serialized_start=1143
-  _globals['_GETINSTANCEREQUEST']._serialized_end=1177
-  _globals['_LISTINSTANCESREQUEST']._serialized_start=1180
-  _globals['_LISTINSTANCESREQUEST']._serialized_end=1318
-  _globals['_LISTINSTANCESRESPONSE']._serialized_start=1320
-  _globals['_LISTINSTANCESRESPONSE']._serialized_end=1447
-  _globals['_CHECKINSTANCEREQUEST']._serialized_start=1449
-  _globals['_CHECKINSTANCEREQUEST']._serialized_end=1485
-  _globals['_PINMODELREQUEST']._serialized_start=1487
-  _globals['_PINMODELREQUEST']._serialized_end=1518
-  _globals['_UNPINMODELREQUEST']._serialized_start=1520
-  _globals['_UNPINMODELREQUEST']._serialized_end=1553
-  _globals['_ACQUIRELEASEREQUEST']._serialized_start=1555
-  _globals['_ACQUIRELEASEREQUEST']._serialized_end=1660
-  _globals['_RENEWLEASEREQUEST']._serialized_start=1662
-  _globals['_RENEWLEASEREQUEST']._serialized_end=1744
-  _globals['_RELEASELEASEREQUEST']._serialized_start=1746
-  _globals['_RELEASELEASEREQUEST']._serialized_end=1781
-  _globals['_LISTSLOTSREQUEST']._serialized_start=1783
-  _globals['_LISTSLOTSREQUEST']._serialized_end=1855
-  _globals['_LISTSLOTSRESPONSE']._serialized_start=1857
-  _globals['_LISTSLOTSRESPONSE']._serialized_end=1972
-  _globals['_GETSLOTREQUEST']._serialized_start=1974
-  _globals['_GETSLOTREQUEST']._serialized_end=2004
-  _globals['_SWITCHSLOTREQUEST']._serialized_start=2006
-  _globals['_SWITCHSLOTREQUEST']._serialized_end=2113
-  _globals['_CLEARSLOTREQUEST']._serialized_start=2115
-  _globals['_CLEARSLOTREQUEST']._serialized_end=2161
-  _globals['_UNBLOCKMODELREQUEST']._serialized_start=2163
-  _globals['_UNBLOCKMODELREQUEST']._serialized_end=2198
-  _globals['_RESIDENCYSERVICE']._serialized_start=2201
-  _globals['_RESIDENCYSERVICE']._serialized_end=3586
+  _globals['_LOADMODELREQUEST']._serialized_start=345
+  _globals['_LOADMODELREQUEST']._serialized_end=449
+  _globals['_UNLOADMODELREQUEST']._serialized_start=451
+  _globals['_UNLOADMODELREQUEST']._serialized_end=539
+  _globals['_RELOADMODELREQUEST']._serialized_start=541
+  _globals['_RELOADMODELREQUEST']._serialized_end=612
+  _globals['_PLANLOADREQUEST']._serialized_start=614
+  _globals['_PLANLOADREQUEST']._serialized_end=662
+  _globals['_PLANLOADRESPONSE']._serialized_start=665
+  _globals['_PLANLOADRESPONSE']._serialized_end=1337
+  _globals['_PLANLOADRESPONSE_VICTIM']._serialized_start=921
+  _globals['_PLANLOADRESPONSE_VICTIM']._serialized_end=1098
+  _globals['_PLANLOADRESPONSE_PLACEMENT']._serialized_start=1101
+  _globals['_PLANLOADRESPONSE_PLACEMENT']._serialized_end=1326
+  _globals['_GETINSTANCEREQUEST']._serialized_start=1339
+  _globals['_GETINSTANCEREQUEST']._serialized_end=1373
+  _globals['_LISTINSTANCESREQUEST']._serialized_start=1376
+  _globals['_LISTINSTANCESREQUEST']._serialized_end=1514
+  _globals['_LISTINSTANCESRESPONSE']._serialized_start=1516
+  _globals['_LISTINSTANCESRESPONSE']._serialized_end=1643
+  _globals['_CHECKINSTANCEREQUEST']._serialized_start=1645
+  _globals['_CHECKINSTANCEREQUEST']._serialized_end=1681
+  _globals['_PINMODELREQUEST']._serialized_start=1683
+  _globals['_PINMODELREQUEST']._serialized_end=1714
+  _globals['_UNPINMODELREQUEST']._serialized_start=1716
+  _globals['_UNPINMODELREQUEST']._serialized_end=1749
+  _globals['_ACQUIRELEASEREQUEST']._serialized_start=1751
+  _globals['_ACQUIRELEASEREQUEST']._serialized_end=1856
+  _globals['_RENEWLEASEREQUEST']._serialized_start=1858
+  _globals['_RENEWLEASEREQUEST']._serialized_end=1940
+  _globals['_RELEASELEASEREQUEST']._serialized_start=1942
+  _globals['_RELEASELEASEREQUEST']._serialized_end=1977
+  _globals['_LISTSLOTSREQUEST']._serialized_start=1979
+  _globals['_LISTSLOTSREQUEST']._serialized_end=2051
+  _globals['_LISTSLOTSRESPONSE']._serialized_start=2053
+  _globals['_LISTSLOTSRESPONSE']._serialized_end=2168
+  _globals['_GETSLOTREQUEST']._serialized_start=2170
+  _globals['_GETSLOTREQUEST']._serialized_end=2200
+  _globals['_SWITCHSLOTREQUEST']._serialized_start=2202
+  _globals['_SWITCHSLOTREQUEST']._serialized_end=2309
+  _globals['_CLEARSLOTREQUEST']._serialized_start=2311
+  _globals['_CLEARSLOTREQUEST']._serialized_end=2357
+  _globals['_UNBLOCKMODELREQUEST']._serialized_start=2359
+  _globals['_UNBLOCKMODELREQUEST']._serialized_end=2394
+  _globals['_RESIDENCYSERVICE']._serialized_start=2397
+  _globals['_RESIDENCYSERVICE']._serialized_end=3782
 # @@protoc_insertion_point(module_scope)

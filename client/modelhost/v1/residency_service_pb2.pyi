@@ -10,6 +10,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from modelhost.v1 import devices_pb2 as _devices_pb2
 from modelhost.v1 import errors_pb2 as _errors_pb2
 from modelhost.v1 import instances_pb2 as _instances_pb2
 from modelhost.v1 import slots_pb2 as _slots_pb2
@@ -81,10 +82,12 @@ class UnloadModelRequest(_message.Message):
     name: _builtins.str
     """The model, `models/{model}`."""
     keep_warm: _builtins.bool
-    """Whether its weights may stay in host memory: WARM instead of gone, as far as there is room."""
+    """Whether its weights may stay in host memory: WARM instead of gone, as far as there is room. One
+    that is WARM already stays so.
+    """
     force: _builtins.bool
-    """Whether to cancel the requests in flight instead of waiting for them up to
-    `Settings.drain_timeout`.
+    """Whether to cancel the requests in flight at once (CANCELLED) instead of waiting for them up to
+    `Settings.drain_timeout`, after which they are cancelled as well.
     """
     request_id: _builtins.str
     """Makes the call safe to repeat; see CreateModelRequest."""
@@ -177,6 +180,7 @@ class PlanLoadResponse(_message.Message):
         FREED_BYTES_FIELD_NUMBER: _builtins.int
         LAST_USED_TIME_FIELD_NUMBER: _builtins.int
         BUSY_FIELD_NUMBER: _builtins.int
+        TIER_AFTER_FIELD_NUMBER: _builtins.int
         instance: _builtins.str
         """Its instance, `models/{model}/instances/{instance}`."""
         model: _builtins.str
@@ -185,6 +189,8 @@ class PlanLoadResponse(_message.Message):
         """Bytes of device memory that this frees."""
         busy: _builtins.bool
         """Whether it is busy now, so that the load would wait for it."""
+        tier_after: _instances_pb2.Instance.Tier.ValueType
+        """Where its weights would be then: HOST, or DISK."""
         @_builtins.property
         def last_used_time(self) -> _timestamp_pb2.Timestamp:
             """When it was last used."""
@@ -197,10 +203,11 @@ class PlanLoadResponse(_message.Message):
             freed_bytes: _builtins.int = ...,
             last_used_time: _timestamp_pb2.Timestamp | None = ...,
             busy: _builtins.bool = ...,
+            tier_after: _instances_pb2.Instance.Tier.ValueType = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["last_used_time", b"last_used_time"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "freed_bytes", b"freed_bytes", "instance", b"instance", "last_used_time", b"last_used_time", "model", b"model"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "freed_bytes", b"freed_bytes", "instance", b"instance", "last_used_time", b"last_used_time", "model", b"model", "tier_after", b"tier_after"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -214,15 +221,23 @@ class PlanLoadResponse(_message.Message):
         VICTIMS_FIELD_NUMBER: _builtins.int
         LOADED_FIELD_NUMBER: _builtins.int
         SOURCE_TIER_FIELD_NUMBER: _builtins.int
+        HOST_BYTES_FIELD_NUMBER: _builtins.int
+        DROPPED_FIELD_NUMBER: _builtins.int
         device: _builtins.str
         """The device, `devices/{device}`."""
         loaded: _builtins.bool
         """Whether the model is READY there already: a load would do nothing."""
         source_tier: _instances_pb2.Instance.Tier.ValueType
         """Where its weights would come from."""
+        host_bytes: _builtins.int
+        """Bytes of host memory that a copy of its weights would take; 0 = it would have none."""
         @_builtins.property
         def victims(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanLoadResponse.Victim]:
             """Who would be evicted, first to go first; empty = it fits as it is."""
+
+        @_builtins.property
+        def dropped(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanLoadResponse.Victim]:
+            """Whose warm copies would be dropped from host memory for that, first to go first."""
 
         def __init__(
             self,
@@ -231,10 +246,12 @@ class PlanLoadResponse(_message.Message):
             victims: _abc.Iterable[Global___PlanLoadResponse.Victim] | None = ...,
             loaded: _builtins.bool = ...,
             source_tier: _instances_pb2.Instance.Tier.ValueType = ...,
+            host_bytes: _builtins.int = ...,
+            dropped: _abc.Iterable[Global___PlanLoadResponse.Victim] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "loaded", b"loaded", "source_tier", b"source_tier", "victims", b"victims"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dropped", b"dropped", "host_bytes", b"host_bytes", "loaded", b"loaded", "source_tier", b"source_tier", "victims", b"victims"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -244,6 +261,7 @@ class PlanLoadResponse(_message.Message):
     FREE_BYTES_FIELD_NUMBER: _builtins.int
     EVICTABLE_BYTES_FIELD_NUMBER: _builtins.int
     BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    HOST_TIER_FIELD_NUMBER: _builtins.int
     needed_bytes: _builtins.int
     """Bytes of device memory the load needs; 0 = not known yet."""
     free_bytes: _builtins.int
@@ -262,6 +280,10 @@ class PlanLoadResponse(_message.Message):
         MODEL_BLOCKED, BACKEND_NOT_AVAILABLE, with the same metadata as from LoadModel.
         """
 
+    @_builtins.property
+    def host_tier(self) -> _devices_pb2.HostTier:
+        """Host memory now."""
+
     def __init__(
         self,
         *,
@@ -271,10 +293,11 @@ class PlanLoadResponse(_message.Message):
         free_bytes: _builtins.int = ...,
         evictable_bytes: _builtins.int = ...,
         budget_bytes: _builtins.int = ...,
+        host_tier: _devices_pb2.HostTier | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "placement", b"placement", "refusal", b"refusal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host_tier", b"host_tier", "outcome", b"outcome", "placement", b"placement", "refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "evictable_bytes", b"evictable_bytes", "free_bytes", b"free_bytes", "needed_bytes", b"needed_bytes", "outcome", b"outcome", "placement", b"placement", "refusal", b"refusal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "evictable_bytes", b"evictable_bytes", "free_bytes", b"free_bytes", "host_tier", b"host_tier", "needed_bytes", b"needed_bytes", "outcome", b"outcome", "placement", b"placement", "refusal", b"refusal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["placement", "refusal"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015

@@ -154,9 +154,9 @@ class ResidencyServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Drains a model and frees its memory; SUCCEEDED means that the memory is free. New requests
-        queue meanwhile, and load it again where `load_on_demand` says so. A model that is not loaded
-        is SUCCEEDED at once.
+        """Drains a model and frees its memory, on the device and of the host; SUCCEEDED means that the memory
+        is free. New requests queue meanwhile, and load it again where `load_on_demand` says so. A model
+        that is not loaded is SUCCEEDED at once. Pins and leases do not keep it: they forbid evictions.
 
         Fails with MODEL_NOT_FOUND, CONFLICTING_OPERATION, REQUEST_ID_REUSED.
         """

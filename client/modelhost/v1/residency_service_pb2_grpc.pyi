@@ -54,9 +54,9 @@ class ResidencyServiceStub:
     BACKEND_NOT_AVAILABLE, LOAD_TIMEOUT, WORKER_LOST, and the reasons of a download.
     """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_residency_service_pb2.UnloadModelRequest, _operations_pb2.Operation]
-    """Drains a model and frees its memory; SUCCEEDED means that the memory is free. New requests
-    queue meanwhile, and load it again where `load_on_demand` says so. A model that is not loaded
-    is SUCCEEDED at once.
+    """Drains a model and frees its memory, on the device and of the host; SUCCEEDED means that the memory
+    is free. New requests queue meanwhile, and load it again where `load_on_demand` says so. A model
+    that is not loaded is SUCCEEDED at once. Pins and leases do not keep it: they forbid evictions.
 
     Fails with MODEL_NOT_FOUND, CONFLICTING_OPERATION, REQUEST_ID_REUSED.
     """
@@ -143,9 +143,9 @@ class ResidencyServiceAsyncStub(ResidencyServiceStub):
     BACKEND_NOT_AVAILABLE, LOAD_TIMEOUT, WORKER_LOST, and the reasons of a download.
     """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_residency_service_pb2.UnloadModelRequest, _operations_pb2.Operation]  # type: ignore[assignment]
-    """Drains a model and frees its memory; SUCCEEDED means that the memory is free. New requests
-    queue meanwhile, and load it again where `load_on_demand` says so. A model that is not loaded
-    is SUCCEEDED at once.
+    """Drains a model and frees its memory, on the device and of the host; SUCCEEDED means that the memory
+    is free. New requests queue meanwhile, and load it again where `load_on_demand` says so. A model
+    that is not loaded is SUCCEEDED at once. Pins and leases do not keep it: they forbid evictions.
 
     Fails with MODEL_NOT_FOUND, CONFLICTING_OPERATION, REQUEST_ID_REUSED.
     """
@@ -241,9 +241,9 @@ class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _residency_service_pb2.UnloadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
-        """Drains a model and frees its memory; SUCCEEDED means that the memory is free. New requests
-        queue meanwhile, and load it again where `load_on_demand` says so. A model that is not loaded
-        is SUCCEEDED at once.
+        """Drains a model and frees its memory, on the device and of the host; SUCCEEDED means that the memory
+        is free. New requests queue meanwhile, and load it again where `load_on_demand` says so. A model
+        that is not loaded is SUCCEEDED at once. Pins and leases do not keep it: they forbid evictions.
 
         Fails with MODEL_NOT_FOUND, CONFLICTING_OPERATION, REQUEST_ID_REUSED.
         """

@@ -26,7 +26,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmodelhost/v1/settings.proto\x12\x0cmodelhost.v1\x1a\x1egoogle/protobuf/duration.proto\"\xbd\x04\n\x08Settings\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x18max_concurrent_downloads\x18\x02 \x01(\x05\x12,\n$download_rate_limit_bytes_per_second\x18\x03 \x01(\x03\x12\x1c\n\x14max_concurrent_loads\x18\x04 \x01(\x05\x12-\n\nkeep_alive\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0eload_on_demand\x18\x06 \x01(\x08\x12\x13\n\x0bqueue_limit\x18\x07 \x01(\x05\x12\x17\n\x0f\x65viction_policy\x18\x08 \x01(\t\x12\x30\n\rmin_residency\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rdrain_timeout\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tlog_level\x18\x0b \x01(\t\x12\x0c\n\x04\x65tag\x18\x0c \x01(\t\x12\x19\n\x11\x64isk_budget_bytes\x18\r \x01(\x03\x12\x16\n\x0estorage_policy\x18\x0e \x01(\t\x12.\n\x0bstorage_ttl\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fverify_interval\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12$\n\x1cverify_rate_bytes_per_second\x18\x11 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmodelhost/v1/settings.proto\x12\x0cmodelhost.v1\x1a\x1egoogle/protobuf/duration.proto\"\xa7\x05\n\x08Settings\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x18max_concurrent_downloads\x18\x02 \x01(\x05\x12,\n$download_rate_limit_bytes_per_second\x18\x03 \x01(\x03\x12\x1c\n\x14max_concurrent_loads\x18\x04 \x01(\x05\x12-\n\nkeep_alive\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0eload_on_demand\x18\x06 \x01(\x08\x12\x13\n\x0bqueue_limit\x18\x07 \x01(\x05\x12\x17\n\x0f\x65viction_policy\x18\x08 \x01(\t\x12\x30\n\rmin_residency\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rdrain_timeout\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tlog_level\x18\x0b \x01(\t\x12\x0c\n\x04\x65tag\x18\x0c \x01(\t\x12\x19\n\x11\x64isk_budget_bytes\x18\r \x01(\x03\x12\x16\n\x0estorage_policy\x18\x0e \x01(\t\x12.\n\x0bstorage_ttl\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fverify_interval\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12$\n\x1cverify_rate_bytes_per_second\x18\x11 \x01(\x03\x12\x1e\n\x11host_budget_bytes\x18\x12 \x01(\x03H\x00\x88\x01\x01\x12\x32\n\x0fhost_keep_alive\x18\x13 \x01(\x0b\x32\x19.google.protobuf.DurationB\x14\n\x12_host_budget_bytesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,5 +34,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelhost.v1.settings_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SETTINGS']._serialized_start=78
-  _globals['_SETTINGS']._serialized_end=651
+  _globals['_SETTINGS']._serialized_end=757
 # @@protoc_insertion_point(module_scope)

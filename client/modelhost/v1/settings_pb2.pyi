@@ -11,10 +11,10 @@ import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 10):
+    from typing import TypeAlias as _TypeAlias
 else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+    from typing_extensions import TypeAlias as _TypeAlias
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -43,6 +43,8 @@ class Settings(_message.Message):
     STORAGE_TTL_FIELD_NUMBER: _builtins.int
     VERIFY_INTERVAL_FIELD_NUMBER: _builtins.int
     VERIFY_RATE_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    HOST_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    HOST_KEEP_ALIVE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Always `settings`. Output only."""
     max_concurrent_downloads: _builtins.int
@@ -83,6 +85,13 @@ class Settings(_message.Message):
     """The most bytes a second that such a verification reads, a quarter of it while requests are
     answered. At least 1 MiB; 64 MiB by default.
     """
+    host_budget_bytes: _builtins.int
+    """Bytes of host memory for weights beside those on devices: a model on a GPU keeps a copy there where
+    there is room, to which it goes when it leaves the GPU (WARM) and from which it comes back. From 0
+    (no copies) to 2^50. A smaller one drops copies of models that are on no device, as
+    `eviction_policy` says. Unset = the smaller of half of what the machine, or the control group, has
+    and what was free at the daemon's start less 4 GiB. What other processes take shrinks it.
+    """
     @_builtins.property
     def keep_alive(self) -> _duration_pb2.Duration:
         """How long after its last use a model stays loaded, for models that do not say. 0 = it goes as
@@ -113,6 +122,12 @@ class Settings(_message.Message):
         a time, while neither loads nor downloads run. From 1 hour to 3,650 days; 0 = never, the default.
         """
 
+    @_builtins.property
+    def host_keep_alive(self) -> _duration_pb2.Duration:
+        """How long weights stay in host memory after they left their device, for models that do not say.
+        0 = no copy is kept; unset = as long as there is room, the default.
+        """
+
     def __init__(
         self,
         *,
@@ -133,11 +148,15 @@ class Settings(_message.Message):
         storage_ttl: _duration_pb2.Duration | None = ...,
         verify_interval: _duration_pb2.Duration | None = ...,
         verify_rate_bytes_per_second: _builtins.int = ...,
+        host_budget_bytes: _builtins.int | None = ...,
+        host_keep_alive: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drain_timeout", b"drain_timeout", "keep_alive", b"keep_alive", "min_residency", b"min_residency", "storage_ttl", b"storage_ttl", "verify_interval", b"verify_interval"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_host_budget_bytes", b"_host_budget_bytes", "drain_timeout", b"drain_timeout", "host_budget_bytes", b"host_budget_bytes", "host_keep_alive", b"host_keep_alive", "keep_alive", b"keep_alive", "min_residency", b"min_residency", "storage_ttl", b"storage_ttl", "verify_interval", b"verify_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_budget_bytes", b"disk_budget_bytes", "download_rate_limit_bytes_per_second", b"download_rate_limit_bytes_per_second", "drain_timeout", b"drain_timeout", "etag", b"etag", "eviction_policy", b"eviction_policy", "keep_alive", b"keep_alive", "load_on_demand", b"load_on_demand", "log_level", b"log_level", "max_concurrent_downloads", b"max_concurrent_downloads", "max_concurrent_loads", b"max_concurrent_loads", "min_residency", b"min_residency", "name", b"name", "queue_limit", b"queue_limit", "storage_policy", b"storage_policy", "storage_ttl", b"storage_ttl", "verify_interval", b"verify_interval", "verify_rate_bytes_per_second", b"verify_rate_bytes_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_host_budget_bytes", b"_host_budget_bytes", "disk_budget_bytes", b"disk_budget_bytes", "download_rate_limit_bytes_per_second", b"download_rate_limit_bytes_per_second", "drain_timeout", b"drain_timeout", "etag", b"etag", "eviction_policy", b"eviction_policy", "host_budget_bytes", b"host_budget_bytes", "host_keep_alive", b"host_keep_alive", "keep_alive", b"keep_alive", "load_on_demand", b"load_on_demand", "log_level", b"log_level", "max_concurrent_downloads", b"max_concurrent_downloads", "max_concurrent_loads", b"max_concurrent_loads", "min_residency", b"min_residency", "name", b"name", "queue_limit", b"queue_limit", "storage_policy", b"storage_policy", "storage_ttl", b"storage_ttl", "verify_interval", b"verify_interval", "verify_rate_bytes_per_second", b"verify_rate_bytes_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__host_budget_bytes: _TypeAlias = _typing.Literal["host_budget_bytes"]  # noqa: Y015
+    _WhichOneofArgType__host_budget_bytes: _TypeAlias = _typing.Literal["_host_budget_bytes", b"_host_budget_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__host_budget_bytes) -> _WhichOneofReturnType__host_budget_bytes | None: ...
 
 Global___Settings: _TypeAlias = Settings  # noqa: Y015

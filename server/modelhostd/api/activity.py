@@ -1,6 +1,6 @@
 """What instances do right now: the figures that change with every request, and who would be evicted next."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from modelhost.v1 import instances_pb2
 from modelhostd.api import convert_values
@@ -8,6 +8,7 @@ from modelhostd.core.eviction import Holding
 from modelhostd.core.resources import Instance, InstanceState
 from modelhostd.host import Host
 
+_WARM = InstanceState.WARM
 _Blocker = instances_pb2.InstanceActivity.EvictBlocker
 
 
@@ -19,19 +20,23 @@ class Activity:
         self._now = host.clock.monotonic()
         self._holdings: dict[str, Holding] = {}
         self._ranks: dict[str, int] = {}
-        self._policy = policy = host.occupancy.policy()
+        self._policy = host.occupancy.policy()
         for view in host.occupancy.views().values():
-            self._holdings.update({h.model: h for h in view.holdings})
-            evictable = [
-                h
-                for h in policy.order(view.holdings, self._now)
-                if h.idle and not policy.young(h, self._now)
-            ]
-            self._ranks.update({h.model: place for place, h in enumerate(evictable, 1)})
+            self._rank(view.holdings)
+        self._rank([h for h in host.occupancy.host.view().holdings if not h.bound])
+
+    def _rank(self, holdings: Sequence[Holding]) -> None:
+        """Note who holds a place, and who would be evicted from it in which order."""
+        self._holdings.update({h.model: h for h in holdings})
+        evictable = [h for h in self._policy.order(holdings, self._now) if h.idle]
+        # What came just now is guarded on devices only.
+        gone = [h for h in evictable if h.state is _WARM or not self._policy.young(h, self._now)]
+        self._ranks.update({h.model: place for place, h in enumerate(gone, 1)})
 
     def of(self, instance: Instance) -> instances_pb2.InstanceActivity:
         """Return the figures of one instance."""
-        route = self._host.routes.get(instance.model)
+        routes = self._host.routes
+        route = routes.get(instance.model) or self._host.occupancy.host.warm.get(instance.model)
         if route is not None and route.instance != instance.id:
             route = None
         last_used = instance.ready_time
@@ -54,7 +59,14 @@ class Activity:
 
     def _expire_time(self, instance: Instance, last_used: float) -> float:
         model = self._host.registry.committed.models.get(instance.model)
-        if model is None or model.pinned or instance.state is not InstanceState.READY:
+        if model is None or model.pinned:
+            return 0.0
+        host = self._host.occupancy.host
+        if instance.state is _WARM and (warm := host.warm.get(instance.model)) is not None:
+            keep = host.keep_alive_s(model)
+            left = self._host.clock.time() - (self._now - warm.warm_since)
+            return left + keep if keep is not None else 0.0
+        if instance.state is not InstanceState.READY:
             return 0.0
         keep = self._host.occupancy.keep_alive_s(model)
         return last_used + keep if keep is not None else 0.0
@@ -65,13 +77,13 @@ class Activity:
         holding = self._holdings.get(instance.model)
         if holding is None:
             return []
-        if instance.state is not InstanceState.READY:
+        if instance.state not in (InstanceState.READY, _WARM):
             return [_Blocker.Value("IN_TRANSITION")]
         reasons = {
             "IN_FLIGHT": holding.in_flight > 0,
             "QUEUED": holding.queued > 0,
             "PINNED": holding.pinned,
             "LEASED": holding.leased,
-            "MIN_RESIDENCY": self._policy.young(holding, self._now),
+            "MIN_RESIDENCY": instance.state is not _WARM and self._policy.young(holding, self._now),
         }
         return [_Blocker.Value(name) for name, holds in reasons.items() if holds]

@@ -39,6 +39,7 @@ WRITABLE_MODEL = (
     "source.revision",
     "source.allow_patterns",
     "source.ignore_patterns",
+    "source.more_uris",
 )
 WRITABLE_SETTINGS = tuple(
     field.name
@@ -49,6 +50,7 @@ WRITABLE_SETTINGS = tuple(
 # Core says a duration's unit in the name; the wire's type says it there.
 _CORE_NAMES: Mapping[str, str] = {
     "keep_alive": "keep_alive_s",
+    "host_keep_alive": "host_keep_alive_s",
     "load_timeout": "load_timeout_s",
     "max_batch_delay": "max_batch_delay_s",
     "min_residency": "min_residency_s",
@@ -153,6 +155,7 @@ def source(given: models_pb2.Source) -> Source:
         revision=given.revision,
         allow_patterns=tuple(given.allow_patterns),
         ignore_patterns=tuple(given.ignore_patterns),
+        more_uris=tuple(given.more_uris),
     )
 
 
@@ -185,6 +188,8 @@ def config(given: models_pb2.ModelConfig) -> ModelConfig:
         max_batch_size=_present(given, "max_batch_size"),
         max_sequence_length=_present(given, "max_sequence_length"),
         keep_alive_s=_seconds(given, "keep_alive", "model.config"),
+        host_keep_alive_s=_seconds(given, "host_keep_alive", "model.config"),
+        fallback_model=optional_id("models", "model.config.fallback_model", given.fallback_model),
         load_timeout_s=_seconds(given, "load_timeout", "model.config"),
         load_on_demand=_present(given, "load_on_demand"),
         autoload=given.autoload,
@@ -255,6 +260,9 @@ def settings(given: settings_pb2.Settings, paths: Iterable[str], default: Settin
                 if unset
                 else seconds(f"settings.{path}", getattr(given, path))
             )
+        elif field.has_presence:
+            unset = not given.HasField(path)  # type: ignore[arg-type]
+            changes[name] = getattr(default, name) if unset else getattr(given, path)
         else:
             # A bool has no "unset": false is a value.
             value = getattr(given, path)

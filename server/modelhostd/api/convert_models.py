@@ -31,6 +31,7 @@ def source(given: Source) -> models_pb2.Source:
         revision=given.revision,
         allow_patterns=given.allow_patterns,
         ignore_patterns=given.ignore_patterns,
+        more_uris=given.more_uris,
     )
 
 
@@ -72,6 +73,8 @@ def config(given: ModelConfig) -> models_pb2.ModelConfig:
         priority=given.priority,
         queue_limit=given.queue_limit,
         isolation=ISOLATIONS[given.isolation],
+        host_keep_alive=duration(given.host_keep_alive_s),
+        fallback_model=named("models", given.fallback_model),
         max_batch_delay=duration(given.max_batch_delay_s),
         dynamic_batching=given.dynamic_batching,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
-from modelhost.v1 import operations_pb2, storage_pb2
+from modelhost.v1 import instances_pb2, operations_pb2, storage_pb2
 from modelhostd.core.resources import OperationKind
 
 FINDINGS_MAX = 1000
@@ -26,7 +26,9 @@ def put(
         case OperationKind.UNLOAD:
             operation.unload_result.CopyFrom(
                 operations_pb2.UnloadResult(
-                    freed_bytes=result.get("freed_bytes", 0), warm=result.get("warm", False)
+                    freed_bytes=result.get("freed_bytes", 0),
+                    warm=result.get("warm", False),
+                    freed_host_bytes=result.get("freed_host_bytes", 0),
                 )
             )
         case OperationKind.VERIFY:
@@ -86,6 +88,9 @@ def _load(result: Mapping[str, Any]) -> operations_pb2.LoadResult:
         measured_bytes=result.get("measured_bytes", 0),
         load_duration=spent,
         evicted_models=[_named("models", m) for m in result.get("evicted_models", ())],
+        source_tier=instances_pb2.Instance.Tier.Value(
+            result.get("source_tier", "TIER_UNSPECIFIED")
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from modelhost.v1 import devices_pb2, host_pb2, settings_pb2
 from modelhost.v1 import host_service_pb2 as pb
-from modelhostd.api import convert, convert_from, convert_values, lists, masks
+from modelhostd.api import convert, convert_from, convert_tier, convert_values, lists, masks
 from modelhostd.api.calls import Call
 from modelhostd.api.facts import Facts
 from modelhostd.api.methods import Service
@@ -109,6 +109,7 @@ class HostService(StorageMethods):
             next_page_token=token,
             sequence=self._host.registry.journal.last_sequence,
             store_id=self._host.registry.store_id,
+            host_tier=convert_tier.host_tier(self._host.occupancy.host),
         )
 
     async def get_device(self, request: pb.GetDeviceRequest, call: Call) -> devices_pb2.Device:

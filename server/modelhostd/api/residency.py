@@ -6,21 +6,27 @@ from google.protobuf.empty_pb2 import Empty
 
 from modelhost.v1 import instances_pb2, models_pb2, operations_pb2, options_pb2, slots_pb2
 from modelhost.v1 import residency_service_pb2 as pb
-from modelhostd.api import convert, convert_from, convert_models, convert_values, lists
+from modelhostd.api import (
+    convert,
+    convert_from,
+    convert_models,
+    convert_tier,
+    convert_values,
+    lists,
+)
 from modelhostd.api.activity import Activity
 from modelhostd.api.addressing import instance, model_id
 from modelhostd.api.calls import Call
-from modelhostd.api.errors import unimplemented
 from modelhostd.api.methods import Service
 from modelhostd.api.slots import SlotMethods
 from modelhostd.core import names
 from modelhostd.core import operations as op_rules
 from modelhostd.core import residency as rules
 from modelhostd.core.errors import ModelhostError, Reason, invalid
-from modelhostd.core.resources import Instance, InstanceState, Lease
+from modelhostd.core.resources import Instance, InstanceState, Lease, Tier
 from modelhostd.core.state import instance_key
 from modelhostd.host import Host
-from modelhostd.host.occupancy import predicted_bytes
+from modelhostd.host.load_plans import Preview
 
 
 def residency_service(host: Host) -> Service:
@@ -55,14 +61,12 @@ class ResidencyService(SlotMethods):
         self, request: pb.UnloadModelRequest, call: Call
     ) -> operations_pb2.Operation:
         """See UnloadModel in the contract."""
-        if request.keep_warm:
-            raise unimplemented(call.method, "UnloadModelRequest.keep_warm")
-        if request.force:
-            raise unimplemented(call.method, "UnloadModelRequest.force")
         operation = await self._host.residency.unload(
             model_id(self._state, "name", request.name),
             call.principal,
             convert_from.request(call.method, request),
+            keep_warm=request.keep_warm,
+            force=request.force,
         )
         return convert.operation(operation)
 
@@ -88,7 +92,10 @@ class ResidencyService(SlotMethods):
         if device:
             self._state.device(device)
         views = self._host.occupancy.views()
-        answer = pb.PlanLoadResponse(needed_bytes=predicted_bytes(model))
+        answer = pb.PlanLoadResponse(
+            needed_bytes=self._host.occupancy.needed_bytes(model),
+            host_tier=convert_tier.host_tier(self._host.occupancy.host),
+        )
         route = self._host.routes.get(key)
         if route is not None and route.open:
             answer.placement.CopyFrom(
@@ -101,24 +108,28 @@ class ResidencyService(SlotMethods):
             self._put_figures(answer, views[route.device])
             return answer
         try:
-            plan, _ = self._host.residency.loads.plan(key, device)
+            preview = self._host.residency.loads.preview(key, device)
         except ModelhostError as error:
             if error.reason is Reason.DEVICE_NOT_FOUND:
                 raise
-            plan = rules.Refuse(error)
+            preview = Preview(rules.Refuse(error), 0)
+        plan = preview.plan
         place = device or model.config.device
         if isinstance(plan, rules.Refuse):
             answer.refusal.CopyFrom(convert_values.error(op_rules.stored(plan.error)))
             place = plan.error.metadata.get("device", place)
         else:
             place = plan.device
-            answer.placement.CopyFrom(self._placement(plan, views[plan.device]))
+            answer.placement.CopyFrom(self._placement(plan, preview, views[plan.device]))
         if place in views:
             self._put_figures(answer, views[place])
         return answer
 
     def _placement(
-        self, plan: rules.Fits | rules.Evict | rules.Wait, view: rules.DeviceView
+        self,
+        plan: rules.Fits | rules.Evict | rules.Wait,
+        preview: Preview,
+        view: rules.DeviceView,
     ) -> pb.PlanLoadResponse.Placement:
         victims: tuple[str, ...] = ()
         if isinstance(plan, rules.Evict):
@@ -127,11 +138,17 @@ class ResidencyService(SlotMethods):
             victims = plan.drain
         return pb.PlanLoadResponse.Placement(
             device=convert_values.named("devices", plan.device),
-            victims=[self._victim(model, view) for model in victims],
-            source_tier=instances_pb2.Instance.DISK,
+            victims=[self._victim(m, view, m in preview.stays_warm) for m in victims],
+            source_tier=convert.TIERS[preview.source],
+            host_bytes=preview.host_bytes,
+            dropped=[
+                self._victim(m, self._host.occupancy.host.view(), False) for m in preview.dropped
+            ],
         )
 
-    def _victim(self, model: str, view: rules.DeviceView) -> pb.PlanLoadResponse.Victim:
+    def _victim(
+        self, model: str, view: rules.DeviceView, stays_warm: bool
+    ) -> pb.PlanLoadResponse.Victim:
         holding = next(h for h in view.holdings if h.model == model)
         found = self._host.registry.decided.instance_of(model)
         used = Activity(self._host).last_used_times().get(model, 0.0)
@@ -141,6 +158,7 @@ class ResidencyService(SlotMethods):
             freed_bytes=holding.bytes,
             last_used_time=convert_values.timestamp(used or (found.ready_time if found else 0.0)),
             busy=not holding.idle,
+            tier_after=convert.TIERS[Tier.HOST if stays_warm else Tier.DISK],
         )
 
     @staticmethod

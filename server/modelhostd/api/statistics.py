@@ -54,6 +54,8 @@ class Statistics:
                 if o.kind is OperationKind.DOWNLOAD and o.state not in FINAL_STATES
             ),
             daemon_bytes=self._gauges.daemon_bytes(),
+            host_tier_bytes=host.occupancy.host.used_bytes,
+            host_tier_budget_bytes=host.occupancy.host.budget_bytes,
         )
 
     def _devices(self) -> Sequence[host_pb2.Statistics.DeviceStatistics]:
@@ -86,7 +88,10 @@ class Statistics:
                 state=convert.INSTANCE_STATES[i.state],
                 tier=convert.TIERS[i.tier],
                 device_bytes=self._host.occupancy.ledger.held(i.device, i.model),
+                host_bytes=self._host.occupancy.host.held_bytes(i.model),
                 activity=activity.of(i),
+                predicted_bytes=i.predicted_bytes,
+                health=convert.HEALTHS[i.health],
             )
             for i in self._host.registry.committed.instances.values()
             if not models or i.model in models

@@ -87,6 +87,7 @@ def check_config(config: ModelConfig) -> None:
         ("max_sequence_length", 1, 16_777_216),
         ("queue_limit", 1, QUEUE_LIMIT_MAX),
         ("keep_alive_s", -SECONDS_MAX, SECONDS_MAX),
+        ("host_keep_alive_s", -SECONDS_MAX, SECONDS_MAX),
         ("load_timeout_s", 0.001, SECONDS_MAX),
         ("max_batch_delay_s", 0, 10),
     ):
@@ -99,6 +100,8 @@ def check_config(config: ModelConfig) -> None:
     _text("model.config.backend", config.backend, 64)
     if config.device:
         check_id("model.config.device", config.device)
+    if config.fallback_model:
+        check_id("model.config.fallback_model", config.fallback_model)
     _options("model.config.backend_options", config.backend_options, depth=4)
 
 
@@ -108,6 +111,7 @@ def create(
     """Return a new model, or raise ALREADY_EXISTS, INVALID_ARGUMENT or DEVICE_NOT_FOUND."""
     check_id("model_id", key)
     check_spec(spec)
+    check_fallback(key, spec.config)
     check_device(spec.config, devices)
     if key in state.models or key in state.slots:
         raise ModelhostError(
@@ -127,6 +131,12 @@ def create(
     )
 
 
+def check_fallback(key: str, config: ModelConfig) -> None:
+    """Raise INVALID_ARGUMENT for a model that is to stand in for itself."""
+    if config.fallback_model == key:
+        raise invalid("model.config.fallback_model", "another model than this one", key)
+
+
 def check_device(config: ModelConfig, devices: Collection[str]) -> None:
     """Raise INVALID_ARGUMENT when a config names a device that this machine lacks."""
     if config.device and config.device not in devices:
@@ -140,6 +150,7 @@ def update(model: Model, spec: ModelSpec, etag: str, now: float, devices: Collec
     """
     check_etag(f"models/{model.id}", etag, model.etag)
     check_spec(spec)
+    check_fallback(model.id, spec.config)
     check_device(spec.config, devices)
     changed = replace(model, **{name: getattr(spec, name) for name in SPEC_FIELDS})
     if changed == model:

@@ -41,12 +41,14 @@ class Source:
 
     ``uri`` is canonical and carries no revision (``hf://org/name``); ``revision`` is what was asked
     for (a branch, tag or commit; empty = the source's default). Empty patterns = the default choice.
+    ``more_uris`` are further URLs beside the one of a file, one file each.
     """
 
     uri: str
     revision: str = ""
     allow_patterns: tuple[str, ...] = ()
     ignore_patterns: tuple[str, ...] = ()
+    more_uris: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ def families(sources: Sources) -> Iterator[str]:
     """Yield the whole exposition in pieces, each of which is true at the moment it is made."""
     yield from rpc(sources.rpc)
     yield from devices(sources)
+    yield from host_tier(sources)
     yield from residency(sources)
     yield from loads_and_files(sources)
     yield from requests(sources)
@@ -88,6 +89,21 @@ def devices(sources: Sources) -> Iterator[str]:
         "Bytes that other processes use.",
         lambda d: occupancy.foreign.get(d.id, 0),
     )
+
+
+def host_tier(sources: Sources) -> Iterator[str]:
+    """Yield the bytes of weights in host memory."""
+    tier = sources.host.occupancy.host
+    for name, text, value in (
+        ("budget", "Bytes of host memory that weights may take.", tier.budget_bytes),
+        (
+            "used",
+            "Bytes of host memory that weights take, beside devices or warm.",
+            tier.used_bytes,
+        ),
+        ("warm", "Of those, the bytes of models that are on no device.", tier.warm_bytes),
+    ):
+        yield from gauge(f"modelhost_host_tier_{name}_bytes", text, one(value))
 
 
 def workers(sources: Sources) -> Iterator[str]:
