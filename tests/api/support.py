@@ -108,6 +108,10 @@ class Served:
     async def have(self, model: str = "minilm", size: int = 400) -> models_pb2.Model:
         """Register a model and bring its files to disk."""
         await self.add(model, size)
+        return await self.have_again(model)
+
+    async def have_again(self, model: str = "minilm") -> models_pb2.Model:
+        """Bring the files of a model that is registered to disk."""
         name = f"models/{model}"
         request = model_service_pb2.DownloadModelRequest(name=name)
         await self.end(await self.tcp.models.DownloadModel(request, timeout=CALL_S))

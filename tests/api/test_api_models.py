@@ -246,6 +246,12 @@ async def test_files_are_downloaded_listed_verified_and_deleted(tmp_path: Path) 
         )
         assert [f.kind for f in verified.verify_result.findings] == ["corrupt_file"]
         assert verified.verify_result.file_count == 2
+        (finding,) = verified.verify_result.findings
+        damaged = await it.tcp.models.GetModel(pb.GetModelRequest(name=NAME), timeout=CALL_S)
+        assert damaged.state == models_pb2.Artifact.QUARANTINED
+        assert damaged.artifacts[0].error.reason == "CHECKSUM_MISMATCH"
+        assert damaged.artifacts[0].error.metadata["actual"] == finding.actual_sha256
+        assert (await it.have_again()).artifacts[0].state == models_pb2.Artifact.AVAILABLE
         deleted = await it.end(
             await it.tcp.models.DeleteModelFiles(
                 pb.DeleteModelFilesRequest(model=NAME, version=1), timeout=CALL_S

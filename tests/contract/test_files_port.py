@@ -1,5 +1,6 @@
 """What every implementation of the files port does: the store on disk, and the fake."""
 
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -156,6 +157,8 @@ async def test_verify_finds_a_flipped_bit_and_nothing_else(world: World) -> None
         (FindingKind.CORRUPT_FILE, "tiny/1/sub/model.safetensors")
     ]
     assert "expected SHA-256" in findings[0].message
+    digest = hashlib.sha256(CONTENT["sub/model.safetensors"]).hexdigest()
+    assert findings[0].expected == digest != findings[0].actual
 
 
 async def test_a_check_of_what_is_as_expected_finds_nothing(world: World) -> None:

@@ -5,7 +5,7 @@ Trees are put in by a fake download or by ``put``; ``lose`` and ``flip`` do what
 
 import hashlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -317,7 +317,8 @@ class FakeFiles:
             return []
         name = f"{model}/{version}/{file.path}"
         message = f"{name}: expected SHA-256 {file.sha256}, found {actual}"
-        return [StorageFinding(FindingKind.CORRUPT_FILE, name, message)]
+        found = StorageFinding(FindingKind.CORRUPT_FILE, name, message)
+        return [replace(found, expected=file.sha256, actual=actual)]
 
     def _fail(self) -> None:
         error, self.fail_next = self.fail_next, None

@@ -195,7 +195,7 @@ async def test_other_work_ends_with_its_daemon(world: World) -> None:
             command = {
                 "unload": run.host.residency.unload("a"),
                 "reload": run.host.reloads.reload("a"),
-                "verify": run.host.models.verify("a"),
+                "verify": run.host.verification.verify("a"),
             }
             for name, unused in command.items():
                 if name != verb:

@@ -164,6 +164,8 @@ class StorageFinding(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     REPAIRABLE_FIELD_NUMBER: _builtins.int
     REPAIRED_FIELD_NUMBER: _builtins.int
+    EXPECTED_SHA256_FIELD_NUMBER: _builtins.int
+    ACTUAL_SHA256_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """What kind of difference, as one lower-case word with underscores: `missing_file`,
     `corrupt_file`, `stray_blob`, ... Expect new ones.
@@ -176,6 +178,10 @@ class StorageFinding(_message.Message):
     """Whether `repair` can put it right without loss."""
     repaired: _builtins.bool
     """Whether this run has."""
+    expected_sha256: _builtins.str
+    """Of a `corrupt_file`: the SHA-256 that it should have."""
+    actual_sha256: _builtins.str
+    """And the one that it has, or why it cannot be read."""
     def __init__(
         self,
         *,
@@ -184,10 +190,12 @@ class StorageFinding(_message.Message):
         message: _builtins.str = ...,
         repairable: _builtins.bool = ...,
         repaired: _builtins.bool = ...,
+        expected_sha256: _builtins.str = ...,
+        actual_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "name", b"name", "repairable", b"repairable", "repaired", b"repaired"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual_sha256", b"actual_sha256", "expected_sha256", b"expected_sha256", "kind", b"kind", "message", b"message", "name", b"name", "repairable", b"repairable", "repaired", b"repaired"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -74,6 +74,8 @@ class FileCheck:
                 name,
                 f"{name}: expected SHA-256 {file.sha256}, found {actual}{moved}; download the model "
                 "again",
+                expected=file.sha256,
+                actual=actual,
             )
             return
         if self._store.home.stat(blob_at(file.sha256)) is None:

@@ -111,6 +111,8 @@ def _findings(result: Mapping[str, Any]) -> Sequence[storage_pb2.StorageFinding]
             message=f["message"],
             repairable=f.get("repairable", False),
             repaired=f.get("repaired", False),
+            expected_sha256=f.get("expected", ""),
+            actual_sha256=f.get("actual", ""),
         )
         for f in result.get("findings", ())[:FINDINGS_MAX]
     ]

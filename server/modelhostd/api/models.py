@@ -170,7 +170,7 @@ class ModelService:
         self, request: pb.VerifyModelRequest, call: Call
     ) -> operations_pb2.Operation:
         """See VerifyModel in the contract."""
-        operation = await self._host.models.verify(
+        operation = await self._host.verification.verify(
             model_id(self._state, "name", request.name),
             _version(request.version),
             call.principal,

@@ -35,3 +35,15 @@ class FindingKind(enum.StrEnum):
     """An event of the log cannot be read. Repaired: the log begins behind it."""
     SEQUENCE_GAP = "sequence_gap"
     """A number is missing in the log of events. Repaired: the log begins behind it."""
+
+
+DAMAGE = frozenset(
+    {
+        FindingKind.MISSING_TREE,
+        FindingKind.BROKEN_MANIFEST,
+        FindingKind.MISSING_FILE,
+        FindingKind.WRONG_SIZE,
+        FindingKind.CORRUPT_FILE,
+    }
+)
+"""What makes an artifact one that is not whole, where it is not repaired."""

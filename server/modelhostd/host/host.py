@@ -41,6 +41,7 @@ from modelhostd.host.storage_upkeep import StorageUpkeep
 from modelhostd.host.transfers import Transfers
 from modelhostd.host.uploads import Uploads
 from modelhostd.host.uses import Uses
+from modelhostd.host.verification import Verification
 from modelhostd.host.worker_counts import WorkerCounts
 from modelhostd.ports import Clock, Database, DeviceFacts, Devices, Downloads, Files, Workers
 from modelhostd.ports.uploads import Uploads as UploadsPort
@@ -144,6 +145,10 @@ class Host:
         self.storage = Storage(
             self.registry, self.operations, files, self.space, self.uses, departures
         )
+        self.verification = Verification(
+            self.registry, self.operations, self.routes, files, departures
+        )
+        self.storage.judge = self.verification.judge
         self.slots = Slots(self.registry, self.operations, self.residency)
         self.inference = Inference(self.registry, self.residency, workers, self.routes, self.slots)
         self.start_time = clock.time()
@@ -160,6 +165,7 @@ class Host:
             raise
         await self.foreign.start()
         await self.storage_upkeep.start()
+        self.verification.start()
         self.residency.start()
         self.health.start()
         self.leases.start()
@@ -190,6 +196,7 @@ class Host:
         self.leases.stop()
         await self.health.stop()
         await self.foreign.stop()
+        await self.verification.stop()
         await self.fetched_loads.stop()
         await self.transfers.stop(grace_s)
         await self.operations.stop(grace_s)

@@ -27,7 +27,6 @@ from modelhostd.core.state import Edit, State, instance_key
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry, Request
 from modelhostd.host.residency import Residency
-from modelhostd.host.storage import findings_result
 from modelhostd.host.transfers import Transfers
 from modelhostd.host.uploads import Uploads
 from modelhostd.ports import Downloads, Files, SourceFacts
@@ -192,35 +191,6 @@ class Models:
             begun=lambda o: self._operations.run(o.id, Phase.DRAINING, work),
         )
 
-    async def verify(
-        self,
-        model_id: str,
-        version: int = 0,
-        principal: str = "",
-        request: Request | None = None,
-    ) -> Operation:
-        """Hash an artifact's files again (0 = the newest); the operation's result lists what differs."""
-        answered = await self._registry.answered(request)
-        if answered is not None:
-            return self._operations.get(answered)
-        artifact = rules.artifact_at(self._registry.decided.model(model_id), version)
-        op_rules.refuse_while_deleted(
-            self._registry.decided.operations.values(), model_id, artifact.version
-        )
-
-        def begun(operation: Operation) -> None:
-            work = partial(self._verify, model_id, artifact, operation.id)
-            self._operations.run(operation.id, Phase.VERIFYING, work, cancellable=True)
-
-        return await self._operations.start(
-            OperationKind.VERIFY,
-            model=model_id,
-            join_key=f"verify:{model_id}:{artifact.version}",
-            principal=principal,
-            request=request,
-            begun=begun,
-        )
-
     # --- the work behind ------------------------------------------------------------------------
 
     async def _delete(self, model_id: str, keep_entry: bool, version: int) -> Mapping[str, object]:
@@ -245,18 +215,6 @@ class Models:
             return deletions.entry(self._registry.decided, model_id)
         kept = tuple(a for a in model.artifacts if a.version not in versions)
         return [rules.model_edit(replace(model, artifacts=kept), "FILES_DELETED")]
-
-    async def _verify(
-        self, model_id: str, artifact: Artifact, operation: str
-    ) -> Mapping[str, object]:
-        findings = await self._files.verify(
-            model_id, artifact.version, lambda p: self._operations.report(operation, p)
-        )
-        return {
-            "file_count": artifact.file_count,
-            "size_bytes": artifact.size_bytes,
-            "findings": findings_result(findings),
-        }
 
     def _downloading(self, model: Model, version: int) -> bool:
         """Whether a download works on one artifact of the model (0 = on any)."""

@@ -1,6 +1,6 @@
 """Storage as a whole: checked against the registry, pruned, and what is in its quarantine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
@@ -10,8 +10,16 @@ import structlog
 from modelhostd.core.artifacts import downloading, superfluous
 from modelhostd.core.deletions import being_deleted
 from modelhostd.core.errors import ModelhostError
+from modelhostd.core.findings import DAMAGE
 from modelhostd.core.leftovers import leftovers, suspects
-from modelhostd.core.resources import ArtifactState, Model, Operation, OperationKind, Phase
+from modelhostd.core.resources import (
+    Artifact,
+    ArtifactState,
+    Model,
+    Operation,
+    OperationKind,
+    Phase,
+)
 from modelhostd.core.storage import Shares, StoredArtifact, stored_artifacts
 from modelhostd.host.departures import Departures
 from modelhostd.host.operations import Operations
@@ -47,6 +55,9 @@ class StorageReport:
     uses: Uses
 
 
+Judge = Callable[[str, Artifact, Sequence[StorageFinding]], Awaitable[None]]
+
+
 class Storage:
     """What is on disk, seen beside what the registry says."""
 
@@ -65,6 +76,8 @@ class Storage:
         self._space = space
         self._uses = uses
         self._departures = departures
+        self.judge: Judge | None = None
+        """Takes an artifact that a repairing check found damaged, and what is wrong with it."""
 
     async def use(self) -> StorageUse:
         """Count the bytes under the home directory."""
@@ -196,7 +209,21 @@ class Storage:
         changed = {model for model, versions in expected.items() if now.get(model) != versions}
         moving = leaving | self._leaving() | changed
         told = [f for f in findings if f.name.partition("/")[0] not in moving]
+        if repair:
+            await self._judge_damage(told)
         return {"findings": findings_result(told)}
+
+    async def _judge_damage(self, findings: Sequence[StorageFinding]) -> None:
+        damaged: dict[tuple[str, str], list[StorageFinding]] = {}
+        for finding in findings:
+            if finding.kind in DAMAGE and not finding.repaired:
+                model, _, rest = finding.name.partition("/")
+                damaged.setdefault((model, rest.partition("/")[0]), []).append(finding)
+        for (key, version), wrong in damaged.items():
+            model_now = self._registry.decided.models.get(key)
+            for artifact in model_now.artifacts if model_now is not None else ():
+                if str(artifact.version) == version and self.judge is not None:
+                    await self.judge(key, artifact, wrong)
 
     def _leaving(self) -> AbstractSet[str]:
         return being_deleted(self._registry.decided) | self._departures.models
@@ -218,6 +245,7 @@ def findings_result(findings: Sequence[StorageFinding]) -> Sequence[Mapping[str,
             "message": f.message,
             "repairable": f.repairable,
             "repaired": f.repaired,
+            **({"expected": f.expected, "actual": f.actual} if f.expected else {}),
         }
         for f in findings
     ]

@@ -10,13 +10,18 @@ from modelhostd.core.resources import ModelFile, Progress
 
 @dataclass(frozen=True, slots=True)
 class StorageFinding:
-    """One difference between registry and disk. ``repaired`` says what was done, if anything."""
+    """One difference between registry and disk. ``repaired`` says what was done, if anything.
+
+    ``expected`` and ``actual``: the SHA-256 of a corrupt file.
+    """
 
     kind: str
     name: str
     message: str
     repairable: bool = False
     repaired: bool = False
+    expected: str = ""
+    actual: str = ""
 
 
 @dataclass(frozen=True, slots=True)
