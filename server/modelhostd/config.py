@@ -178,7 +178,7 @@ class OperationConfig:
 class WorkerConfig:
     """The processes that host models."""
 
-    backends: tuple[str, ...] = key(("transformers", "identity"), values.texts)
+    backends: tuple[str, ...] = key(("transformers", "text-generation", "identity"), values.texts)
     """Backends that may be used, by the name of their entry point."""
     arena_bytes: int = key(256 * MIB, values.size, least=MIB, most=64 * GIB)
     """Memory for tensors under way between the daemon and one worker."""
