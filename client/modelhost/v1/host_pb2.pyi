@@ -447,6 +447,8 @@ class Statistics(_message.Message):
         DEVICE_BYTES_FIELD_NUMBER: _builtins.int
         HOST_BYTES_FIELD_NUMBER: _builtins.int
         ACTIVITY_FIELD_NUMBER: _builtins.int
+        PREDICTED_BYTES_FIELD_NUMBER: _builtins.int
+        HEALTH_FIELD_NUMBER: _builtins.int
         instance: _builtins.str
         """The instance, `models/{model}/instances/{instance}`."""
         model: _builtins.str
@@ -461,6 +463,10 @@ class Statistics(_message.Message):
         """Bytes of device memory it takes."""
         host_bytes: _builtins.int
         """Bytes of host memory it takes."""
+        predicted_bytes: _builtins.int
+        """Bytes of device memory that were predicted before its load; 0 = not known."""
+        health: _instances_pb2.Health.Status.ValueType
+        """What its last checks said."""
         @_builtins.property
         def activity(self) -> _instances_pb2.InstanceActivity:
             """What it does right now."""
@@ -476,10 +482,12 @@ class Statistics(_message.Message):
             device_bytes: _builtins.int = ...,
             host_bytes: _builtins.int = ...,
             activity: _instances_pb2.InstanceActivity | None = ...,
+            predicted_bytes: _builtins.int = ...,
+            health: _instances_pb2.Health.Status.ValueType = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "device", b"device", "device_bytes", b"device_bytes", "host_bytes", b"host_bytes", "instance", b"instance", "model", b"model", "state", b"state", "tier", b"tier"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "device", b"device", "device_bytes", b"device_bytes", "health", b"health", "host_bytes", b"host_bytes", "instance", b"instance", "model", b"model", "predicted_bytes", b"predicted_bytes", "state", b"state", "tier", b"tier"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
