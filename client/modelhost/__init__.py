@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from modelhost._async.events import AsyncWatch
     from modelhost._async.holds import AsyncLease
     from modelhost._async.operations import AsyncOperationHandle
+    from modelhost._batch import Outcome
     from modelhost._errors import (
         AlreadyExists,
         Cancelled,
@@ -60,6 +61,7 @@ __all__ = [
     "OperationHandle",
     "OutOfMemory",
     "OutOfRange",
+    "Outcome",
     "PermissionDenied",
     "PreconditionFailed",
     "QueueFull",
@@ -83,6 +85,7 @@ _HOMES = {
     "Client": "modelhost._sync.client",
     "Lease": "modelhost._sync.holds",
     "OperationHandle": "modelhost._sync.operations",
+    "Outcome": "modelhost._batch",
     "Reset": "modelhost._watch",
     "Watch": "modelhost._sync.events",
     "WatchItem": "modelhost._watch",

@@ -2,8 +2,9 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from modelhost import _names
 from modelhost._enums import name_of
@@ -39,64 +40,37 @@ def reporter(progress: Report | bool | None) -> Iterator[Report]:
 def shown(stream: TextIO, console: "Console | None" = None) -> Iterator[Report]:
     """Show progress on ``stream``: a bar where it is a terminal, lines where it is not."""
     if stream.isatty():
-        with _bar(stream, console) as report:
+        from modelhost._bars import bars
+
+        with bars(stream, console) as report:
             yield report
     else:
         yield Lines(stream)
 
 
 class Lines:
-    """Progress as lines of text: one for each phase, and one for each tenth of the bytes."""
+    """Progress as lines of text: for each phase, each tenth of the bytes, and whatever is tried again."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._last: tuple[object, ...] = ()
+        self._last: dict[str, tuple[object, ...]] = {}
 
     def __call__(self, operation: Operation) -> None:
         """Write a line, if there is something new to say."""
         progress = operation.progress
         percent = 100 * progress.done_bytes // progress.total_bytes if progress.total_bytes else -1
         step = percent // STEP_PERCENT if percent >= 0 else -1
-        seen = (operation.state, progress.phase, step)
-        if seen != self._last:
-            self._last = seen
+        tried = (progress.retry.attempt, progress.retry.reason)
+        seen = (operation.state, progress.phase, step, tried)
+        if seen != self._last.get(operation.name):
+            self._last[operation.name] = seen
             line = f"{title(operation)}: {phase_word(operation)}"
             if percent >= 0:
                 line += f" {percent} % {amounts(operation)}"
+            elif progress.HasField("retry"):
+                line += f" {amounts(operation)}"
             self._stream.write(line.rstrip() + "\n")
             self._stream.flush()
-
-
-@contextlib.contextmanager
-def _bar(stream: TextIO, console: "Console | None") -> Iterator[Report]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn
-
-    with Progress(
-        TextColumn("{task.fields[title]}", markup=False),
-        BarColumn(bar_width=30),
-        TextColumn("{task.fields[percent]}", markup=False),
-        TextColumn("{task.fields[amounts]}", markup=False),
-        TextColumn("{task.fields[phase]}", markup=False),
-        console=console or Console(file=stream),
-        transient=True,
-    ) as bars:
-        tasks: list[TaskID] = []
-
-        def report(operation: Operation) -> None:
-            progress = operation.progress
-            total = progress.total_bytes or None
-            shown: dict[str, Any] = {
-                "title": title(operation),
-                "percent": f"{100 * progress.done_bytes // total:3d} %" if total else "",
-                "amounts": amounts(operation),
-                "phase": phase_word(operation),
-            }
-            if not tasks:
-                tasks.append(bars.add_task("", total=total, **shown))
-            bars.update(tasks[0], total=total, completed=progress.done_bytes, **shown)
-
-        yield report
 
 
 def title(operation: Operation) -> str:
@@ -127,8 +101,17 @@ def amounts(operation: Operation) -> str:
     if operation.state == Operation.RUNNING and progress.HasField("eta"):
         parts.append(f"{show_seconds(progress.eta.ToTimedelta().total_seconds())} left")
     if operation.state == Operation.RUNNING and progress.HasField("retry"):
-        parts.append(f"again after {plain(progress.retry.reason)} ({progress.retry.attempt})")
+        parts.append(retry_words(progress.retry))
     return ", ".join(parts)
+
+
+def retry_words(retry: operations_pb2.OperationProgress.Retry, now: float | None = None) -> str:
+    """Return what is tried again: why, how often it failed, and in how many seconds."""
+    words = f"again after {plain(retry.reason)} ({retry.attempt})"
+    left = retry.next_time.ToMicroseconds() / 1e6 - (time.time() if now is None else now)
+    if retry.HasField("next_time") and left >= 1:
+        words += f" in {show_seconds(left)}"
+    return words
 
 
 def _word(name: str) -> str:

@@ -1,5 +1,7 @@
 """Whether two writings of a source mean the same; the daemon alone decides what a source is."""
 
+from collections.abc import Iterable
+
 from modelhost.v1 import models_pb2
 
 
@@ -8,10 +10,32 @@ def is_source(text: str) -> bool:
     return "://" in text
 
 
-def same_source(asked: str, stored: models_pb2.Source) -> bool:
+def make(
+    uri: str,
+    revision: str,
+    more_uris: Iterable[str],
+    allow_patterns: Iterable[str],
+    ignore_patterns: Iterable[str],
+) -> models_pb2.Source:
+    """Return a source as it is sent."""
+    return models_pb2.Source(
+        uri=uri,
+        revision=revision,
+        more_uris=more_uris,
+        allow_patterns=allow_patterns,
+        ignore_patterns=ignore_patterns,
+    )
+
+
+def same_source(asked: models_pb2.Source, stored: models_pb2.Source) -> bool:
     """Whether what a caller wrote is a model's stored source, its revision included."""
-    uri, revision = _split(asked)
-    return uri == stored.uri and revision == stored.revision
+    uri, revision = _split(asked.uri)
+    more = [_split(more)[0] for more in asked.more_uris]
+    return (
+        uri == stored.uri
+        and (revision or asked.revision) == stored.revision
+        and more == list(stored.more_uris)
+    )
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -11,8 +11,9 @@ from modelhostd.adapters.credentials import ACCEPTED, REFUSED, Credentials, Plac
 from modelhostd.adapters.http_source import HttpSourceConfig
 from modelhostd.adapters.source import TransferConfig
 from modelhostd.adapters.urls import Urls
-from modelhostd.core.errors import Reason
+from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.origins import OriginPolicy, parse_target
+from modelhostd.core.sources import parse_source
 from tests.adapters.downloads_support import PATIENT, safetensors, tiny
 from tests.adapters.loopback_site import LoopbackSite, Page
 from tests.adapters.source_desk import SourceDesk
@@ -255,3 +256,52 @@ def test_origins_of_credentials_are_exact(credentials: Credentials, site: Loopba
     """Scheme, host and port; the CDN of the same host is another."""
     assert credentials.for_origin(parse_target(site.cdn, "x").origin) is None
     assert credentials.for_origin(parse_target(site.url, "x").origin) is not None
+
+
+async def test_several_urls_are_one_model(desk: SourceDesk, site: LoopbackSite) -> None:
+    """Each file under the last segment of its URL, held against its own checksum, in a revision of all."""
+    shard = safetensors(3_000, seed=7)
+    site.pages["/p/config.json?v=2"] = Page(b"{}")
+    site.cdn_pages["/q/b.safetensors"] = Page(shard)
+    site.pages["/p/a.safetensors"] = Page(WEIGHTS)
+    digest = hashlib.sha256(shard).hexdigest()
+    first = f"{site.url}/p/a.safetensors"
+    more = (f"{site.cdn}/q/b.safetensors#sha256={digest}", f"{site.url}/p/config.json?v=2")
+    source = parse_source(first, more_uris=more)
+    facts = await desk.downloads.inspect(source)
+    assert {file.path: file.sha256 for file in facts.files} == {
+        "a.safetensors": "",
+        "b.safetensors": digest,
+        "config.json": "",
+    }
+    await desk.fetch(source)
+    whole = {"a.safetensors": WEIGHTS, "b.safetensors": shard, "config.json": b"{}"}
+    assert desk.content() == whole
+    site.pages["/p/config.json?v=2"] = Page(b"{ }")
+    assert (await desk.fetch(source, 2)).facts.revision != facts.revision
+    assert desk.content(2) == whole | {"config.json": b"{ }"}
+
+
+async def test_a_wrong_checksum_of_one_of_several_urls_refuses_all(
+    desk: SourceDesk, site: LoopbackSite
+) -> None:
+    """Nothing of them is visible."""
+    site.pages["/a.safetensors"] = site.pages["/b.safetensors"] = Page(WEIGHTS)
+    second = f"{site.url}/b.safetensors#sha256={'0' * 64}"
+    source = parse_source(f"{site.url}/a.safetensors", more_uris=[second])
+    with pytest.raises(ModelhostError) as caught:
+        await desk.fetch(source)
+    assert caught.value.reason is Reason.CHECKSUM_MISMATCH
+    assert not list(desk.home.glob("models/*/*"))
+
+
+@pytest.mark.parametrize("second", ["/q/a.safetensors", "/q/A.safetensors", "/q/%61.safetensors"])
+async def test_two_urls_of_one_name_are_refused(
+    desk: SourceDesk, site: LoopbackSite, second: str
+) -> None:
+    """Also where they differ by case alone, before a byte is asked for."""
+    source = parse_source(f"{site.url}/p/a.safetensors", more_uris=[site.url + second])
+    with pytest.raises(ModelhostError) as caught:
+        await desk.fetch(source)
+    assert caught.value.reason is Reason.UNSAFE_FILE
+    assert site.requests == []

@@ -9,6 +9,7 @@ from modelhostd.core.names import ID
 from modelhostd.core.resources import Source
 from modelhostd.core.sources import (
     SCHEMES,
+    canonical,
     derive_model_id,
     hub_repo,
     not_implemented,
@@ -237,3 +238,35 @@ def test_any_text_gives_a_canonical_source_or_invalid_argument(text: str) -> Non
             assert model.reason is Reason.INVALID_ARGUMENT
         else:
             assert ID.fullmatch(model)
+
+
+def test_further_urls_are_canonical_too() -> None:
+    """Checksums are kept, hosts are written one way."""
+    digest = "#sha256=" + "a" * 64
+    source = parse_source("https://h/a", more_uris=["HTTPS://H:443/b" + digest])
+    assert source.more_uris == ("https://h/b" + digest,)
+    assert canonical(source) == source
+
+
+@pytest.mark.parametrize(
+    ("uri", "more"),
+    [
+        ("hf://org/name", ["https://h/a"]),
+        ("https://h/a", ["hf://org/name"]),
+        ("https://h/a", ["file:///a"]),
+        ("https://h/SHA256SUMS", ["https://h/a"]),
+        ("https://h/a", ["https://h/SHA256SUMS"]),
+        ("https://h/a", ["https://h/a"]),
+        ("https://h/a", ["https://h/b", "https://h/b"]),
+        ("https://h/a", ["https://u:p@h/b"]),
+        ("https://h/a", ["https://h/b?token=x"]),
+        ("https://h/a", [f"https://h/{n}" for n in range(65)]),
+        ("https://h/a", [""]),
+    ],
+)
+def test_further_urls_are_files_beside_the_url_of_one(uri: str, more: list[str]) -> None:
+    """Anything else is INVALID_ARGUMENT for the field."""
+    with pytest.raises(ModelhostError) as caught:
+        parse_source(uri, more_uris=more)
+    assert caught.value.reason is Reason.INVALID_ARGUMENT
+    assert caught.value.metadata["field"] == "source.more_uris"

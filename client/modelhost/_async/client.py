@@ -3,6 +3,7 @@
 from types import TracebackType
 from typing import Self
 
+from modelhost._async.batches import AsyncBatches
 from modelhost._async.events import AsyncEvents
 from modelhost._async.files import AsyncFiles
 from modelhost._async.holds import AsyncHolds
@@ -13,7 +14,9 @@ from modelhost._async.transport import AsyncTransport
 from modelhost._options import MESSAGE_BYTES_MAX, make_options
 
 
-class AsyncClient(AsyncFiles, AsyncResidency, AsyncHolds, AsyncInference, AsyncEvents, AsyncHost):
+class AsyncClient(
+    AsyncBatches, AsyncFiles, AsyncResidency, AsyncHolds, AsyncInference, AsyncEvents, AsyncHost
+):
     """A connection to a modelhost daemon, made when it is first used.
 
     ::

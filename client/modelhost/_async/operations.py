@@ -53,9 +53,11 @@ class AsyncOperationHandle:
         """Whether it had ended, well or badly, when it was last seen."""
         return is_final(self._operation)
 
-    async def refresh(self) -> Operation:
-        """Ask for the operation as it is now."""
-        request = operation_service_pb2.GetOperationRequest(name=self.name)
+    async def refresh(self, *, include_files: bool = False) -> Operation:
+        """Ask for the operation as it is now; ``include_files`` = with how far each file is."""
+        request = operation_service_pb2.GetOperationRequest(
+            name=self.name, include_files=include_files
+        )
         self._operation = await self._transport.unary(
             self._transport.operations.GetOperation, request
         )
@@ -71,7 +73,7 @@ class AsyncOperationHandle:
         operation failed with, as the same failure of a call would be; Cancelled where it was cancelled.
         """
         with reporter(progress) as report:
-            async for operation in self._steps(timeout):
+            async for operation in self._steps(timeout, include_files=bool(progress)):
                 report(operation)
         error = error_from_operation(self._operation)
         if error is not None:
@@ -105,12 +107,16 @@ class AsyncOperationHandle:
         )
         return self._operation
 
-    async def _steps(self, timeout: float | None) -> AsyncIterator[Operation]:
+    async def _steps(
+        self, timeout: float | None, *, include_files: bool = False
+    ) -> AsyncIterator[Operation]:
         if self.done:
             yield self._operation
             return
         follow = Follow(self._operation, time.monotonic(), timeout)
-        request = operation_service_pb2.WatchOperationRequest(name=self.name)
+        request = operation_service_pb2.WatchOperationRequest(
+            name=self.name, include_files=include_files
+        )
         while not self.done:
             stream = self._transport.stream(
                 self._transport.operations.WatchOperation,

@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Self
 
 from modelhost._options import MESSAGE_BYTES_MAX, make_options
+from modelhost._sync.batches import Batches
 from modelhost._sync.events import Events
 from modelhost._sync.files import Files
 from modelhost._sync.holds import Holds
@@ -14,7 +15,7 @@ from modelhost._sync.residency import Residency
 from modelhost._sync.transport import Transport
 
 
-class Client(Files, Residency, Holds, Inference, Events, Host):
+class Client(Batches, Files, Residency, Holds, Inference, Events, Host):
     """A connection to a modelhost daemon, made when it is first used.
 
     ::

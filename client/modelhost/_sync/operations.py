@@ -53,9 +53,11 @@ class OperationHandle:
         """Whether it had ended, well or badly, when it was last seen."""
         return is_final(self._operation)
 
-    def refresh(self) -> Operation:
-        """Ask for the operation as it is now."""
-        request = operation_service_pb2.GetOperationRequest(name=self.name)
+    def refresh(self, *, include_files: bool = False) -> Operation:
+        """Ask for the operation as it is now; ``include_files`` = with how far each file is."""
+        request = operation_service_pb2.GetOperationRequest(
+            name=self.name, include_files=include_files
+        )
         self._operation = self._transport.unary(self._transport.operations.GetOperation, request)
         return self._operation
 
@@ -69,7 +71,7 @@ class OperationHandle:
         operation failed with, as the same failure of a call would be; Cancelled where it was cancelled.
         """
         with reporter(progress) as report:
-            for operation in self._steps(timeout):
+            for operation in self._steps(timeout, include_files=bool(progress)):
                 report(operation)
         error = error_from_operation(self._operation)
         if error is not None:
@@ -97,12 +99,14 @@ class OperationHandle:
         self._operation = self._transport.unary(self._transport.operations.ResumeOperation, request)
         return self._operation
 
-    def _steps(self, timeout: float | None) -> Iterator[Operation]:
+    def _steps(self, timeout: float | None, *, include_files: bool = False) -> Iterator[Operation]:
         if self.done:
             yield self._operation
             return
         follow = Follow(self._operation, time.monotonic(), timeout)
-        request = operation_service_pb2.WatchOperationRequest(name=self.name)
+        request = operation_service_pb2.WatchOperationRequest(
+            name=self.name, include_files=include_files
+        )
         while not self.done:
             stream = self._transport.stream(
                 self._transport.operations.WatchOperation,

@@ -20,6 +20,8 @@ class Registry(Operations):
         name: str | None = None,
         *,
         task: str = "",
+        revision: str = "",
+        more_uris: Iterable[str] = (),
         allow_patterns: Iterable[str] = (),
         ignore_patterns: Iterable[str] = (),
         priority: int = 0,
@@ -34,7 +36,9 @@ class Registry(Operations):
         ``source`` is a URI (``hf://org/name@revision``) or the id of a model that is registered; ``name``
         the id it is to have, by default the source's last segment in lower case. A model of the same id
         and source is no error: what is on disk already is not fetched again. ``task`` and the patterns
-        only count for a model that is new.
+        only count for a model that is new. ``revision`` may stand behind the URI instead
+        (``hf://org/name@revision``); ``more_uris`` are further files of the same model where ``source``
+        is the URL of one file.
 
         Returns the operation, at its end unless ``wait`` is False; ``progress`` and ``timeout`` are
         those of ``OperationHandle.result``. A caller that goes away stops nothing. Raises
@@ -42,13 +46,15 @@ class Registry(Operations):
         """
         model = _names.model_name(source)
         if _sources.is_source(source):
-            model = self._registered(source, name, task, allow_patterns, ignore_patterns)
+            place = _sources.make(source, revision, more_uris, allow_patterns, ignore_patterns)
+            model = self._registered(place, name, task)
         elif "/" in source.removeprefix("models/"):
             raise invalid(
                 "source", f"a URI (hf://{source} for the Hub) or a model's id", repr(source)
             )
-        elif name is not None:
-            raise invalid("name", "no name for a model that is registered", repr(name))
+        elif name is not None or revision or more_uris:
+            what = "name" if name is not None else "revision" if revision else "more_uris"
+            raise invalid(what, "none for a model that is registered", repr(source))
         request = model_service_pb2.DownloadModelRequest(
             name=model,
             priority=priority,
@@ -71,6 +77,8 @@ class Registry(Operations):
         config: models_pb2.ModelConfig | Mapping[str, Any] | None = None,
         requirements: models_pb2.Requirements | Mapping[str, Any] | None = None,
         base_model: str = "",
+        revision: str = "",
+        more_uris: Iterable[str] = (),
         allow_patterns: Iterable[str] = (),
         ignore_patterns: Iterable[str] = (),
     ) -> models_pb2.Model:
@@ -88,9 +96,9 @@ class Registry(Operations):
             base_model=_names.model_name(base_model) if base_model else "",
         )
         if source is not None:
-            model.source.uri = source
-            model.source.allow_patterns.extend(allow_patterns)
-            model.source.ignore_patterns.extend(ignore_patterns)
+            model.source.CopyFrom(
+                _sources.make(source, revision, more_uris, allow_patterns, ignore_patterns)
+            )
         if config is not None:
             model.config.CopyFrom(_masks.as_message(models_pb2.ModelConfig, config, "config"))
         if requirements is not None:
@@ -216,15 +224,15 @@ class Registry(Operations):
         self,
         source: str,
         *,
+        revision: str = "",
+        more_uris: Iterable[str] = (),
         allow_patterns: Iterable[str] = (),
         ignore_patterns: Iterable[str] = (),
         timeout: float | None = None,
     ) -> model_service_pb2.InspectSourceResponse:
         """Ask a source what a pull would fetch, and fetch nothing of it."""
         request = model_service_pb2.InspectSourceRequest(
-            source=models_pb2.Source(
-                uri=source, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
-            )
+            source=_sources.make(source, revision, more_uris, allow_patterns, ignore_patterns)
         )
         return self._transport.unary(self._transport.models.InspectSource, request, timeout)
 
@@ -237,22 +245,17 @@ class Registry(Operations):
         )
         return self._transport.unary(self._transport.models.CheckCompatibility, request)
 
-    def _registered(
-        self,
-        source: str,
-        name: str | None,
-        task: str,
-        allow_patterns: Iterable[str],
-        ignore_patterns: Iterable[str],
-    ) -> str:
+    def _registered(self, source: models_pb2.Source, name: str | None, task: str) -> str:
         """Return the name of the model with this source and id, which is made where there is none."""
         try:
             made = self.add(
-                source,
+                source.uri,
                 name,
                 task=task,
-                allow_patterns=allow_patterns,
-                ignore_patterns=ignore_patterns,
+                revision=source.revision,
+                more_uris=source.more_uris,
+                allow_patterns=source.allow_patterns,
+                ignore_patterns=source.ignore_patterns,
             )
         except AlreadyExists as error:
             taken = error.metadata.get("name", "")

@@ -36,20 +36,22 @@ def follow(session: Session, handle: "OperationHandle", *, quiet: bool = False) 
         raise AssertionError("interrupted returned") from None
 
 
-def interrupted(session: Session, handle: "OperationHandle") -> None:
+def interrupted(session: Session, *handles: "OperationHandle") -> None:
     """Say that the daemon goes on, and how to end it; exit like any command that Ctrl-C ends."""
-    identity = handle.name.partition("/")[2]
-    error_note(
-        [
-            "",
-            f"modelhost: interrupted; the daemon goes on with {handle.name}",
-            f"  next: `modelhost ops wait {identity}` waits again, `modelhost cancel {identity}` ends it",
-        ]
-    )
-    if session.output.json:
-        session.output.json_line(
-            {"interrupted": {"operation": handle.name, "exitCode": INTERRUPTED}}
+    error_note([""])
+    for handle in handles:
+        identity = handle.name.partition("/")[2]
+        again, end = f"`modelhost ops wait {identity}`", f"`modelhost cancel {identity}`"
+        error_note(
+            [
+                f"modelhost: interrupted; the daemon goes on with {handle.name}",
+                f"  next: {again} waits again, {end} ends it",
+            ]
         )
+        if session.output.json:
+            session.output.json_line(
+                {"interrupted": {"operation": handle.name, "exitCode": INTERRUPTED}}
+            )
     click.get_current_context().exit(INTERRUPTED)
 
 

@@ -1,4 +1,4 @@
-"""pull, add, ls, show, rm, inspect, check: models and their files."""
+"""add, ls, show, rm, inspect, check: models and their files."""
 
 import json
 from typing import Any
@@ -28,65 +28,24 @@ exclude_option = click.option(
 )
 
 
-@click.command(cls=Command)
-@click.argument("source", metavar="SOURCE|MODEL", shell_complete=complete_models)
-@name_option
-@task_option
-@include_option
-@exclude_option
-@click.option(
-    "--priority", default=0, type=click.IntRange(-100, 100), help="The higher, the earlier."
+revision_option = click.option(
+    "--revision", default="", metavar="REVISION", help="A branch, tag or commit."
 )
-@click.option("--rate-limit", default="0", metavar="SIZE", help="The most bytes a second (5MB).")
-@click.option(
-    "--allow-unsafe", is_flag=True, help="Fetch files that can run code, too (operators)."
+url_option = click.option(
+    "--url",
+    "more_uris",
+    multiple=True,
+    metavar="URL",
+    help="A further file of the same model, beside SOURCE, the URL of one; repeatable.",
 )
-@click.option("-d", "--detach", is_flag=True, help="Do not wait; print the operation.")
-@pass_session
-def pull(
-    session: Session,
-    source: str,
-    name: str | None,
-    task: str,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    priority: int,
-    rate_limit: str,
-    allow_unsafe: bool,
-    detach: bool,
-) -> None:
-    """Download a model, and register it first where it is new.
-
-    SOURCE is hf://org/name@revision, https://host/file, github://owner/repo@tag/asset,
-    ollama://name:tag, file:///path, or the id of a registered model. Ctrl-C leaves the download running.
-    """
-    from modelhost._names import short
-
-    with session.client() as client:
-        handle = client.pull(
-            source,
-            name,
-            task=task,
-            allow_patterns=include,
-            ignore_patterns=exclude,
-            priority=priority,
-            rate_limit_bytes_per_second=to_bytes(rate_limit, "--rate-limit"),
-            allow_unsafe=allow_unsafe,
-            wait=False,
-        )
-        if detach:
-            if session.output.json:
-                session.output.json_line(to_dict(handle.operation))
-            else:
-                session.output.line([short(handle.name), short(handle.model)])
-            return
-        ended(session, follow(session, handle))
 
 
 @click.command(cls=Command)
 @click.argument("source")
 @name_option
 @task_option
+@revision_option
+@url_option
 @include_option
 @exclude_option
 @click.option("--description", default="", metavar="TEXT", help="What the model is for.")
@@ -104,6 +63,8 @@ def add(
     source: str,
     name: str | None,
     task: str,
+    revision: str,
+    more_uris: tuple[str, ...],
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     description: str,
@@ -119,6 +80,8 @@ def add(
             source,
             name,
             task=task,
+            revision=revision,
+            more_uris=more_uris,
             allow_patterns=include,
             ignore_patterns=exclude,
             description=description,
@@ -206,11 +169,18 @@ def rm(session: Session, models: tuple[str, ...], force: bool, files: bool) -> N
 
 @click.command(cls=Command)
 @click.argument("source")
+@revision_option
+@url_option
 @include_option
 @exclude_option
 @pass_session
 def inspect(
-    session: Session, source: str, include: tuple[str, ...], exclude: tuple[str, ...]
+    session: Session,
+    source: str,
+    revision: str,
+    more_uris: tuple[str, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
 ) -> None:
     """Ask a source what a pull would fetch, and fetch nothing."""
     from modelhost._text import show_bytes
@@ -218,7 +188,13 @@ def inspect(
 
     output = session.output
     with session.client() as client:
-        found = client.inspect(source, allow_patterns=include, ignore_patterns=exclude)
+        found = client.inspect(
+            source,
+            revision=revision,
+            more_uris=more_uris,
+            allow_patterns=include,
+            ignore_patterns=exclude,
+        )
     if output.json:
         output.document(to_dict(found))
         return

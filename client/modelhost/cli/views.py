@@ -132,6 +132,7 @@ def model_pairs(model: Model) -> Pairs:
     yield "task", model.task
     yield "licence", model.licence
     yield "source", source_of(model)
+    yield "further files", " ".join(model.source.more_uris)
     yield "patterns", " ".join(model.source.allow_patterns)
     yield "left out", " ".join(model.source.ignore_patterns)
     yield "base model", model.base_model

@@ -1,4 +1,4 @@
-"""``https://`` sources: one file, or a list of files with their checksums beside it.
+"""``https://`` sources: one file, several by a URL each, or a list of files with their checksums.
 
 A file is asked for its first byte to learn its size: unlike HEAD that works where a URL is signed for
 GET. What has neither a digest nor a strong validator is fetched in one stream, because nothing would
@@ -6,7 +6,7 @@ tell that two ranges are of the same version.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from glob import escape
@@ -18,7 +18,7 @@ from modelhostd.adapters.http_source import HttpSource
 from modelhostd.adapters.wire import bad_reply
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.origins import parse_target
-from modelhostd.core.paths import check_path, printable
+from modelhostd.core.paths import check_path, check_tree, printable, unsafe_path
 from modelhostd.core.resources import Source
 from modelhostd.core.selection import Selection, select
 from modelhostd.core.url_files import (
@@ -58,9 +58,11 @@ class Urls(HttpSource):
         parse_target(source.uri, source.uri)
         url, fragment = urldefrag(source.uri)
         checksum = fragment.replace("=", ":")
-        if is_list(_last(url)):
+        if source.more_uris:
+            files, chosen = self._each(connections, source, allow_unsafe=allow_unsafe)
+        elif is_list(_last(url)):
             named, chosen = self._listed(connections, source, url, checksum, allow_unsafe)
-            files = self._measured_files(connections, source, url, named)
+            files = self._measured_files(connections, source, lambda path: beside(url, path), named)
         else:
             probe = self._probe(connections, source, url)
             file = _with_checksum(RemoteFile(check_path(probe.name, source.uri), 0), checksum)
@@ -80,6 +82,8 @@ class Urls(HttpSource):
         """Return the reader of one file."""
         base = urldefrag(source.uri).url
         url = beside(base, file.path) if is_list(_last(base)) else base
+        if source.more_uris:
+            url = _by_name(source)[file.path][0]
         home = parse_target(url, source.uri).origin
         etag = file.validator if file.validator.startswith('"') else ""
         digest = file.sha256 or file.checksum
@@ -110,6 +114,16 @@ class Urls(HttpSource):
                 ranges=bool(digest or etag),
             )
         )
+
+    def _each(
+        self, connections: Connections, source: Source, *, allow_unsafe: bool
+    ) -> tuple[tuple[RemoteFile, ...], Selection]:
+        """Return the files of several URLs, each under the last segment of its own."""
+        named = _by_name(source)
+        chosen = _chosen(tuple(named), source, allow_unsafe=allow_unsafe, named=True)
+        files = [_with_checksum(RemoteFile(path, 0), named[path][1]) for path in chosen.chosen]
+        urls = {path: url for path, (url, _) in named.items()}
+        return self._measured_files(connections, source, urls.__getitem__, files), chosen
 
     def _listed(
         self,
@@ -143,12 +157,16 @@ class Urls(HttpSource):
         return files, chosen
 
     def _measured_files(
-        self, connections: Connections, source: Source, url: str, named: Sequence[RemoteFile]
+        self,
+        connections: Connections,
+        source: Source,
+        locate: Callable[[str], str],
+        named: Sequence[RemoteFile],
     ) -> tuple[RemoteFile, ...]:
         """Return the files with their sizes: asked side by side, since each costs a round trip."""
 
         def measured(file: RemoteFile) -> RemoteFile:
-            return _as_found(file, self._probe(connections, source, beside(url, file.path)))
+            return _as_found(file, self._probe(connections, source, locate(file.path)))
 
         pool = ThreadPoolExecutor(self.files_at_once, thread_name_prefix="probe")
         try:
@@ -179,6 +197,19 @@ class Urls(HttpSource):
             raise bad_reply(source.uri, "an answer that does not say how long the file is")
         disposition = response.headers.get("Content-Disposition", "")
         return _Probe(size, _validator(response), name_of(url, disposition, response.url))
+
+
+def _by_name(source: Source) -> dict[str, tuple[str, str]]:
+    """Return name -> (URL, checksum) of a source of several URLs. Raises UNSAFE_FILE."""
+    named: dict[str, tuple[str, str]] = {}
+    for uri in (source.uri, *source.more_uris):
+        url, fragment = urldefrag(uri)
+        name = check_path(name_of(url, "", url), source.uri)
+        if name in named:
+            raise unsafe_path(name, "two of the URLs end with it", source.uri)
+        named[name] = (url, fragment.replace("=", ":"))
+    check_tree(named, source.uri)
+    return named
 
 
 def _chosen(

@@ -218,15 +218,18 @@ class _Filter:
 def _with_source(current: ModelSpec, given: ModelSpec, named: bool) -> ModelSpec:
     """Return ``given`` with its source canonical; another place than the present one is refused."""
     if not given.source.uri:
-        return replace(given, source=replace(given.source, uri=current.source.uri))
+        own = current.source
+        return replace(given, source=replace(given.source, uri=own.uri, more_uris=own.more_uris))
     source = sources.parse_source(
         given.source.uri,
         revision=given.source.revision,
         allow_patterns=given.source.allow_patterns,
         ignore_patterns=given.source.ignore_patterns,
+        more_uris=given.source.more_uris,
         field="model.source.uri",
     )
-    if named and source.uri != current.source.uri:
+    places = [(one.uri, one.more_uris) for one in (source, current.source)]
+    if named and places[0] != places[1]:
         expected = f"the model's own, {current.source.uri}; register another model for another one"
         raise invalid("model.source.uri", expected, given.source.uri)
     return replace(given, source=source)

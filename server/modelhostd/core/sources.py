@@ -26,6 +26,7 @@ from modelhostd.core.url_files import CHECKSUM_CHARS, is_list
 
 URI_CHARS_MAX = 1024
 REVISION_CHARS_MAX = 200
+MORE_URIS_MAX = 64
 
 _HUB_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -57,6 +58,7 @@ def parse_source(
     revision: str = "",
     allow_patterns: Sequence[str] = (),
     ignore_patterns: Sequence[str] = (),
+    more_uris: Sequence[str] = (),
     field: str = "source.uri",
 ) -> Source:
     """Return the Source for a URI that a client gave; ``revision`` may stand in the URI or beside it.
@@ -74,6 +76,7 @@ def parse_source(
         revision=_revision(asked, "source.revision"),
         allow_patterns=tuple(allow_patterns),
         ignore_patterns=tuple(ignore_patterns),
+        more_uris=_more(name, more_uris, field.removesuffix("uri") + "more_uris"),
     )
 
 
@@ -84,6 +87,7 @@ def canonical(source: Source) -> Source:
         revision=source.revision,
         allow_patterns=source.allow_patterns,
         ignore_patterns=source.ignore_patterns,
+        more_uris=source.more_uris,
     )
 
 
@@ -157,6 +161,22 @@ def not_implemented(source: Source, schemes: Iterable[str] = ("hf",)) -> Modelho
         f"{source.uri}: fetching from {scheme_of(source)}:// is not implemented yet; use one of {use}",
         {"method": "DownloadModel"},
     )
+
+
+def _more(first: SourceName, texts: Sequence[str], field: str) -> tuple[str, ...]:
+    """Return further URLs in their canonical form."""
+    if len(texts) > MORE_URIS_MAX:
+        raise invalid(field, f"at most {MORE_URIS_MAX} URLs", f"{len(texts)} URLs")
+    names = [split_uri(text, field=field) for text in texts]
+    uris = tuple(name.uri for name in names)
+    for name in (first, *names) if names else ():
+        last = name.uri.partition("#")[0].partition("?")[0].rpartition("/")[2]
+        if name.scheme not in {"https", "http"} or is_list(last):
+            expected = "URLs of one file each (https://...), the source's own uri among them"
+            raise invalid(field, expected, name.uri)
+    if len({first.uri, *uris}) < 1 + len(uris):
+        raise invalid(field, "each URL once", ", ".join(uris))
+    return uris
 
 
 def _revision(revision: str, field: str) -> str:
