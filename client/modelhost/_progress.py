@@ -81,6 +81,8 @@ def title(operation: Operation) -> str:
 
 def phase_word(operation: Operation) -> str:
     """Return what an operation is busy with, in one or two words."""
+    if operation.state == Operation.PAUSED and operation.progress.HasField("retry"):
+        return "waits for room on disk"
     if operation.state != Operation.RUNNING:
         word = _word(name_of(Operation.State, operation.state))
         return f"{word} ({operation.queue_position})" if operation.queue_position else word

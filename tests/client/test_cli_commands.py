@@ -49,6 +49,7 @@ ASKS = [
     (["storage", "--check", "--deep", "--repair"], "CheckStorage", {"deep": True, "repair": True}),
     (["verify", "mini", "--version", "2"], "VerifyModel", {"name": "models/mini", "version": 2}),
     (["prune"], "PruneStorage", {}),
+    (["prune", "--dry-run"], "PruneStorage", {"dry_run": True}),
     (["quarantine", "ls", "--model", "mini"], "ListQuarantine", {"model": "models/mini", "page_size": 1000}),
     (["quarantine", "restore", "1-a"], "RestoreQuarantined", {"name": "quarantine/1-a"}),
     (["pause", ID], "PauseOperation", {"name": NAME}),

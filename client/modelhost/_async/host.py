@@ -115,12 +115,13 @@ class AsyncHost(AsyncOperations):
     async def prune_storage(
         self,
         *,
+        dry_run: bool = False,
         wait: bool = True,
         progress: Report | bool | None = None,
         timeout: float | None = None,
     ) -> AsyncOperationHandle:
-        """Remove files that no model needs. Needs the operator's right."""
-        request = host_service_pb2.PruneStorageRequest()
+        """Remove files that no model needs, or only say how much. Needs the operator's right."""
+        request = host_service_pb2.PruneStorageRequest(dry_run=dry_run)
         operation = await self._transport.unary(self._transport.host.PruneStorage, request)
         return await self._handle(operation, wait=wait, progress=progress, timeout=timeout)
 

@@ -202,7 +202,10 @@ class AsyncRegistry(AsyncOperations):
         progress: Report | bool | None = None,
         timeout: float | None = None,
     ) -> AsyncOperationHandle:
-        """Hash a model's files again; ``operation.verify_result`` lists what is wrong."""
+        """Hash a model's files again; ``operation.verify_result`` lists what is wrong.
+
+        An artifact with a wrong file is QUARANTINED then; the next ``pull`` fetches it again.
+        """
         request = model_service_pb2.VerifyModelRequest(
             name=_names.model_name(model), version=version
         )

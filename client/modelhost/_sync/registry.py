@@ -200,7 +200,10 @@ class Registry(Operations):
         progress: Report | bool | None = None,
         timeout: float | None = None,
     ) -> OperationHandle:
-        """Hash a model's files again; ``operation.verify_result`` lists what is wrong."""
+        """Hash a model's files again; ``operation.verify_result`` lists what is wrong.
+
+        An artifact with a wrong file is QUARANTINED then; the next ``pull`` fetches it again.
+        """
         request = model_service_pb2.VerifyModelRequest(
             name=_names.model_name(model), version=version
         )

@@ -22,7 +22,7 @@ entry = click.argument("file", metavar="FILE")
 @click.pass_context
 def storage(context: click.Context, check: bool, deep: bool, repair: bool) -> None:
     """Show what the disk is used for, or check it. Exit code 1 where something is wrong."""
-    from modelhost.cli import views
+    from modelhost.cli import storage_views as views
 
     session = context.ensure_object(Session)
     if (deep or repair) and not check:
@@ -47,7 +47,10 @@ def storage(context: click.Context, check: bool, deep: bool, repair: bool) -> No
 @click.option("--version", default=0, metavar="N", help="Which files. Default: the newest.")
 @click.pass_context
 def verify(context: click.Context, model: str, version: int) -> None:
-    """Hash a model's files again. Exit code 1 where one is not what it was."""
+    """Hash a model's files again. Exit code 1 where one is not what it was.
+
+    A model with such a file is QUARANTINED then; `modelhost pull` fetches it again.
+    """
     session = context.ensure_object(Session)
     with session.client() as client:
         done = follow(session, client.verify(model, version=version, wait=False))
@@ -56,11 +59,13 @@ def verify(context: click.Context, model: str, version: int) -> None:
 
 
 @click.command(cls=Command)
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @pass_session
-def prune(session: Session) -> None:
+def prune(session: Session, dry_run: bool) -> None:
     """Remove files that no model needs and what abandoned downloads left (operators)."""
     with session.client() as client:
-        ended(session, follow(session, client.prune_storage(wait=False), quiet=True))
+        handle = client.prune_storage(dry_run=dry_run, wait=False)
+        ended(session, follow(session, handle, quiet=True))
 
 
 @click.group(cls=Group)
@@ -73,7 +78,7 @@ def quarantine() -> None:
 @pass_session
 def list_files(session: Session, model: str | None) -> None:
     """List files in quarantine, newest first."""
-    from modelhost.cli import views
+    from modelhost.cli import storage_views as views
 
     with session.client() as client:
         found = client.quarantine(model)

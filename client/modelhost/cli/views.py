@@ -23,7 +23,6 @@ from modelhost.v1 import (
     models_pb2,
     operations_pb2,
     slots_pb2,
-    storage_pb2,
 )
 
 Model = models_pb2.Model
@@ -272,7 +271,9 @@ def outcome(operation: Operation) -> str:
             verified = operation.verify_result
             return f"{counted(verified.file_count, 'file')}, {counted(len(verified.findings), 'finding')}"
         case "prune_result":
-            return f"{show_bytes(operation.prune_result.freed_bytes)} of disk are free again"
+            pruned = operation.prune_result
+            freed = f"{show_bytes(pruned.freed_bytes)} of disk"
+            return f"{freed} would be free" if pruned.dry_run else f"{freed} are free again"
         case "switch_result":
             return f"{operation.switch_result.slot} is {operation.switch_result.model} now"
         case "check_storage_result":
@@ -312,31 +313,6 @@ CREDENTIAL_COLUMNS: list[Column[host_pb2.Host.Credential]] = [
     Column("KEPT IN", lambda c: c.kept_in),
     Column("MESSAGE", lambda c: c.message, prose=True),
 ]
-
-
-USE_COLUMNS: list[Column[storage_pb2.Storage.ModelUse]] = [
-    Column("MODEL", lambda u: short(u.model)),
-    Column("SIZE", lambda u: u.size_bytes, size, right=True),
-]
-
-QUARANTINE_COLUMNS: list[Column[storage_pb2.QuarantinedFile]] = [
-    Column("FILE", lambda q: short(q.name)),
-    Column("MODEL", lambda q: short(q.model), word),
-    Column("PATH", lambda q: q.path),
-    Column("SIZE", lambda q: q.size_bytes, size, right=True),
-    Column("SINCE", lambda q: when(q.create_time), ago),
-    Column("WHY", lambda q: q.message, prose=True),
-]
-
-
-def storage_pairs(used: storage_pb2.Storage) -> Pairs:
-    """Return what ``storage`` tells of the disk."""
-    yield "home", used.home
-    yield "files", f"{show_bytes(used.blob_bytes)} in {counted(used.blob_count, 'file')}"
-    yield "staging", show_bytes(used.staging_bytes)
-    yield "quarantine", show_bytes(used.quarantine_bytes)
-    yield "reclaimable", show_bytes(used.reclaimable_bytes)
-    yield "free", f"{show_bytes(used.free_bytes)} of {show_bytes(used.total_bytes)}"
 
 
 def host_pairs(host: host_pb2.Host, target: str) -> Pairs:
