@@ -9,6 +9,7 @@ from modelhost._progress import Report
 from modelhost._sync.operations import PAGE_SIZE, OperationHandle, Operations
 from modelhost.v1 import (
     devices_pb2,
+    event_service_pb2,
     host_pb2,
     host_service_pb2,
     models_pb2,
@@ -88,6 +89,22 @@ class Host(Operations):
         """Return the figures of this moment; ``models`` narrows instances and operations."""
         request = host_service_pb2.GetStatisticsRequest(models=_names.model_names(models))
         return self._transport.unary(self._transport.host.GetStatistics, request)
+
+    def watch_statistics(
+        self, interval: float = 1.0, models: Iterable[str] = ()
+    ) -> Iterator[host_pb2.Statistics]:
+        """Yield the figures of this moment, then whenever they changed, at most every ``interval`` seconds.
+
+        From 0.25 to 60 s; a slow reader gets the latest. Ends when the daemon stops.
+        """
+        request = event_service_pb2.WatchStatisticsRequest(models=_names.model_names(models))
+        request.interval.FromNanoseconds(round(interval * 1e9))
+        stream = self._transport.stream(self._transport.events.WatchStatistics, request)
+        try:
+            while (found := stream.read()) is not None:
+                yield found
+        finally:
+            stream.cancel()
 
     def storage(self) -> storage_pb2.Storage:
         """Return what the disk is used for."""

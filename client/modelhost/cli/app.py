@@ -16,11 +16,11 @@ from modelhost.cli import (
     infer,
     observe,
     operations,
-    pull,
     registry,
     residency,
     sources,
     storage,
+    top,
 )
 from modelhost.cli.output import error_note
 from modelhost.cli.session import Group, Session, global_options
@@ -31,12 +31,12 @@ SECTIONS: Mapping[str, Sequence[click.Command]] = {
         *(daemon.version, daemon.completion),
     ),
     "Models": (
-        *(pull.pull, registry.add, registry.ls, registry.show, registry.rm),
+        *(registry.pull, registry.add, registry.ls, registry.show, registry.rm),
         *(registry.inspect, registry.check, files.upload, files.outdated),
     ),
     "Disk": (storage.storage, storage.verify, storage.prune, storage.quarantine),
     "Memory": (
-        *(residency.load, residency.unload, residency.ps, residency.pin, residency.unpin),
+        *(residency.load, residency.unload, residency.ps, top.top, residency.pin, residency.unpin),
         *(residency.plan, host.budget, holds.lease, holds.slots, holds.switch),
     ),
     "Use": (infer.infer,),
