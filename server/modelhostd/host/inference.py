@@ -193,6 +193,7 @@ class Inference:
             if version and have is not None and version != str(have.version):
                 # Before it evicts others for nothing.
                 raise _no_version(name, version, have.version)
+            loads.check_worth(model)
         limit = model.config.queue_limit or self._registry.decided.settings.queue_limit
         waiter = self._routes.join(model.id, limit)
         if not coming:

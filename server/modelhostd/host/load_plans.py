@@ -50,6 +50,12 @@ class LoadPlans:
         operations = self._registry.decided.operations.values()
         op_rules.refuse_while_deleted(operations, model.id, artifact.version)
 
+    def check_worth(self, model: Model) -> None:
+        """Raise what the model's last load failed with, if a request is not to try another one yet."""
+        refusal = self._occupancy.refusal(model)
+        if refusal is not None and model.id not in self._occupancy.host.warm:
+            raise refusal
+
     def plan(self, model_id: str, device: str = "") -> tuple[rules.Plan, int]:
         """Return what a load would do now, and the bytes it would take; changes nothing.
 

@@ -161,6 +161,9 @@ class Loading(LoadTasks):
             )
         elif route.lost:
             self._unmake(wanted, route, final or error)
+        elif final is None and self._may_evict_more(wanted, route, error):
+            self._back_to_host(wanted, route, error)
+            wanted.task = None
         else:
             self._take_back(wanted, route, final or error)
 
@@ -169,18 +172,22 @@ class Loading(LoadTasks):
         if route.lost or not wanted.swapping:
             self._unmake(wanted, route, error)
             return
+        keep = route.keep
+        self._back_to_host(wanted, route, error)
+        if not keep:
+            self._drop(wanted.model, "UNLOADED", {})
+        self._ended(wanted, error)
+
+    def _back_to_host(self, wanted: Wanted, route: Route, error: ModelhostError) -> None:
+        """Note that a copy that was to be swapped in is where it was."""
         del self._tasks[wanted.model], self._wanted[wanted.model]
         self._occupancy.ledger.release(route.device, wanted.model)
         self._occupancy.routes.remove(route)
-        keep = route.keep
         self._occupancy.host.add(route)
         instance = self._registry.decided.instance_of(wanted.model)
         assert instance is not None
         warm = replace(instance, state=step(INSTANCE, instance.state, InstanceState.WARM))
         self._registry.record(changed(warm, "NOT_LOADED", {"cause": error.reason.value}))
-        if not keep:
-            self._drop(wanted.model, "UNLOADED", {})
-        self._ended(wanted, error)
 
     def _failed(self, wanted: Wanted, route: Route, error: ModelhostError) -> None:
         blocked = self._crashes.blocked(wanted.model)
@@ -188,8 +195,20 @@ class Loading(LoadTasks):
         if final is None and error.reason is Reason.WORKER_LOST and wanted.retries:
             wanted.retries -= 1
             self._again(wanted, route, "WORKER_LOST")
+        elif final is None and self._may_evict_more(wanted, route, error):
+            self._again(wanted, route, "OUT_OF_DEVICE_MEMORY")
         else:
+            model = self._registry.decided.models.get(wanted.model)
+            if final is None and model is not None:
+                self._occupancy.load_failed(model, error)
             self._unmake(wanted, route, final or error)
+
+    def _may_evict_more(self, wanted: Wanted, route: Route, error: ModelhostError) -> bool:
+        """Whether a load that found too little memory is tried once more, with more of it wanted."""
+        if error.reason is not Reason.OUT_OF_DEVICE_MEMORY or not wanted.memory_retries:
+            return False
+        wanted.memory_retries -= 1
+        return self._occupancy.fell_short(wanted.model, route.device, wanted.bytes)
 
 
 def _route(model: Model, instance: Instance) -> Route:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from modelhostd.core import residency as rules
+from modelhostd.core.errors import ModelhostError
 from modelhostd.core.eviction import Holding, Policy
+from modelhostd.core.failed_loads import REMEMBERED, FailedLoad
 from modelhostd.core.host_tier import HOST
 from modelhostd.core.registry import needs_reload
 from modelhostd.core.resources import Device, DeviceKind, Instance, Kind, Model, Phase, Progress
@@ -21,6 +23,8 @@ CPU_SHARE = 0.25
 LOAD_TIMEOUT_BASE_S = 120.0
 LOAD_BYTES_PER_S = 50_000_000.0
 LOAD_S_WEIGHT = 0.5
+SHORT_BYTES_MIN = 256 << 20
+"""What a load that found too little memory is taken to need more, at least."""
 SWAP_BYTES_PER_S = 10e9
 """What a first swap-in is expected to copy in a second."""
 
@@ -54,6 +58,10 @@ class Occupancy:
     """What a load of each model takes from disk, the newer loads weighing more."""
     swap_s: dict[str, float] = field(default_factory=dict)
     """The same from host memory."""
+    failed: dict[str, FailedLoad] = field(default_factory=dict)
+    """The last load of each model whose last load failed."""
+    short: dict[str, int] = field(default_factory=dict)
+    """What a load is taken to need after one that found too little memory."""
     generation: int = 0
     host: HostTier = field(init=False)
 
@@ -73,7 +81,35 @@ class Occupancy:
         predicted.
         """
         found = self._known(model)
-        return found.bytes if found is not None else predicted_bytes(model)
+        needed = found.bytes if found is not None else predicted_bytes(model)
+        return max(needed, self.short.get(model.id, 0))
+
+    def fell_short(self, model: str, device: str, size: int) -> bool:
+        """Note that a load of ``size`` bytes found too little memory; whether another one would have more.
+
+        The corrected estimate holds until a load has measured the truth.
+        """
+        most = self.capacity_bytes(self.registry.decided.devices[device])
+        self.short[model] = min(most, size + max(size // 4, SHORT_BYTES_MIN))
+        return self.short[model] > size
+
+    def load_failed(self, model: Model, error: ModelhostError) -> None:
+        """Remember a load that failed, if that tells something of the model."""
+        if error.reason not in REMEMBERED or model.available is None:
+            return
+        version, now = model.available.version, self.registry.clock.monotonic()
+        before = self.failed.get(model.id)
+        if before is None:
+            self.failed[model.id] = FailedLoad(version, model.edit, error, now)
+        else:
+            self.failed[model.id] = before.again(version, model.edit, error, now)
+
+    def refusal(self, model: Model) -> ModelhostError | None:
+        """Return why a request does not make the model load again now, if its last load failed."""
+        known, artifact = self.failed.get(model.id), model.available
+        if known is None or artifact is None:
+            return None
+        return known.refusal(artifact.version, model.edit, self.registry.clock.monotonic())
 
     def needed_host_bytes(self, model: Model, device: str) -> int:
         """Return what a copy of the model's weights takes of host memory beside ``device``; 0 on the CPU,
@@ -103,11 +139,14 @@ class Occupancy:
             host_bytes = before.host_bytes if before and same else spec.predicted_bytes
         self.measured[model] = Measured(spec, size, host_bytes)
         _learn(self.load_s, model, loaded.load_s)
+        self.failed.pop(model, None)
+        self.short.pop(model, None)
 
     def swapped_in(self, device: str, model: str, loaded: Loaded) -> None:
         """Note what a swap-in took."""
         self.ledger.true_up(device, model, loaded.measured_bytes)
         self.ledger.hold(HOST, model, loaded.host_bytes)
+        self.short.pop(model, None)
         _learn(self.swap_s, model, loaded.load_s)
 
     def free(self, device: str, model: str) -> None:
@@ -117,7 +156,8 @@ class Occupancy:
 
     def forget(self, model: str) -> None:
         """Forget what was learned of a deleted model: its id may come again."""
-        for learned in (self.measured, self.load_s, self.swap_s):
+        known = (self.measured, self.load_s, self.swap_s, self.failed, self.short)
+        for learned in known:
             learned.pop(model, None)
 
     def reload_s(self, model: str, size: int) -> float:

@@ -185,6 +185,7 @@ class Residency:
         """Forget a model's crashes, so that it may be loaded again."""
         self._registry.decided.model(model_id)
         self._crashes.forget(model_id)
+        self._occupancy.failed.pop(model_id, None)
         self._drop_remains(model_id)
         await self._registry.flush()
 

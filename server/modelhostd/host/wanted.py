@@ -8,6 +8,7 @@ from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.host.routes import Route
 
 WORKER_LOST_RETRIES = 1
+MEMORY_RETRIES = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +31,7 @@ class Wanted:
     generation: int = 0
     task: asyncio.Task[None] | None = None
     retries: int = WORKER_LOST_RETRIES
+    memory_retries: int = MEMORY_RETRIES
     host_bytes: int = 0
     """What a copy beside the device takes of host memory, where there is room for it."""
     keeps_copy: bool = False
