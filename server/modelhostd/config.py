@@ -105,6 +105,8 @@ class DownloadConfig:
     """The store of ``gs://``."""
     cache: Path | None = key(None, values.absolute, variables=("HF_HUB_CACHE",))
     """Hugging Face's cache; a file that is in it is taken from there. Default: where it usually is."""
+    cache_publish: bool = key(False, values.boolean)
+    """Whether what comes from the Hub is copied into that cache, too, where other tools find it."""
     file_roots: tuple[Path, ...] = key((), values.absolutes)
     """Folders beneath which ``file:///...`` sources may be; none = no such sources."""
     token: Secret | None = key(

@@ -29,6 +29,7 @@ from modelhostd.adapters.devices import MachineDevices
 from modelhostd.adapters.downloads import SourceDownloads
 from modelhostd.adapters.files import FileStore
 from modelhostd.adapters.hub_cache import HubCache
+from modelhostd.adapters.hub_publish import HubPublisher
 from modelhostd.adapters.notify import Notifier
 from modelhostd.adapters.transfer import StreamConfig
 from modelhostd.adapters.trees import TreeStore
@@ -61,8 +62,10 @@ BACKUP_S = 300.0
 def run(config: Config, arguments: argparse.Namespace, settings: Sequence[ProcessSetting]) -> int:
     """Serve until SIGTERM or SIGINT; the home's lock is held by the caller. Returns the exit code."""
     logs.configure(config.log_level, config.log_format)
-    if config.downloads.token is not None:
-        logs.hide(config.downloads.token.value)
+    given = config.downloads
+    for secret in (given.token, given.github_token, given.s3_secret, given.gs_token):
+        if secret is not None:
+            logs.hide(secret.value)
     factory, loop_setting = process.loop_factory(config.uvloop)
     daemon = Daemon(config, arguments, (*settings, loop_setting))
     with asyncio.Runner(loop_factory=factory) as runner:
@@ -84,13 +87,15 @@ class Daemon:
         trees = TreeStore(self._store)
         self._files = FileStore(self._store, trees)
         self._setup = SourceSetup(config.downloads)
+        cache, publishes = config.downloads.cache, config.downloads.cache_publish
         self._downloads = SourceDownloads(
             self._setup.adapters,
             self._store,
             trees,
             streams=StreamConfig(connections=config.downloads.connections),
             deadline_s=config.downloads.deadline_s,
-            cache=HubCache(config.downloads.cache) if config.downloads.cache else None,
+            cache=HubCache(cache) if cache else None,
+            publisher=HubPublisher(cache, self._store) if publishes and cache else None,
         )
         self._database = SqliteDatabase(config.home / FILE_NAME)
         self._workers = ProcessWorkers(_workers_config(config))

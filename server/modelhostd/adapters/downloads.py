@@ -15,6 +15,7 @@ from modelhostd.adapters.contacts import Contact, Contacts
 from modelhostd.adapters.formats import check_file
 from modelhostd.adapters.hub import Hub, HubConfig
 from modelhostd.adapters.hub_cache import HubCache
+from modelhostd.adapters.hub_publish import HubPublisher
 from modelhostd.adapters.layout import disk_errors
 from modelhostd.adapters.parts import kept_spans
 from modelhostd.adapters.progress import Meter
@@ -52,6 +53,7 @@ class SourceDownloads:
         streams: StreamConfig | None = None,
         deadline_s: float = 0.0,
         cache: HubCache | None = None,
+        publisher: HubPublisher | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._adapters = dict(adapters)
@@ -60,6 +62,7 @@ class SourceDownloads:
         self._streams = streams or StreamConfig()
         self._deadline_s = deadline_s
         self._cache = cache
+        self._publisher = publisher
         self._now = now
         self._throttle = Throttle()
         self._contacts = Contacts(now)
@@ -200,6 +203,10 @@ class SourceDownloads:
         )
         predicted = predicted_bytes(headers)
         enter(meter, Phase.COMMITTING, report)
+        if self._publisher is not None:
+            # Before our own commit, behind which nothing may wait: these files are verified.
+            tell = partial(self._publisher.publish, facts, digests, canceller)
+            await cancellable(canceller, tell)
         return self._manifest(job, facts, files, predicted)
 
     def _kept(self, facts: SourceFacts, meter: Meter) -> dict[str, str]:
