@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from modelhostd.core import stand_ins
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.names import ID
 from modelhostd.core.resources import Event, Health, InstanceState, Kind, Model
@@ -64,11 +65,19 @@ class Inference:
         return self._accepting
 
     async def infer(
-        self, name: str, version: str, payload: bytes, timeout_s: float | None, priority: int = 0
+        self,
+        name: str,
+        version: str,
+        payload: bytes,
+        timeout_s: float | None,
+        priority: int = 0,
+        *,
+        asked: str = "",
     ) -> InferReply:
         """Send one encoded ModelInferRequest to the instance that ``name`` routes to.
 
-        Waits in the model's bounded queue while the model is loaded on demand. Raises
+        Waits in the model's bounded queue while the model is loaded on demand. Where it cannot be loaded its
+        fallback model answers; ``asked`` is then the name that the request has. Raises
         MODEL_NOT_FOUND, MODEL_NOT_LOADED, MODEL_NOT_DOWNLOADED, QUEUE_FULL, a load's error, the
         worker's error, or WORKER_LOST.
         """
@@ -78,11 +87,17 @@ class Inference:
         if route is not None and route.open and self._accepting:
             route.enter(self._clock)
         else:
-            route = await self._enter_when_ready(name, timeout_s, version)
+            try:
+                route = await self._enter_when_ready(name, timeout_s, version)
+            except ModelhostError as error:
+                if asked or not (other := stand_ins.stand_in(self.model_for(name), error)):
+                    raise
+                return await self._by_stand_in(
+                    other, error, name, payload, self._left(timeout_s, started), priority
+                )
             waited = self._clock.monotonic() - started
             self._figures(route).load_ns += int(waited * 1e9)
-            if timeout_s is not None:
-                timeout_s = max(0.0, timeout_s - waited)
+            timeout_s = self._left(timeout_s, started)
         self.in_flight += 1
         try:
             if version and version != str(route.version):
@@ -94,7 +109,7 @@ class Inference:
                 payload,
                 timeout_s=timeout_s,
                 priority=priority,
-                name=name,
+                name=asked or name,
             )
         except ModelhostError as error:
             route.vitals.failed(error.reason)
@@ -105,6 +120,30 @@ class Inference:
             route.leave()
         self._succeeded(route, reply, started)
         return reply
+
+    async def _by_stand_in(
+        self,
+        model: str,
+        why: ModelhostError,
+        name: str,
+        payload: bytes,
+        timeout_s: float | None,
+        priority: int,
+    ) -> InferReply:
+        """Return the answer of another model, which says so; raises ``why`` where that cannot be had either."""
+        try:
+            reply = await self.infer(model, "", payload, timeout_s, priority, asked=name)
+        except ModelhostError as error:
+            if error.reason in stand_ins.NO_LOAD or error.reason is Reason.MODEL_NOT_FOUND:
+                raise why from error
+            raise
+        return reply._replace(payload=reply.payload + stand_ins.mark(model))
+
+    def _left(self, timeout_s: float | None, started: float) -> float | None:
+        """Return what is left of a request's time."""
+        if timeout_s is None:
+            return None
+        return max(0.0, timeout_s - (self._clock.monotonic() - started))
 
     def model_for(self, name: str) -> Model:
         """Return the model that a name (an id or a slot) stands for.
@@ -123,8 +162,12 @@ class Inference:
             )
         return model
 
-    def ready(self, name: str, version: str = "") -> bool:
-        """Whether a request would be served now: READY and not UNHEALTHY, or on disk and loaded on demand."""
+    def ready(self, name: str, version: str = "", *, stand_in: bool = False) -> bool:
+        """Whether a request would be served now: READY and not UNHEALTHY, or on disk and loaded on demand, or its
+        fallback model is.
+
+        ``stand_in``: it is asked of a fallback model.
+        """
         model = self.model_for(name)
         route = self._routes.get(model.id)
         instance = self._registry.decided.instance_of(model.id)
@@ -138,7 +181,9 @@ class Inference:
             InstanceState.BLOCKED,
             InstanceState.FAILED,
         ):
-            return False
+            other = self._registry.committed.models.get(model.config.fallback_model)
+            # One that does not load has no stand-in of its own here.
+            return other is not None and not stand_in and self.ready(other.id, stand_in=True)
         return not version or version == str(have.version)
 
     def stop(self) -> None:
