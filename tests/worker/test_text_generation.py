@@ -280,7 +280,8 @@ def test_other_precisions(folder, precision):
     """A model is loaded in half of the bytes where that is asked for, and still writes."""
     whole = load(folder)
     half = load(folder, precision=precision)
-    assert half.measured_bytes <= whole.measured_bytes / 2 + 1024
+    # Each weight begins at an alignment of its own.
+    assert half.measured_bytes <= whole.measured_bytes / 2 + 4096
     reader = begin(half, "hello", max_tokens=5)
     run(half)
     assert reader.ended

@@ -210,7 +210,8 @@ async def test_a_worker_serves_the_model_end_to_end(tiny, classifier):
         embed = LoadSpec("e", "e-1", 1, 1, tiny, EMBEDDING, ModelConfig(), 0)
         loaded = await workers.load("cpu", embed, seen.append)
         assert (loaded.backend, loaded.platform) == ("transformers", "pytorch_transformers")
-        assert loaded.measured_bytes == load(tiny).measured_bytes
+        # What is read beside the files (the pooler, positions) begins at alignments of its own.
+        assert 0 <= loaded.measured_bytes - load(tiny).measured_bytes < 4 * 512
         assert [report.phase for report in seen][-1] is Phase.CHECKING
         classify = LoadSpec("c", "c-1", 1, 1, classifier, CLASSIFICATION, ModelConfig(), 0)
         await workers.load("cpu", classify, seen.append)

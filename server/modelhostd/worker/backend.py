@@ -139,6 +139,10 @@ class LoadContext:
     report: Callable[[int, int], None] = lambda done_bytes, total_bytes: None
     """Call with (bytes in memory, bytes in all) as often as you like; 0 in all = not known."""
     cancelled: Callable[[], bool] = lambda: False
+    memory: Callable[[int], Any] | None = None
+    """Gives memory for weights, by its bytes: ``tensor`` (torch, uint8) and ``prepare(start, length)``, to be called for
+    each part before it is filled. Parameters that are views of it are not copied once more; it is read-only after the
+    load. None = there is none to be had."""
 
     def check_cancelled(self) -> None:
         """Raise :class:`Cancelled` when the load is not wanted any more. Call it between files."""
@@ -243,8 +247,9 @@ class Backend(abc.ABC):
     def torch_module(self) -> Any | None:
         """Return the ``torch.nn.Module`` that holds the weights; None = the model cannot be imaged.
 
-        A module that is given here may be moved between tiers by the worker, which then swaps the
-        storage of its parameters and buffers while nothing runs.
+        A module that is given here may be left in RAM by ``load``: the worker puts it on its device, and moves it between
+        tiers while nothing runs, by swapping the storage of its parameters and buffers. They are read-only after the
+        load: a write ends the process.
         """
         return None
 

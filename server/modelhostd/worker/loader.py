@@ -15,6 +15,7 @@ from modelhostd.worker.backend import Backend, Cancelled, LoadContext, Signature
 from modelhostd.worker.batching import DEFAULT_ITEMS
 from modelhostd.worker.channel import Channel
 from modelhostd.worker.executor import Executor
+from modelhostd.worker.imaging import Draft, Imaging
 from modelhostd.worker.jobs import Activity, Hosted
 from modelhostd.worker.process import free_memory
 from modelhostd.worker.registry import Registry
@@ -41,6 +42,7 @@ class Loader:
         registry: Registry,
         executor: Executor,
         residents: Residents,
+        imaging: Imaging,
         channel: Channel,
         box: BlackBox,
     ) -> None:
@@ -49,6 +51,7 @@ class Loader:
         self._registry = registry
         self._executor = executor
         self._residents = residents
+        self._imaging = imaging
         self._channel = channel
         self._loads: dict[int, _Load] = {}
 
@@ -62,7 +65,7 @@ class Loader:
         first = len(self._executor.activities)
         entry = first + frame.request % max(1, ENTRIES - first)
         activity = Activity(f"load-{frame.request}", self._box, entry, loading=True)
-        load = _Load(self._device, self._channel, activity, frame)
+        load = _Load(self._device, self._imaging, self._channel, activity, frame)
         self._loads[frame.request] = load
         threading.Thread(
             target=self._run, args=(load,), name=load.activity.name, daemon=True
@@ -109,7 +112,14 @@ class Loader:
 class _Load:
     """One load: what was asked, how far it is, and what it holds."""
 
-    def __init__(self, device: str, channel: Channel, activity: Activity, frame: Frame) -> None:
+    def __init__(
+        self,
+        device: str,
+        imaging: Imaging,
+        channel: Channel,
+        activity: Activity,
+        frame: Frame,
+    ) -> None:
         self.request = frame.request
         self.generation = frame.generation
         self.header = worker_pb2.LoadHeader.FromString(frame.header)
@@ -117,6 +127,9 @@ class _Load:
         self.activity = activity
         self.about = (self.header.task, device, Path(self.header.model_dir))
         self._channel = channel
+        self._imaging = imaging
+        self._draft = Draft(imaging)
+        self._image: Image | None = None
         self._backend: Backend | None = None
         self._reported_at = 0.0
 
@@ -139,9 +152,11 @@ class _Load:
                 options=json_format.MessageToDict(header.backend_options),
                 report=self._report,
                 cancelled=self.cancelled.is_set,
+                memory=self._draft.memory,
             )
         )
-        image = make_image(backend, device) if header.keep_image and device != "cpu" else None
+        image = self._draft.finish(backend, keep=header.keep_image)
+        self._image = image
         measured_bytes = max(backend.measured_bytes, 0 if image is None else image.device_bytes)
         self._send_progress(Phase.CHECKING, measured_bytes, measured_bytes)
         signature = backend.signature()
@@ -177,6 +192,9 @@ class _Load:
         if self._backend is not None:
             let_go(self._backend)
             self._backend = None
+        self._draft.discard()
+        image, self._image = self._image, None
+        self._imaging.close(image)
 
     def _check(self, name: str, backend: Backend) -> None:
         report = backend.health_check()
@@ -202,25 +220,6 @@ class _Load:
         self._channel.send(
             Kind.LOAD_PROGRESS, 0, self.request, self.generation, header.SerializeToString()
         )
-
-
-def make_image(backend: Backend, device: str) -> "Image | None":
-    """Have a loaded backend's weights be in one slab with an image in host RAM; None = it cannot be."""
-    module = backend.torch_module()
-    if module is None:
-        return None
-    # Not before there is a module: a worker whose backends need no torch has none.
-    from modelhostd.worker.image.devices import find_device
-    from modelhostd.worker.image.image import Image
-    from modelhostd.worker.image.layout import NotImageableError
-
-    try:
-        image = Image(module, find_device(device), in_place=device == "cpu")
-    except NotImageableError as error:
-        log.info("no image is kept: %s", error)
-        return None
-    # What a backend holds on the device beside its module stays there when the module leaves.
-    return image if backend.measured_bytes <= image.device_bytes else None
 
 
 def batch_limit(header: worker_pb2.LoadHeader, signature: Signature) -> int:

@@ -14,6 +14,7 @@ from modelhostd.worker import failures
 from modelhostd.worker.backend import Backend
 from modelhostd.worker.channel import Channel
 from modelhostd.worker.executor import POISONED_EXIT, Executor, exit_now
+from modelhostd.worker.imaging import Imaging
 from modelhostd.worker.jobs import Activity, Hosted
 from modelhostd.worker.process import free_memory
 from modelhostd.worker.v1 import worker_pb2
@@ -44,8 +45,11 @@ class _Resident:
 class Residents:
     """The instances that were loaded, on the device or warm, and the commands that move and end them."""
 
-    def __init__(self, device: str, executor: Executor, channel: Channel, box: BlackBox) -> None:
+    def __init__(
+        self, device: str, executor: Executor, imaging: Imaging, channel: Channel, box: BlackBox
+    ) -> None:
         self._device = device
+        self._imaging = imaging
         self._executor = executor
         self._channel = channel
         self._box = box
@@ -106,7 +110,9 @@ class Residents:
         self._executor.remove(resident.key)
         let_go(resident.hosted.backend)
         # Not only from the list: whoever waits for the lock has the resident in its hands.
+        image = resident.image
         del resident.hosted, resident.image
+        self._imaging.close(image)
         free_memory()
 
     def _holds(self, resident: _Resident) -> bool:

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from modelhostd.worker import registry
 from modelhostd.worker.channel import Channel, DataChannel
 from modelhostd.worker.executor import Executor, exit_now
+from modelhostd.worker.imaging import Imaging
 from modelhostd.worker.jobs import CheckJob, InferJob
 from modelhostd.worker.loader import Loader
 from modelhostd.worker.readers import Readers, Received
@@ -115,9 +116,10 @@ class Worker:
         cores = len(os.sched_getaffinity(0))
         threads = hello.executor_threads or max(2, min(MAX_THREADS, cores))
         self._executor = Executor(threads, hello.queue_limit, box, exit_now)
-        self._residents = Residents(hello.device, self._executor, self._control, box)
+        imaging = Imaging(hello.device)
+        self._residents = Residents(hello.device, self._executor, imaging, self._control, box)
         self._loader = Loader(
-            hello.device, found, self._executor, self._residents, self._control, box
+            hello.device, found, self._executor, self._residents, imaging, self._control, box
         )
         self._await_sigterm()
         self._executor.start()

@@ -1,4 +1,4 @@
-"""Builds a model of the transformers library from weights that are read here, on its device, in its precision.
+"""Builds a model of the transformers library from weights that are read here, in its precision.
 
 The library would map the files, cannot tell how far it is, and cannot be cancelled.
 """
@@ -57,7 +57,8 @@ def build(
         )
     context.check_cancelled()
     model.requires_grad_(False)
-    return model.eval().to(find_device(context.device))
+    # Left in RAM, its parameters views of what was read: the worker puts it on its device.
+    return model.eval()
 
 
 def find_device(device: str) -> torch.device:

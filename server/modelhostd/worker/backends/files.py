@@ -3,9 +3,10 @@
 Nothing here runs code that came with a model, and a model that asks for that is refused.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from modelhostd.core.safetensors_header import (
     parse_header,
 )
 from modelhostd.worker.backend import LoadContext, LoadError, UnsupportedModelError
+from modelhostd.worker.image.reading import Plan, Stored
 
 MAX_JSON_BYTES = 16 * 2**20
-READ_BYTES = 8 * 2**20
 
 CODE_KEYS = frozenset({"auto_map", "custom_pipelines"})
 """Keys by which a configuration has a library import Python files that lie beside it."""
@@ -89,15 +90,13 @@ def _keys(value: Any) -> Iterator[str]:
 
 
 def read_weights(context: LoadContext, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """Read all safetensors of a model into tensors with memory of their own, floats as ``dtype``.
+    """Read all safetensors of a model, floats as ``dtype``, into memory of the worker's image where there is one.
 
     Reading, not mapping: what is mapped could change under the model, and counts as nobody's memory.
     Format: https://github.com/huggingface/safetensors#format
     """
-    files = _weight_files(context.model_dir)
-    total = sum((context.model_dir / name).stat().st_size for name in files)
-    done = 0
-    tensors: dict[str, torch.Tensor] = {}
+    names = _weight_files(context.model_dir)
+    done = total = 0
 
     def advance(count: int) -> None:
         nonlocal done
@@ -105,17 +104,33 @@ def read_weights(context: LoadContext, dtype: torch.dtype | None) -> dict[str, t
         context.report(min(done, total), total)
         context.check_cancelled()
 
-    for name in files:
-        with open(context.model_dir / name, "rb", buffering=0) as file:
+    with contextlib.ExitStack() as opened:
+        files = []
+        stored = []
+        for index, name in enumerate(names):
+            file = opened.enter_context(open(context.model_dir / name, "rb", buffering=0))
             header = _read_header(file.fileno(), name)
-            advance(header.data_offset)
-            for entry in header.tensors:
-                tensor = _read_tensor(file.fileno(), name, entry, header.data_offset, advance)
-                if dtype is not None and tensor.is_floating_point():
-                    tensor = tensor.to(dtype)
-                tensors[entry.name] = tensor
+            files.append(file.fileno())
+            stored += [
+                _stored(name, index, entry, header.data_offset, dtype) for entry in header.tensors
+            ]
+            total += header.data_offset + header.tensor_bytes
+            done += header.data_offset
+        plan = Plan(stored)
+        memory = (context.memory or OwnMemory)(plan.total_bytes)
+        tensors = plan.read(names, files, memory, advance)
     context.report(total, total)
     return tensors
+
+
+class OwnMemory:
+    """Memory for weights where the worker gives none."""
+
+    def __init__(self, size: int) -> None:
+        self.tensor = torch.empty(size, dtype=torch.uint8)
+
+    def prepare(self, start: int, length: int) -> None:
+        """Do nothing: pages come as they are written."""
 
 
 def _weight_files(model_dir: Path) -> list[str]:
@@ -144,26 +159,15 @@ def _read_header(descriptor: int, name: str) -> Header:
         raise LoadError(error.message) from error
 
 
-def _read_tensor(
-    descriptor: int, name: str, entry: TensorEntry, start: int, advance: Callable[[int], None]
-) -> torch.Tensor:
-    dtype = _TORCH.get(entry.dtype)
-    if dtype is None:
+def _stored(
+    name: str, file: int, entry: TensorEntry, data_offset: int, dtype: torch.dtype | None
+) -> Stored:
+    own = _TORCH.get(entry.dtype)
+    if own is None:
         raise LoadError(f"{name}: tensor '{entry.name}' is {entry.dtype}, which is not supported")
-    length = entry.end - entry.start
-    if length == 0:
-        return torch.empty(entry.shape, dtype=dtype)
-    memory = torch.empty(length, dtype=torch.uint8)
-    view = memory.numpy().data
-    position = 0
-    while position < length:
-        part = view[position : position + READ_BYTES]
-        got = os.preadv(descriptor, [part], start + entry.start + position)
-        if got == 0:
-            raise LoadError(f"{name} became shorter while it was read")
-        position += got
-        advance(got)
-    return memory.view(dtype).reshape(entry.shape)
+    final = dtype if dtype is not None and own.is_floating_point else own
+    start, length = data_offset + entry.start, entry.end - entry.start
+    return Stored(entry.name, own, final, entry.shape, file, start, length)
 
 
 def measure(module: torch.nn.Module) -> int:

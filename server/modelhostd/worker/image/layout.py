@@ -1,6 +1,6 @@
 """Finds what memory a module's parameters and buffers are in, and where it goes in a contiguous image."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ class NotImageableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Bytes of a tensor's storage that go to ``offset`` of the image. Pieces of tied tensors are one."""
+    """Bytes of a tensor's storage that go to ``offset`` of the last part of the image."""
 
     storage: torch.UntypedStorage
     start: int
@@ -31,48 +31,56 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a parameter or buffer lies in the image."""
+    """Where a parameter or buffer lies: ``offset`` bytes from the start of part ``part`` of the image."""
 
     tensor: torch.Tensor
     dtype: torch.dtype
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    part: int
+    """-1 = nowhere: it has no elements."""
     offset: int
-    """In bytes; -1 = it has no elements, and so no place."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """All of a module: what to copy, and what then points where."""
+    """All of a module: what to copy into a new part of the image, and what then points where."""
 
     pieces: tuple[Piece, ...]
     places: tuple[Place, ...]
-    total_bytes: int
-    """Of the image, a multiple of :data:`ALIGNMENT`."""
+    new_bytes: int
+    """Size of the new part, the last one; a multiple of :data:`ALIGNMENT`."""
+    used_bytes: int
+    """Of the parts that were there, what the module uses, each tensor with its alignment."""
 
 
-def find_layout(module: torch.nn.Module) -> Layout:
+def find_layout(module: torch.nn.Module, parts: Sequence[torch.Tensor]) -> Layout:
     """Return the layout of a module's parameters and buffers, non-persistent ones included.
 
-    Memory that several of them share is there once. Raises :class:`NotImageableError`.
+    What lies in one of ``parts`` (uint8) stays there; the rest goes to a new part behind them, and memory that several
+    tensors share goes there once. Raises :class:`NotImageableError`.
     """
     tensors = list({id(t): t for t in (*module.parameters(), *module.buffers())}.values())
     spans = [_Span(tensor) for tensor in tensors]
     pieces: list[Piece] = []
-    total = 0
+    total = used = 0
     for group in _overlapping(span for span in spans if span.length):
-        base = group[0].begin
+        begin, end = group[0].begin, max(span.end for span in group)
+        part, base = _find(parts, group[0], end)
+        if part == len(parts):
+            base = begin - total
+            total = align(total + end - begin)
+        else:
+            used += align(end - begin)
         seen = set()
         for span in group:
-            span.offset = total + span.begin - base
+            span.part, span.offset = part, span.begin - base
             if span.offset % span.tensor.element_size():
                 raise NotImageableError("tensors of several types share memory")
-            key = span.begin, span.length
-            if key not in seen:
+            if part == len(parts) and (key := (span.begin, span.length)) not in seen:
                 seen.add(key)
                 pieces.append(span.piece())
-        total = align(total + max(span.begin + span.length for span in group) - base)
-    return Layout(tuple(pieces), tuple(span.place() for span in spans), total)
+    return Layout(tuple(pieces), tuple(span.place() for span in spans), total, used)
 
 
 def align(size: int) -> int:
@@ -80,43 +88,50 @@ def align(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def point(places: Iterable[Place], slab: torch.Tensor) -> None:
-    """Have each parameter and buffer be a view of ``slab`` (uint8, as large as the image)."""
-    typed: dict[torch.dtype, torch.Tensor] = {}
+def point(
+    places: Iterable[Place],
+    parts: Sequence[torch.Tensor],
+    bases: Sequence[int],
+    device: torch.device,
+) -> None:
+    """Have each parameter and buffer be a view: part ``i`` of the image begins at ``bases[i]`` of ``parts[i]``."""
+    typed: dict[tuple[int, torch.dtype], torch.Tensor] = {}
     for place in places:
-        if place.offset < 0:
-            place.tensor.data = torch.empty(place.shape, dtype=place.dtype, device=slab.device)
+        dtype = place.dtype
+        if place.part < 0:
+            place.tensor.data = torch.empty(place.shape, dtype=dtype, device=device)
             continue
-        memory = typed.get(place.dtype)
+        memory = typed.get((place.part, dtype))
         if memory is None:
-            memory = typed[place.dtype] = slab.view(place.dtype)
-        start = place.offset // place.dtype.itemsize
+            memory = typed[place.part, dtype] = parts[place.part].view(dtype)
+        start = (bases[place.part] + place.offset) // dtype.itemsize
         place.tensor.data = memory.as_strided(place.shape, place.stride, start)
 
 
-def unpoint(places: Iterable[Place], placeholders: dict[torch.dtype, torch.Tensor]) -> None:
+def unpoint(places: Iterable[Place]) -> None:
     """Have each parameter and buffer be of size zero: real, not meta, so that ``.data`` can be set again."""
+    empty: dict[torch.dtype, torch.Tensor] = {}
     for place in places:
-        empty = placeholders.get(place.dtype)
-        if empty is None:
-            empty = placeholders[place.dtype] = torch.empty(0, dtype=place.dtype)
-        place.tensor.data = empty
+        if place.dtype not in empty:
+            empty[place.dtype] = torch.empty(0, dtype=place.dtype)
+        place.tensor.data = empty[place.dtype]
 
 
 class _Span:
     """The bytes that one tensor reaches, by address."""
 
-    __slots__ = ("begin", "length", "offset", "tensor")
+    __slots__ = ("begin", "end", "length", "offset", "part", "tensor")
 
     def __init__(self, tensor: torch.Tensor) -> None:
         _check(tensor)
         self.tensor = tensor
+        self.part = self.offset = -1
         self.begin = tensor.data_ptr()
-        self.offset = -1
         reach = sum(
             (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
         )
         self.length = (reach + 1) * tensor.element_size() if tensor.numel() else 0
+        self.end = self.begin + self.length
 
     def piece(self) -> Piece:
         storage = self.tensor.untyped_storage()
@@ -124,7 +139,18 @@ class _Span:
 
     def place(self) -> Place:
         tensor = self.tensor
-        return Place(tensor, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), self.offset)
+        shape, stride = tuple(tensor.shape), tuple(tensor.stride())
+        return Place(tensor, tensor.dtype, shape, stride, self.part, self.offset)
+
+
+def _find(parts: Sequence[torch.Tensor], first: _Span, end: int) -> tuple[int, int]:
+    """Return the part that memory lies in, and where that begins; (number of parts, 0) = in none."""
+    if first.tensor.device.type == "cpu":
+        for index, part in enumerate(parts):
+            begin = part.data_ptr()
+            if begin <= first.begin and end <= begin + part.numel():
+                return index, begin
+    return len(parts), 0
 
 
 def _overlapping(spans: Iterable[_Span]) -> Iterator[list[_Span]]:
@@ -138,17 +164,16 @@ def _overlapping(spans: Iterable[_Span]) -> Iterator[list[_Span]]:
         last = groups[-1][0][1] if groups else None
         if last is not None and last.tensor.device == span.tensor.device and span.begin < end:
             groups[-1].append((number, span))
-            end = max(end, span.begin + span.length)
+            end = max(end, span.end)
         else:
             groups.append([(number, span)])
-            end = span.begin + span.length
+            end = span.end
     for group in sorted(groups, key=lambda group: min(number for number, _ in group)):
         yield [span for _, span in group]
 
 
 def _check(tensor: torch.Tensor) -> None:
-    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
-    if not plain:
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
         raise NotImageableError(f"it has tensors of type {type(tensor).__name__}")
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
         raise NotImageableError(

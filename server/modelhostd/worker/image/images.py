@@ -1,0 +1,44 @@
+"""What the images of one worker share: the host arena, and the device that they are swapped into."""
+
+import gc
+import logging
+
+import torch
+
+from modelhostd.worker.image.arena import HostArena
+from modelhostd.worker.image.devices import make_device
+from modelhostd.worker.image.image import Image
+
+log = logging.getLogger("modelhostd.worker")
+
+
+class Images:
+    """Makes images and ends them."""
+
+    def __init__(self, device: str, ready_bytes: int = 0) -> None:
+        """Prepare for the device of an id; ``ready_bytes`` of host memory are kept faulted from now on.
+
+        Raises what torch raises where it cannot use the device.
+        """
+        self._device = make_device(device)
+        self._arena = HostArena("modelhost-images", ready_bytes)
+        self._arena.fault_ahead()
+        self._lingering: list[Image] = []
+
+    def new(self) -> Image:
+        """Return an empty image, for a load that begins."""
+        return Image(self._device, self._arena)
+
+    def move(self, module: torch.nn.Module) -> None:
+        """Put a module that cannot be imaged on the device, tensor by tensor."""
+        if self._device is not None:
+            module.to(self._device.torch_device)
+
+    def close(self, image: Image) -> None:
+        """End an image whose module is gone. What somebody still holds a view of goes when they let go."""
+        gc.collect()
+        self._lingering = [other for other in (*self._lingering, image) if not other.close()]
+        if self._lingering:
+            log.warning(
+                "%d images are held by views that outlive their models", len(self._lingering)
+            )

@@ -1,0 +1,84 @@
+"""The way from a backend's load to an image; torch is imported only where a backend has use for it."""
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+from modelhostd.worker.backend import Backend
+
+if TYPE_CHECKING:
+    from modelhostd.worker.image.arena import Block
+    from modelhostd.worker.image.image import Image
+    from modelhostd.worker.image.images import Images
+
+log = logging.getLogger("modelhostd.worker")
+
+
+class Imaging:
+    """What the loads of a worker share."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._lock = threading.Lock()
+        self._images: Images | None = None
+
+    @property
+    def images(self) -> "Images":
+        """Images, made when the first is asked for: a worker whose backends need no torch has none."""
+        with self._lock:
+            if self._images is None:
+                from modelhostd.worker.image.images import Images
+
+                self._images = Images(self._device)
+            return self._images
+
+    def close(self, image: "Image | None") -> None:
+        """Free an image whose module is gone."""
+        if image is not None:
+            self.images.close(image)
+
+
+class Draft:
+    """The image of a load in progress."""
+
+    def __init__(self, imaging: Imaging) -> None:
+        self._imaging = imaging
+        self._image: Image | None = None
+
+    def memory(self, size: int) -> "Block":
+        """Return memory for weights; see :attr:`modelhostd.worker.backend.LoadContext.memory`."""
+        return self._begun().memory(size)
+
+    def finish(self, backend: Backend, *, keep: bool) -> "Image | None":
+        """Put a loaded backend's module on its device; return what holds its memory, if anything does.
+
+        ``keep``: whether host RAM may be held for it when it leaves the device.
+        """
+        module = backend.torch_module()
+        if module is not None:
+            self._adopt(module)
+            image = self._begun()
+            # What a backend holds on the device beside its module would stay there without it.
+            if image.host_bytes and (not keep or backend.measured_bytes > image.device_bytes):
+                image.release_host()
+        image_or_none, self._image = self._image, None
+        return image_or_none
+
+    def discard(self) -> None:
+        """Free what a load that failed had taken; its backend is gone."""
+        image, self._image = self._image, None
+        self._imaging.close(image)
+
+    def _begun(self) -> "Image":
+        if self._image is None:
+            self._image = self._imaging.images.new()
+        return self._image
+
+    def _adopt(self, module: Any) -> None:
+        from modelhostd.worker.image.layout import NotImageableError
+
+        try:
+            self._begun().adopt(module)
+        except NotImageableError as error:
+            log.info("this model cannot be kept in host RAM: %s", error)
+            self._imaging.images.move(module)
