@@ -2,10 +2,8 @@
 
 import argparse
 import dataclasses
-import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +145,8 @@ def file_path(arguments: argparse.Namespace | None, environment: Mapping[str, st
 
 def from_file(path: Path) -> Mapping[str, Given]:
     """Return what stands in a TOML file."""
+    import tomllib  # here: a start without a file does without it
+
     try:
         if path.stat().st_size > FILE_BYTES_MAX:
             raise ConfigError("config", f"more than {FILE_BYTES_MAX} bytes", str(path))
@@ -246,6 +246,8 @@ def _known(name: str, origin: str) -> Rule:
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
     """Return the known key that was probably meant, as the end of a sentence."""
+    import difflib  # here: for mistakes only
+
     lasts: dict[str, str] = {}
     for one in known:
         lasts.setdefault(one.rpartition(".")[2], one)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import platform
 import signal
 import sys
 import threading
@@ -21,7 +20,6 @@ import grpc
 from modelhostd import config_load, process
 from modelhostd._version import __version__
 from modelhostd.adapters import logs, memory
-from modelhostd.adapters.backup import write_backup
 from modelhostd.adapters.blobs import BlobStore, StoreConfig
 from modelhostd.adapters.clock import SystemClock
 from modelhostd.adapters.database import FILE_NAME, SqliteDatabase
@@ -219,6 +217,8 @@ class Daemon:
         sequence = self.host.registry.journal.last_sequence
         if sequence == self._backed_up:
             return
+        from modelhostd.adapters.backup import write_backup  # here: not a part of the start
+
         try:
             await write_backup(self.config.home, self.host.registry_io.export())
             self._backed_up = sequence
@@ -264,7 +264,7 @@ class Daemon:
             tallies,
             build={
                 "version": __version__,
-                "python_version": platform.python_version(),
+                "python_version": ".".join(map(str, sys.version_info[:3])),
                 "grpcio_version": grpc.__version__,
             },
             subscriber_count=api.gauges.subscriber_count,

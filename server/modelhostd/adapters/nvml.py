@@ -4,6 +4,7 @@ API: https://docs.nvidia.com/deploy/nvml-api/. ``pynvml`` is imported when first
 without a driver, there are no GPUs. Calls may block in the driver, so they are made from a thread.
 """
 
+import ctypes
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 _SHOWN = "CUDA_VISIBLE_DEVICES"
+_LIBRARY = "libnvidia-ml.so.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,11 @@ def _mig_is_on(library: Any, handle: Any) -> bool:
 
 
 def _import() -> Any:
+    try:
+        ctypes.CDLL(_LIBRARY)
+    except OSError as error:
+        # Said here: without a driver, importing pynvml would be a fortieth of the daemon's start for nothing.
+        raise ImportError(str(error)) from None
     import pynvml  # type: ignore[import-untyped]
 
     return pynvml

@@ -4,8 +4,8 @@ The composition root gives it; nothing of it is found out here.
 """
 
 import os
-import platform
 import socket
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +85,7 @@ class Facts:
     """Returns the resident memory of this process."""
     hostname: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
-    python_version: str = field(default_factory=platform.python_version)
+    python_version: str = ".".join(map(str, sys.version_info[:3]))
     protobuf_version: str = google.protobuf.__version__
     grpcio_version: str = grpc.__version__
 
