@@ -71,6 +71,8 @@ class LoopbackObjects:
         self.page_size = 1000
         self.region = "us-east-1"
         self.may_list = True
+        self.cuts: list[int] = []
+        """The next bodies longer than this are cut after so many bytes."""
         self.requests: list[Seen] = []
         self.answer: Callable[[str, str], Answer | None] = lambda _method, _path: None
         """Asked first; None = serve what is there."""
@@ -266,7 +268,11 @@ class LoopbackObjects:
                 self.send_header("Content-Length", str(len(answer.data)))
                 self.end_headers()
                 try:
-                    self.wfile.write(b"" if method == "HEAD" else answer.data)
+                    data = b"" if method == "HEAD" else answer.data
+                    if store.cuts and len(data) > store.cuts[0]:
+                        data = data[: store.cuts.pop(0)]
+                        self.close_connection = True
+                    self.wfile.write(data)
                 except OSError:
                     self.close_connection = True
 

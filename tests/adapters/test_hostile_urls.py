@@ -10,9 +10,11 @@ import pytest
 
 from bench.loopback_hub import Fault, LoopbackHub, Repo
 from modelhostd.adapters.github import GitHub
+from modelhostd.adapters.gs import GoogleStorage
 from modelhostd.adapters.http_source import HttpSourceConfig
 from modelhostd.adapters.hub import Hub, HubConfig
 from modelhostd.adapters.ollama import Ollama
+from modelhostd.adapters.s3 import S3
 from modelhostd.adapters.source import TransferConfig
 from modelhostd.adapters.urls import Urls
 from modelhostd.core.errors import ModelhostError, Reason
@@ -22,6 +24,7 @@ from modelhostd.core.sources import parse_source
 from modelhostd.core.transfer import RetryPolicy
 from tests.adapters.downloads_support import tiny
 from tests.adapters.hostile_places import HOME, NAMES, URLS, Watch
+from tests.adapters.loopback_objects import Answer, LoopbackObjects
 from tests.adapters.loopback_site import LoopbackSite, Page
 from tests.adapters.source_desk import SourceDesk
 
@@ -136,6 +139,31 @@ async def test_no_layer_and_no_realm_is_there(
         site.pages["/v2/library/y/manifests/latest"] = Page(token="Bearer x", challenge=challenge)
         assert await ends(desk, "ollama://y") in {*OUTCOMES, Reason.AUTHENTICATION_REQUIRED}, url
         assert watch.forbidden == [], url
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+@pytest.mark.parametrize("where", ["listing", "bytes"])
+async def test_no_object_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, where: str
+) -> None:
+    """Where a store says that its listing or an object is; the libraries' requests go by the same door."""
+    with LoopbackObjects() as store:
+        watch = Watch({("127.0.0.1", port_of(store.url))}).install(monkeypatch)
+        store.put("bucket/m.safetensors", tiny()["model.safetensors"])
+        kind: type[S3 | GoogleStorage] = S3 if scheme == "s3" else GoogleStorage
+        adapter = kind(HttpSourceConfig(transfer=ONCE), named(store.url))
+        desk = SourceDesk(tmp_path / "home", adapter)
+        at: list[str] = []
+
+        def moved(method: str, path: str) -> Answer | None:
+            byte = "alt=media" in path or (method == "GET" and path == "/bucket/m.safetensors")
+            return Answer(302, b"", {"Location": at[0]}) if byte or where == "listing" else None
+
+        store.answer = moved
+        for url in URLS:
+            at[:] = [header(url)]
+            assert await ends(desk, f"{scheme}://bucket/m.safetensors") in OUTCOMES, url
+            assert watch.forbidden == [], url
 
 
 @pytest.mark.parametrize("where", ["redirect", "next", "cdn"])

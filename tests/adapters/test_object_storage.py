@@ -358,3 +358,23 @@ def test_a_missing_extra_is_named_with_what_installs_it(
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("UNIMPLEMENTED ")
     assert f"pip install 'modelhost[server,{module}]'" in done.stdout
+
+
+@SCHEMES
+async def test_a_cut_object_is_gone_on_with(
+    tmp_path: Path, store: LoopbackObjects, scheme: str
+) -> None:
+    """By a range from where it broke off; every request asks for bytes as they are."""
+    close(store)
+    data = safetensors(2_000_000)
+    store.put("models/m.safetensors", data)
+    store.cuts = [600_000, 600_000]
+    desk = desk_for(tmp_path, store, scheme)
+    await desk.fetch(f"{scheme}://models/m.safetensors")
+    assert desk.content() == {"m.safetensors": data}
+    asked = [
+        r.headers["range"] for r in store.requests if "if-range" in r.headers or r.status == 206
+    ]
+    assert [text for text in asked if text.startswith("bytes=600000-")]
+    assert [text for text in asked if text.startswith("bytes=1200000-")]
+    assert {r.headers.get("accept-encoding") for r in store.requests} == {"identity"}

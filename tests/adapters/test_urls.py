@@ -305,3 +305,30 @@ async def test_two_urls_of_one_name_are_refused(
         await desk.fetch(source)
     assert caught.value.reason is Reason.UNSAFE_FILE
     assert site.requests == []
+
+
+@pytest.mark.parametrize(("hops", "reason"), [(5, None), (6, Reason.BAD_SOURCE_REPLY)])
+async def test_five_redirects_are_followed_and_no_more(
+    desk: SourceDesk, site: LoopbackSite, hops: int, reason: Reason | None
+) -> None:
+    """One that leads on after the fifth is a loop, or might as well be one."""
+    for hop in range(hops):
+        name = "a.safetensors" if hop == 0 else f"hop/{hop}"
+        there = f"/hop/{hop + 1}" if hop + 1 < hops else "/end"
+        site.pages[f"/{name}"] = Page(b"", 302, {"Location": there}, etag="")
+    site.pages["/end"] = Page(WEIGHTS)
+    if reason is None:
+        await desk.fetch(f"{site.url}/a.safetensors")
+        assert desk.content() == {"a.safetensors": WEIGHTS}
+    else:
+        assert (await desk.refused(f"{site.url}/a.safetensors")).reason is reason
+        assert site.seen("home", "/end") == []
+
+
+async def test_every_request_asks_for_bytes_as_they_are(
+    desk: SourceDesk, site: LoopbackSite
+) -> None:
+    """No coding: its size would not be the file's."""
+    site.pages["/a.safetensors"] = Page(WEIGHTS)
+    await desk.fetch(f"{site.url}/a.safetensors")
+    assert {one.headers.get("accept-encoding") for one in site.requests} == {"identity"}

@@ -70,7 +70,7 @@ def test_tokens_stay_inside(
     """After a download, a load and refusals: database, logs, events, errors, answers, workers."""
     credentials = tmp_path / "credentials"
     s3 = store.url.replace("127.0.0.1", "localhost")
-    lines = [f"https://files.example {FILE_TOKEN}", f"{store.url} {GS_TOKEN}"]
+    lines = [f"https://files.example {FILE_TOKEN}"]
     credentials.write_text("\n".join([*lines, f"{s3} {store.access_key} {S3_SECRET}", ""]))
     credentials.chmod(0o600)
     daemon = make_daemon(
@@ -79,6 +79,7 @@ def test_tokens_stay_inside(
         *("--set", f"downloads.gs_endpoint={store.url}", "--set", f"downloads.s3_endpoint={s3}"),
         HF_ENDPOINT=hub.endpoint,
         HF_TOKEN=HUB_TOKEN,
+        GOOGLE_OAUTH_ACCESS_TOKEN=GS_TOKEN,
     )
     told: list[str] = []
     with daemon, Client(daemon.target) as client:
