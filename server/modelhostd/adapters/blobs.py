@@ -225,23 +225,35 @@ class BlobStore:
 
         The caller holds ``commit``. ``sizes`` is sha256 -> bytes; a blob of another size is replaced.
         """
-        names = self.verified_names()
-        touched: set[str] = set()
-        for sha256 in sorted(sizes.keys() & names.keys()):
-            with self.home.directory(*VERIFIED) as verified:
+        names: dict[str, list[str]] = {}
+        for name in self.home.names(*VERIFIED):
+            names.setdefault(name[:SHA256_CHARS], []).append(name)
+        found = sorted(sizes.keys() & names.keys())
+        if not found:
+            return
+        touched = {sha256[:2] for sha256 in found}
+        # Together: each sync is a commit of the file system's journal.
+        with self.home.directory(*BLOBS) as blobs:
+            for prefix in sorted(touched):
+                with suppress(FileExistsError):
+                    os.mkdir(prefix, 0o700, dir_fd=blobs)
+            os.fsync(blobs)
+        with self.home.directory(*VERIFIED) as verified:
+            for sha256 in found:
+                first, *others = names[sha256]
                 if self.has_blob(sha256, sizes[sha256]):
-                    os.unlink(names[sha256], dir_fd=verified)
-                    continue
-                with self.home.parent(blob_at(sha256), create=True) as (blobs, name):
-                    fd = open_regular(verified, names[sha256], os.O_RDONLY)
-                    try:
-                        os.fchmod(fd, 0o444)
-                    finally:
-                        os.close(fd)
-                    os.rename(names[sha256], name, src_dir_fd=verified, dst_dir_fd=blobs)
-            touched.add(sha256[:2])
-            self.drop_verified(sha256)  # fetched once more under another name
-            hit("publish.blob_renamed")
+                    others.append(first)
+                else:
+                    with self.home.parent(blob_at(sha256)) as (blobs, name):
+                        fd = open_regular(verified, first, os.O_RDONLY)
+                        try:
+                            os.fchmod(fd, 0o444)
+                        finally:
+                            os.close(fd)
+                        os.rename(first, name, src_dir_fd=verified, dst_dir_fd=blobs)
+                for other in others:  # fetched once more under another name
+                    os.unlink(other, dir_fd=verified)
+                hit("publish.blob_renamed")
         for prefix in sorted(touched):
             with self.home.directory(*BLOBS, prefix) as blobs:
                 os.fsync(blobs)
