@@ -42,6 +42,14 @@ ASKS = [
     (["load", "mini", "--device", "cpu", "--download"], "LoadModel", {"name": "models/mini", "device": "devices/cpu", "download": True}),
     (["unload", "mini", "--keep-warm"], "UnloadModel", {"name": "models/mini", "keep_warm": True}),
     (["unload", "--all"], "UnloadModel", {"name": "models/mini"}),
+    (["unload", "mini", "--force"], "UnloadModel", {"name": "models/mini", "force": True}),
+    (["budget", "host", "8GiB"], "UpdateSettings",
+     {"settings": {"host_budget_bytes": 8 << 30}, "update_mask": {"paths": ["host_budget_bytes"]}}),
+    (["budget", "host", "0"], "UpdateSettings",
+     {"settings": {"host_budget_bytes": 0}, "update_mask": {"paths": ["host_budget_bytes"]}}),
+    (["budget", "host", "default"], "UpdateSettings",
+     {"settings": {}, "update_mask": {"paths": ["host_budget_bytes"]}}),
+    (["budget", "host"], "ListDevices", {"page_size": 1}),
     (["ps", "--device", "cpu"], "ListInstances", {"page_size": 1000, "device": "devices/cpu"}),
     (["pin", "mini"], "PinModel", {"name": "models/mini"}),
     (["unpin", "mini"], "UnpinModel", {"name": "models/mini"}),
@@ -292,7 +300,12 @@ def test_plan_tells_who_would_go(double: Double, run) -> None:
         residency_service_pb2.PlanLoadResponse(
             placement={
                 "device": "devices/cpu", "source_tier": "DISK",
-                "victims": [{"model": "models/old", "freed_bytes": 1024, "busy": True}],
+                "victims": [
+                    {"model": "models/old", "freed_bytes": 1024, "busy": True, "tier_after": "DISK"},
+                    {"model": "models/older", "freed_bytes": 1024, "tier_after": "HOST"},
+                ],
+                "host_bytes": 2048,
+                "dropped": [{"model": "models/warm", "freed_bytes": 1024, "tier_after": "DISK"}],
             },
             needed_bytes=2048,
         ),
@@ -301,6 +314,9 @@ def test_plan_tells_who_would_go(double: Double, run) -> None:
     assert done.exit_code == 0
     assert "load\twould be loaded on cpu from disk" in done.stdout
     assert "would evict\told (1.0 KiB, busy now)" in done.stdout
+    assert "would evict\tolder (1.0 KiB, stays warm)" in done.stdout
+    assert "host memory\t2.0 KiB for a copy" in done.stdout
+    assert "would drop\twarm (1.0 KiB of host memory)" in done.stdout
 
 
 def test_plan_exits_as_the_load_would(double: Double, run) -> None:

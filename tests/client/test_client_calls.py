@@ -128,6 +128,11 @@ CALLS = [
         ),
         devices_pb2.Device(),
     ),
+    (
+        lambda c: c.host_tier(),
+        host_service_pb2.ListDevicesRequest(page_size=1),
+        devices_pb2.HostTier(),
+    ),
     (lambda c: c.settings(), host_service_pb2.GetSettingsRequest(), settings_pb2.Settings()),
     (
         lambda c: c.update_settings({"queue_limit": 7, "keep_alive": None}, etag="e"),

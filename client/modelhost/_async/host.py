@@ -49,6 +49,14 @@ class AsyncHost(AsyncOperations):
                 return found
             request.page_token = page.next_page_token
 
+    async def host_tier(self) -> devices_pb2.HostTier:
+        """Return what weights may take of host memory beside devices, and what they do.
+
+        Its budget is the setting ``host_budget_bytes``.
+        """
+        request = host_service_pb2.ListDevicesRequest(page_size=1)
+        return (await self._transport.unary(self._transport.host.ListDevices, request)).host_tier
+
     async def device(self, device: str) -> devices_pb2.Device:
         """Return one device, by id or name. Raises NotFound."""
         request = host_service_pb2.GetDeviceRequest(name=_names.device_name(device))

@@ -60,7 +60,7 @@ def missing_parts() -> list[str]:
 def status(session: Session) -> None:
     """Show the daemon, its devices and what they do."""
     from modelhost import Unimplemented
-    from modelhost.cli import views
+    from modelhost.cli import views, views_memory
 
     output = session.output
     with session.client() as client:
@@ -78,7 +78,7 @@ def status(session: Session) -> None:
     if statistics is not None:
         output.pairs(views.statistics_pairs(statistics))
     output.blank()
-    output.rows(devices, views.DEVICE_COLUMNS)
+    output.rows(devices, views_memory.DEVICE_COLUMNS)
     for warning in views.host_warnings(host):
         output.say(f"note: {warning}")
 

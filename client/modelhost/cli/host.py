@@ -14,24 +14,32 @@ from modelhost.cli.session import Command, Session, pass_session
 @click.argument("size", required=False)
 @pass_session
 def budget(session: Session, device: str | None, size: str | None) -> None:
-    """Show what modelhost may use of each device, or set it (operators).
+    """Show what modelhost may use of each device and of host memory, or set it (operators).
 
-    SIZE is bytes, 8GiB, 500MB, or default. A budget below what is loaded evicts idle models.
+    DEVICE may be "host": the memory where weights stay when they leave a GPU. SIZE is bytes, 8GiB, 500MB,
+    or default. A budget below what is loaded evicts idle models.
     """
-    from modelhost.cli import views
+    from modelhost.cli import views_memory as views
 
+    wanted = None if size in (None, "default") else to_bytes(str(size), "SIZE")
     with session.client() as client:
-        if device is None:
+        if device == views.HOST:
+            if size is not None:
+                client.update_settings({"host_budget_bytes": wanted})
+            devices = []
+        elif device is None:
             devices = client.devices()
         elif size is None:
             devices = [client.device(device)]
         else:
-            wanted = None if size == "default" else to_bytes(size, "SIZE")
             devices = [client.set_budget(device, wanted)]
+        tier = client.host_tier() if device in (None, views.HOST) else None
     if session.output.json:
-        session.output.document([to_dict(found) for found in devices])
+        host = [{"name": views.HOST, **to_dict(tier)}] if tier is not None else []
+        session.output.document([*(to_dict(found) for found in devices), *host])
     else:
-        session.output.rows(devices, views.DEVICE_COLUMNS)
+        rows = [*devices, views.tier_row(tier)] if tier is not None else devices
+        session.output.rows(rows, views.DEVICE_COLUMNS)
 
 
 @click.command(cls=Command)

@@ -132,7 +132,7 @@ def ls(
 @pass_session
 def show(session: Session, model: str) -> None:
     """Show one model: its files, its config, and its instance if it is loaded."""
-    from modelhost.cli import views
+    from modelhost.cli import views, views_memory
 
     output = session.output
     with session.client() as client:
@@ -146,7 +146,7 @@ def show(session: Session, model: str) -> None:
     output.pairs(views.model_pairs(found))
     for instance in instances:
         output.blank()
-        output.pairs(views.instance_pairs(instance))
+        output.pairs(views_memory.instance_pairs(instance))
     if found.artifacts:
         output.blank()
         output.rows(found.artifacts, views.ARTIFACT_COLUMNS)

@@ -1,16 +1,11 @@
 """load, unload, ps, pin, unpin, plan: what is in memory."""
 
-from typing import TYPE_CHECKING
-
 import click
 
 from modelhost.cli.failures import exit_code
 from modelhost.cli.follow import ended, follow
-from modelhost.cli.output import Output, error_note, to_dict
+from modelhost.cli.output import error_note, to_dict
 from modelhost.cli.session import Command, Session, complete_models, model_argument, pass_session
-
-if TYPE_CHECKING:
-    from modelhost.v1.residency_service_pb2 import PlanLoadResponse
 
 
 @click.command(cls=Command)
@@ -42,13 +37,18 @@ def load(
 @click.command(cls=Command)
 @click.argument("models", nargs=-1, metavar="MODEL...", shell_complete=complete_models)
 @click.option("--all", "every", is_flag=True, help="Unload every model.")
-@click.option("--keep-warm", is_flag=True, help="Leave the weights in host memory.")
+@click.option(
+    "--keep-warm", is_flag=True, help="Leave the weights in host memory, as far as there is room."
+)
 @click.option("-f", "--force", is_flag=True, help="Cancel what is in flight.")
 @pass_session
 def unload(
     session: Session, models: tuple[str, ...], every: bool, keep_warm: bool, force: bool
 ) -> None:
-    """Unload models once what is in flight has ended; then their memory is free."""
+    """Unload models once what is in flight has ended; then their memory is free, the host's, too.
+
+    With --keep-warm the weights stay in host memory, from where the next load is quick.
+    """
     if every == bool(models):
         raise click.UsageError("name the models to unload, or say --all")
     with session.client() as client:
@@ -62,8 +62,8 @@ def unload(
 @click.option("--device", metavar="DEVICE", help="Only what is on this device.")
 @pass_session
 def ps(session: Session, device: str | None) -> None:
-    """List what is loaded, warm or loading."""
-    from modelhost.cli import views
+    """List what is loaded, warm or loading: bytes predicted and real, and who would be evicted in which order."""
+    from modelhost.cli import views_memory as views
 
     with session.client() as client:
         instances = client.instances(device=device)
@@ -108,6 +108,7 @@ def unpin(session: Session, model: str) -> None:
 def plan(context: click.Context, model: str, device: str | None) -> None:
     """Say what a load would do, and do nothing. Exit code as load's where it would be refused."""
     from modelhost._status import error_from_message
+    from modelhost.cli.views_memory import plan_pairs
 
     session = context.ensure_object(Session)
     with session.client() as client:
@@ -115,42 +116,6 @@ def plan(context: click.Context, model: str, device: str | None) -> None:
     if session.output.json:
         session.output.document(to_dict(planned))
     else:
-        _show_plan(session.output, planned)
+        session.output.pairs(plan_pairs(planned))
     if planned.HasField("refusal"):
         context.exit(exit_code(error_from_message(planned.refusal)))
-
-
-def _show_plan(output: Output, planned: "PlanLoadResponse") -> None:
-    from modelhost._enums import name_of
-    from modelhost._names import short
-    from modelhost._text import show_bytes
-    from modelhost.v1.instances_pb2 import Instance
-
-    placement = planned.placement
-    if planned.HasField("refusal"):
-        verdict = f"would be refused: {planned.refusal.message} [{planned.refusal.reason}]"
-    elif placement.loaded:
-        verdict = f"is loaded on {short(placement.device)}"
-    else:
-        tier = name_of(Instance.Tier, placement.source_tier).lower()
-        verdict = f"would be loaded on {short(placement.device)} from {tier}"
-    output.pairs(
-        [
-            ("load", verdict),
-            (
-                "needed",
-                show_bytes(planned.needed_bytes) if planned.needed_bytes else "not known yet",
-            ),
-            ("free", show_bytes(planned.free_bytes)),
-            ("evictable", show_bytes(planned.evictable_bytes)),
-            ("budget", show_bytes(planned.budget_bytes)),
-            *(
-                (
-                    "would evict",
-                    f"{short(victim.model)} ({show_bytes(victim.freed_bytes)}"
-                    + (", busy now)" if victim.busy else ")"),
-                )
-                for victim in placement.victims
-            ),
-        ]
-    )

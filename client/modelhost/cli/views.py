@@ -16,7 +16,6 @@ from modelhost._progress import amounts, phase_word
 from modelhost._text import show_bytes, show_seconds
 from modelhost.cli.output import Column, counted, joined
 from modelhost.v1 import (
-    devices_pb2,
     host_pb2,
     instances_pb2,
     model_service_pb2,
@@ -158,21 +157,6 @@ ARTIFACT_COLUMNS: list[Column[Artifact]] = [
     Column("ERROR", lambda a: a.error.message, word, prose=True),
 ]
 
-INSTANCE_COLUMNS: list[Column[Instance]] = [
-    Column("MODEL", lambda i: short(i.model)),
-    Column("DEVICE", lambda i: short(i.device), word),
-    Column("STATE", lambda i: name_of(Instance.State, i.state), str.lower),
-    Column("TIER", lambda i: name_of(Instance.Tier, i.tier), str.lower),
-    Column("MEMORY", lambda i: i.measured_bytes or i.predicted_bytes, size, right=True),
-    Column("HEALTH", lambda i: name_of(Health.Status, i.health.status), str.lower),
-    Column("IN FLIGHT", lambda i: i.activity.in_flight, right=True),
-    Column("QUEUED", lambda i: i.activity.queued, right=True),
-    Column("REQUESTS", lambda i: i.activity.request_count, right=True),
-    Column("LAST USED", lambda i: when(i.activity.last_used_time), ago),
-    Column("UNTIL", lambda i: when(i.activity.expire_time), lambda v: ago(v) if v else "for ever"),
-]
-
-
 SLOT_COLUMNS: list[Column[Slot]] = [
     Column("SLOT", lambda s: short(s.name)),
     Column("MODEL", lambda s: short(s.model)),
@@ -180,37 +164,6 @@ SLOT_COLUMNS: list[Column[Slot]] = [
     Column("ETAG", lambda s: s.etag),
 ]
 
-
-def instance_pairs(instance: Instance) -> Pairs:
-    """Return what ``show`` tells of a model's instance."""
-    yield "instance", instance.name
-    yield "device", instance.device
-    yield "state", name_of(Instance.State, instance.state).lower()
-    yield "tier", name_of(Instance.Tier, instance.tier).lower()
-    yield "memory", size(instance.measured_bytes or instance.predicted_bytes)
-    yield "health", name_of(Health.Status, instance.health.status).lower()
-    yield "health message", instance.health.message
-    yield "backend", instance.backend
-    yield "version", instance.artifact_version
-    yield "config is stale", "yes, until it is reloaded" if instance.config_stale else ""
-    yield "crashes", instance.crash_count or ""
-    yield "error", instance.error.message
-    blockers = instances_pb2.InstanceActivity.EvictBlocker
-    names = [name_of(blockers, b).lower() for b in instance.activity.evict_blockers]
-    yield "not evicted", ", ".join(names)
-
-
-DEVICE_COLUMNS: list[Column[devices_pb2.Device]] = [
-    Column("DEVICE", lambda d: short(d.name)),
-    Column("HARDWARE", lambda d: d.display_name, word, prose=True),
-    Column("TOTAL", lambda d: d.total_bytes, size, right=True),
-    Column("BUDGET", lambda d: d.budget_bytes, size, right=True),
-    Column("RESIDENT", lambda d: d.resident_bytes, size, right=True),
-    Column("RESERVED", lambda d: d.reserved_bytes, size, right=True),
-    Column("FOREIGN", lambda d: d.foreign_bytes, size, right=True),
-    Column("FREE", lambda d: d.free_bytes, size, right=True),
-    Column("HEALTH", lambda d: name_of(Health.Status, d.health.status), str.lower),
-]
 
 OPERATION_COLUMNS: list[Column[Operation]] = [
     Column("OPERATION", lambda o: short(o.name)),
@@ -262,9 +215,9 @@ def outcome(operation: Operation) -> str:
                 + (f"; evicted {evicted}" if evicted else "")
             )
         case "unload_result":
-            return (
-                f"{show_bytes(operation.unload_result.freed_bytes)} of device memory are free again"
-            )
+            from modelhost.cli.views_memory import unloaded
+
+            return unloaded(operation.unload_result)
         case "delete_result":
             return f"{show_bytes(operation.delete_result.freed_bytes)} of disk are free again"
         case "verify_result":
