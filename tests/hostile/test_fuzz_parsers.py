@@ -54,6 +54,10 @@ PARSERS: Mapping[str, str] = {
     # What sources answer.
     "modelhostd.adapters.http_reader.HttpReader": "tests/hostile/test_fuzz_sources.py",
     "modelhostd.adapters.hub.Hub": "tests/hostile/test_fuzz_sources.py",
+    "modelhostd.adapters.gs.GoogleStorage": "tests/hostile/test_fuzz_objects.py",
+    "modelhostd.adapters.s3.S3": "tests/hostile/test_fuzz_objects.py",
+    "modelhostd.core.object_facts.s3_digest": "tests/hostile/test_fuzz_objects.py",
+    "modelhostd.core.object_facts.gs_digest": "tests/hostile/test_fuzz_objects.py",
     "modelhostd.core.origins.parse_target": "tests/core/test_origins.py",
     "modelhostd.core.paths.path_fault": "tests/core/test_paths.py",
     "modelhostd.core.url_files.parse_list": "tests/core/test_url_files.py",
