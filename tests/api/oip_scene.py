@@ -1,5 +1,6 @@
 """A host whose models are inferred with over a real socket, and requests for it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from modelhostd.api.inference import InferenceOptions, InferenceService, inferen
 from modelhostd.ports import LoadSpec, TensorSpec, Workers
 from tests.api.serving import Serving, serving
 from tests.host.support import Running, World
+from tests.support import DEADLINE_S
 
 PATH = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -56,6 +58,38 @@ class OipScene:
         """Send bytes in the place of a request."""
         answer: bytes = await self.channel.unary_unary(PATH)(payload)
         return answer
+
+
+class Stream:
+    """One open stream."""
+
+    def __init__(self, at: OipScene, *metadata: tuple[str, str]) -> None:
+        self.call = at.stub.ModelStreamInfer(metadata=metadata)
+
+    async def send(self, *requests: oip.ModelInferRequest) -> None:
+        """Send requests."""
+        for one in requests:
+            await self.call.write(one)
+
+    async def next(self) -> oip.ModelStreamInferResponse:
+        """Return the next answer."""
+        async with asyncio.timeout(DEADLINE_S):
+            answer = await self.call.read()
+        assert answer is not grpc.aio.EOF, "the stream ended"
+        return answer
+
+    async def ended(self) -> bool:
+        """Whether the stream ended well, with nothing left to read."""
+        async with asyncio.timeout(DEADLINE_S):
+            return await self.call.read() is grpc.aio.EOF
+
+    async def fail(self) -> grpc.aio.AioRpcError:
+        """Read to the end, which must be an error."""
+        try:
+            while True:
+                await self.next()
+        except grpc.aio.AioRpcError as error:
+            return error
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from modelhost.oip import open_inference_pb2 as oip
 from modelhostd.api import oip_stream
 from modelhostd.api.inference import InferenceOptions
 from modelhostd.core.errors import ModelhostError, Reason
-from tests.api.oip_scene import OipScene, oip_scene, request
+from tests.api.oip_scene import Stream, oip_scene, request
 from tests.api.serving import info_of
 from tests.host.support import World
 from tests.support import DEADLINE_S, wait_until_async
@@ -21,38 +21,6 @@ PATH = "/inference.GRPCInferenceService/ModelStreamInfer"
 @pytest.fixture
 async def world(tmp_path: Path) -> World:
     return World(tmp_path)
-
-
-class Stream:
-    """One open stream."""
-
-    def __init__(self, at: OipScene, *metadata: tuple[str, str]) -> None:
-        self.call = at.stub.ModelStreamInfer(metadata=metadata)
-
-    async def send(self, *requests: oip.ModelInferRequest) -> None:
-        """Send requests."""
-        for one in requests:
-            await self.call.write(one)
-
-    async def next(self) -> oip.ModelStreamInferResponse:
-        """Return the next answer."""
-        async with asyncio.timeout(DEADLINE_S):
-            answer = await self.call.read()
-        assert answer is not grpc.aio.EOF, "the stream ended"
-        return answer
-
-    async def ended(self) -> bool:
-        """Whether the stream ended well, with nothing left to read."""
-        async with asyncio.timeout(DEADLINE_S):
-            return await self.call.read() is grpc.aio.EOF
-
-    async def fail(self) -> grpc.aio.AioRpcError:
-        """Read to the end, which must be an error."""
-        try:
-            while True:
-                await self.next()
-        except grpc.aio.AioRpcError as error:
-            return error
 
 
 async def test_answers_come_in_the_order_of_requests(world: World) -> None:

@@ -198,3 +198,16 @@ async def test_after_stop_nothing_is_served(workers):
         await workers.load("cpu", spec(generation=2), ignore)
     assert caught.value.reason is Reason.SHUTTING_DOWN
     assert workers.listener.exits == []
+
+
+async def test_a_stream_of_a_model_that_answers_once_has_one_response(workers):
+    """Streams work with every model, and what is not there is typed as for single requests."""
+    await workers.load("cpu", spec(), ignore)
+    payload = encode({"x": numbers(3)}, id="a")
+    replies = [r async for r in workers.stream_infer("cpu", "m-1", 1, payload, timeout_s=5)]
+    (only,) = replies
+    assert decode(only.payload)[0].id == "a"
+    with pytest.raises(ModelhostError) as caught:
+        async for _ in workers.stream_infer("cpu", "n-1", 1, payload, timeout_s=None):
+            pass
+    assert caught.value.reason is Reason.MODEL_NOT_LOADED

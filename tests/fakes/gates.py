@@ -1,6 +1,7 @@
 """Gates that hold a fake's callers until a test lets them through."""
 
 import asyncio
+from collections.abc import Awaitable
 
 
 class Gate:
@@ -63,6 +64,21 @@ class ModelGates:
         """Return the gate that a promotion of ``model`` passes after its device memory is taken."""
         return self._gates.setdefault(("promote", model), Gate())
 
+    def piece_gate(self, model: str) -> Gate:
+        """Return the gate that each response to a stream of ``model`` passes, except the first."""
+        return self._gates.setdefault(("piece", model), Gate())
+
     def infer_gate(self, model: str) -> Gate:
         """Return the gate that each request to ``model`` passes before it is answered."""
         return self._gates.setdefault(("infer", model), Gate())
+
+
+async def first(work: Awaitable[None], lost: "asyncio.Future[None]") -> None:
+    """Wait for ``work``, or raise what ``lost`` got before it was done."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((task, lost), return_when=asyncio.FIRST_COMPLETED)
+        if lost.done():
+            lost.result()
+    finally:
+        task.cancel()

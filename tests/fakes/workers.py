@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from modelhostd.core.errors import ModelhostError, Reason
@@ -15,7 +15,8 @@ from modelhostd.ports import (
     WorkerExit,
     WorkerListener,
 )
-from tests.fakes.gates import Gate, ModelGates
+from tests.fakes.gates import Gate, first
+from tests.fakes.pieces import Pieces, in_pieces
 from tests.fakes.worker_errors import aborted, deadline_exceeded, not_loaded, worker_lost
 
 Handler = Callable[[LoadSpec, bytes], bytes]
@@ -37,12 +38,12 @@ class _Process:
     known: dict[str, str] = field(default_factory=dict)
 
 
-class FakeWorkers(ModelGates):
+class FakeWorkers(Pieces):
     """Implements :class:`modelhostd.ports.Workers`.
 
     Controls, all by model id: ``measured_bytes`` (default: the prediction), ``host_bytes`` (of the image; default: the
     measured ones, 0 on ``cpu``), ``load_s`` (what a load or promotion says that it took), ``load_errors`` and ``promote_errors`` (raised
-    by each until removed), ``infer_errors``, ``healths``, and the gates ``load_gate(model)``, ``unload_gate(model)``, ``demote_gate(model)``,
+    by each until removed), ``infer_errors``, ``healths``, ``pieces``, and the gates ``load_gate(model)``, ``unload_gate(model)``, ``demote_gate(model)``,
     ``promote_gate(model)``, ``infer_gate(model)``: ``close()`` holds, ``open()`` releases, ``await
     reached(n)`` waits until n callers are held. ``crash(device)`` kills a worker as a signal would.
     What happened is in ``log`` as ``(verb, device, model, generation)``; what is held in ``resident`` and ``warm``;
@@ -169,7 +170,7 @@ class FakeWorkers(ModelGates):
                 done = size * step // self.progress_steps
                 report(Progress(phase=Phase.LOADING, done_bytes=done, total_bytes=size))
                 await asyncio.sleep(0)
-            await _first(self.load_gate(spec.model).wait(), lost)
+            await first(self.load_gate(spec.model).wait(), lost)
             report(Progress(phase=Phase.CHECKING, done_bytes=size, total_bytes=size))
         except BaseException:
             self._bytes.pop(key, None)
@@ -190,6 +191,7 @@ class FakeWorkers(ModelGates):
             max_batch_size=spec.config.max_batch_size or 0,
             load_s=self.load_s.get(spec.model, 0.0),
             host_bytes=image if spec.keep_image else 0,
+            decoupled=spec.model in self.pieces,
         )
         return loaded
 
@@ -246,7 +248,7 @@ class FakeWorkers(ModelGates):
         lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         process.loads.add(lost)
         try:
-            await _first(self.promote_gate(spec.model).wait(), lost)
+            await first(self.promote_gate(spec.model).wait(), lost)
         except BaseException:
             self._bytes.pop((device, instance, generation), None)
             raise
@@ -293,6 +295,21 @@ class FakeWorkers(ModelGates):
             else:
                 loop.call_soon(self._answer, spec, payload, reply)
         return reply
+
+    def stream_infer(
+        self,
+        device: str,
+        instance: str,
+        generation: int,
+        payload: bytes,
+        *,
+        timeout_s: float | None,
+        priority: int = 0,
+        name: str = "",
+    ) -> AsyncGenerator[InferReply, None]:
+        """See :class:`modelhostd.ports.Workers`; yields ``pieces[model](spec, payload)``, or one answer."""
+        infer = self.infer(device, instance, generation, payload, timeout_s=timeout_s)
+        return in_pieces(self, infer, self._find(device, instance, generation)[1], payload)
 
     def abort(self, device: str, instance: str, generation: int) -> None:
         """See :class:`modelhostd.ports.Workers`."""
@@ -372,14 +389,3 @@ class FakeWorkers(ModelGates):
 
 def _own(spec: LoadSpec) -> str:
     return spec.model if spec.own_worker else ""
-
-
-async def _first(work: Awaitable[None], lost: "asyncio.Future[None]") -> None:
-    """Wait for ``work``, or raise what ``lost`` got before it was done."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait((task, lost), return_when=asyncio.FIRST_COMPLETED)
-        if lost.done():
-            lost.result()
-    finally:
-        task.cancel()

@@ -4,7 +4,8 @@ ModelInfer is the hot path: bytes come in, the fields to route by are scanned, t
 its bytes go out. The daemon never parses a tensor; the worker checks the whole message.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from modelhostd.core.oip_scan import RequestHead, scan
 from modelhostd.core.resources import Device
 from modelhostd.host import Host
 from modelhostd.host.routes import Route
-from modelhostd.ports import Loaded
+from modelhostd.ports import InferReply, Loaded
 
 _oip = open_inference_pb2
 
@@ -138,12 +139,33 @@ class InferenceService(Repository, Refusals):
     def model_stream_infer(
         self, requests: AsyncIterator[bytes], call: Call
     ) -> AsyncIterator[bytes]:
-        """Answer many requests over one stream, in their order."""
+        """Answer many requests over one stream."""
 
-        async def infer(head: RequestHead, request: bytes) -> bytes:
-            return await self._infer(head, request, call)
+        def infer(
+            head: RequestHead, request: bytes
+        ) -> AsyncGenerator[tuple[bool, InferReply], None]:
+            return self._stream(head, request, call)
 
-        return oip_stream.answers(requests, infer, call)
+        return oip_stream.answers(requests, infer, self.unread, call)
+
+    async def _stream(
+        self, head: RequestHead, request: bytes, call: Call
+    ) -> AsyncGenerator[tuple[bool, InferReply], None]:
+        size = len(request)
+        self.budget.take(size, head.model_name[:64])
+        try:
+            replies = self._host.inference.stream(
+                head.model_name,
+                head.model_version,
+                request,
+                _timeout_s(call.remaining_s(), head.timeout_us),
+                _priority(head.priority),
+            )
+            async with aclosing(replies):
+                async for reply in replies:
+                    yield reply
+        finally:
+            self.budget.give_back(size)
 
     async def _infer(self, head: RequestHead, request: bytes, call: Call) -> bytes:
         size = len(request)

@@ -10,7 +10,7 @@ from modelhost.oip import model_config_pb2, open_inference_pb2
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import Device, DeviceKind, Instance, InstanceState, Model
 from modelhostd.host import Host
-from modelhostd.host.inference import Figures
+from modelhostd.host.figures import BatchFigures, Figures
 from modelhostd.host.routes import Route
 from modelhostd.ports import Loaded, TensorSpec
 
@@ -55,7 +55,7 @@ def config(name: str, route: Route, loaded: Loaded, device: Device | None) -> _c
     policy = _config.ModelVersionPolicy(
         specific=_config.ModelVersionPolicy.Specific(versions=[route.version])
     )
-    return _config.ModelConfig(
+    made = _config.ModelConfig(
         name=name,
         platform=loaded.platform,
         backend=loaded.backend,
@@ -73,6 +73,12 @@ def config(name: str, route: Route, loaded: Loaded, device: Device | None) -> _c
         ],
         instance_group=[_group(route, device)],
     )
+    # Clients act on their mere presence.
+    if loaded.dynamic_batching and batched:
+        made.dynamic_batching.SetInParent()
+    if loaded.decoupled:
+        made.model_transaction_policy.decoupled = True
+    return made
 
 
 def _tensor(spec: TensorSpec) -> _oip.ModelMetadataResponse.TensorMetadata:
@@ -171,7 +177,22 @@ def _entry(
             cache_hit=_oip.StatisticDuration(),
             cache_miss=_oip.StatisticDuration(),
         ),
+        batch_stats=[_batch(size, batch) for size, batch in sorted(figures.batches.items())],
         memory_usage=memory,
+    )
+
+
+def _batch(size: int, batch: BatchFigures) -> _oip.InferBatchStatistics:
+    count = round(batch.execution_count)
+
+    def times(ns: float) -> _oip.StatisticDuration:
+        return _oip.StatisticDuration(count=count, ns=round(ns))
+
+    return _oip.InferBatchStatistics(
+        batch_size=size,
+        compute_input=times(batch.input_ns),
+        compute_infer=times(batch.infer_ns),
+        compute_output=times(batch.output_ns),
     )
 
 

@@ -25,6 +25,7 @@ TASKS = frozenset(
 
 BACKEND_TASKS = {
     "transformers": frozenset({"feature-extraction", "text-classification"}),
+    "text-generation": frozenset({"text-generation"}),
     "identity": frozenset({"*"}),
 }
 """The tasks of modelhost's own backends (``*`` = any), for a daemon that must not import them."""

@@ -6,7 +6,7 @@ from modelhostd.core.resources import Model, OperationKind, OperationState
 from modelhostd.core.tallies import running_downloads
 from modelhostd.gateway.exposition import counter, gauge, histogram, one, summary
 from modelhostd.gateway.sources import Sources
-from modelhostd.host.inference import Figures
+from modelhostd.host.figures import Figures
 
 NS = 1e-9
 

@@ -1,37 +1,19 @@
 """The inference hot path: from a name and raw bytes to a worker's answer, without parsing tensors."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 from modelhostd.core import stand_ins
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.names import ID
 from modelhostd.core.resources import Event, Health, InstanceState, Kind, Model
+from modelhostd.host.figures import Figures
 from modelhostd.host.registry import Registry
 from modelhostd.host.residency import Residency
 from modelhostd.host.routes import Route, Routes
 from modelhostd.host.slots import Slots
 from modelhostd.ports import InferReply, Workers
-
-
-@dataclass(slots=True)
-class Figures:
-    """What ModelStatistics tells of one model and version: counts and nanoseconds, never falling."""
-
-    success_count: int = 0
-    success_ns: int = 0
-    fail_count: int = 0
-    fail_ns: int = 0
-    load_ns: int = 0
-    """Until the model was there for them: of all requests that got to a worker in the end."""
-    queue_ns: int = 0
-    input_ns: int = 0
-    infer_ns: int = 0
-    output_ns: int = 0
-    inference_count: int = 0
-    execution_count: float = 0.0
-    last_inference_ms: int = 0
 
 
 class Inference:
@@ -120,6 +102,48 @@ class Inference:
             route.leave()
         self._succeeded(route, reply, started)
         return reply
+
+    async def stream(
+        self, name: str, version: str, payload: bytes, timeout_s: float | None, priority: int = 0
+    ) -> AsyncGenerator[tuple[bool, InferReply], None]:
+        """Send a request as :meth:`infer` does, and yield its responses, each with whether its model is decoupled.
+
+        Of a model that is not there is exactly one. Leaving the iterator early cancels the request.
+        """
+        started = self._clock.monotonic()
+        route = await self._enter_when_ready(name, timeout_s, version)
+        waited = self._clock.monotonic() - started
+        self._figures(route).load_ns += int(waited * 1e9)
+        if timeout_s is not None:
+            timeout_s = max(0.0, timeout_s - waited)
+        whole: InferReply | None = None
+        self.in_flight += 1
+        try:
+            if version and version != str(route.version):
+                raise _no_version(name, version, route.version)
+            at = route.device, route.instance, route.generation, payload
+            if route.loaded is None or not route.loaded.decoupled:
+                whole = await self._workers.infer(
+                    *at, timeout_s=timeout_s, priority=priority, name=name
+                )
+                yield False, whole
+            else:
+                replies = self._workers.stream_infer(
+                    *at, timeout_s=timeout_s, priority=priority, name=name
+                )
+                async with aclosing(replies):
+                    async for reply in replies:
+                        whole = reply if whole is None else _added(whole, reply)
+                        yield True, reply
+        except ModelhostError as error:
+            route.vitals.failed(error.reason)
+            self._failed(route, started)
+            raise
+        finally:
+            self.in_flight -= 1
+            route.leave()
+        if whole is not None:
+            self._succeeded(route, whole, started)
 
     async def _by_stand_in(
         self,
@@ -277,24 +301,24 @@ class Inference:
         self.error_count += 1
         route.request_count += 1
         route.error_count += 1
-        figures = self._figures(route)
-        figures.fail_count += 1
-        figures.fail_ns += int((self._clock.monotonic() - started) * 1e9)
+        passed_ns = int((self._clock.monotonic() - started) * 1e9)
+        self._figures(route).failed(passed_ns)
 
     def _succeeded(self, route: Route, reply: InferReply, started: float) -> None:
         self.request_count += 1
         route.request_count += 1
         route.vitals.answered(reply.infer_ns, reply.item_count)
-        figures = self._figures(route)
-        figures.success_count += 1
-        figures.success_ns += int((self._clock.monotonic() - started) * 1e9)
-        figures.queue_ns += reply.queue_ns
-        figures.input_ns += reply.input_ns
-        figures.infer_ns += reply.infer_ns
-        figures.output_ns += reply.output_ns
-        figures.inference_count += reply.item_count
-        figures.execution_count += reply.item_count / max(1, reply.batch_size)
-        figures.last_inference_ms = int(self._clock.time() * 1000)
+        passed_ns = int((self._clock.monotonic() - started) * 1e9)
+        self._figures(route).succeeded(reply, passed_ns, int(self._clock.time() * 1000))
+
+
+def _added(whole: InferReply, reply: InferReply) -> InferReply:
+    """Return the figures of a stream's responses so far, with one more."""
+    return whole._replace(
+        payload=b"",
+        infer_ns=whole.infer_ns + reply.infer_ns,
+        output_ns=whole.output_ns + reply.output_ns,
+    )
 
 
 def _no_version(name: str, asked: str, have: int) -> ModelhostError:

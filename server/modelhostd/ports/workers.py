@@ -1,6 +1,6 @@
 """The worker processes as the host sees them: load, demote, promote, unload, infer, check."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -157,6 +157,23 @@ class Workers(Protocol):
     def abort(self, device: str, instance: str, generation: int) -> None:
         """End every request in flight in an instance with CANCELLED, at once; what the worker is busy with stops
         at its next check.
+        """
+
+    def stream_infer(
+        self,
+        device: str,
+        instance: str,
+        generation: int,
+        payload: bytes,
+        *,
+        timeout_s: float | None,
+        priority: int = 0,
+        name: str = "",
+    ) -> AsyncGenerator[InferReply, None]:
+        """Send one request and yield its responses in order; leaving the iterator cancels it.
+
+        The worker waits where they are not taken: what lies here unread is bounded. Raises as ``infer`` does, from the call or
+        from the iterator.
         """
 
     async def check(self, device: str, instance: str, generation: int) -> tuple[Health, str]:

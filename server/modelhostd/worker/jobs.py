@@ -125,11 +125,11 @@ class InferJob:
                 self.credit += responses
                 self._changed.notify_all()
 
-    def spend_credit(self) -> None:
+    def spend_credit(self, response: oip.Response) -> None:
         """Count a response that is about to be sent."""
         if self._changed is not None:
             with self._changed:
-                self.credit -= 1
+                self.credit -= frames.credit_of(response.size)
 
     def refuse(self, error: ModelhostError) -> None:
         """Answer with an error."""
@@ -238,11 +238,15 @@ class InferJob:
         context: InferContext,
         header: worker_pb2.ResponseHeader,
     ) -> None:
+        begin_ns = time.monotonic_ns()
         for outputs in hosted.backend.infer_stream(parsed.inputs, context):
             response = oip.Response(parsed, hosted.version, outputs)
+            header.infer_ns = time.monotonic_ns() - begin_ns
             self._await_credit(context)
+            self.spend_credit(response)
             self.channel.send_response(self.request, self.generation, header, response, 0)
             context.check_cancelled()
+            begin_ns = time.monotonic_ns()
             header = worker_pb2.ResponseHeader(item_count=0)
 
     def _await_credit(self, context: InferContext) -> None:
@@ -251,7 +255,6 @@ class InferJob:
             while self.credit <= 0:
                 context.check_cancelled()
                 self._changed.wait(CREDIT_WAIT_S)
-            self.credit -= 1
 
 
 @dataclass

@@ -114,7 +114,7 @@ class JobAnswer(Answer):
             response = oip.Response(job.parsed, self._hosted.version, outputs)
             header.output_ns = time.monotonic_ns() - begin_ns
             if self.streaming:
-                job.spend_credit()
+                job.spend_credit(response)
                 job.channel.send_response(job.request, job.generation, header, response, 0)
             else:
                 assert last, "one response is wanted"

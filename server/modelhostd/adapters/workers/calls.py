@@ -8,7 +8,7 @@ costs in memory is bounded by ``inline_bytes``.
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from modelhostd.adapters.workers import errors
 from modelhostd.adapters.workers.call import Call, Reply
@@ -26,7 +26,7 @@ _LONGEST_S = 1e8
 """Three years: what callers give for "no deadline" in seconds may not fit into 64 bits of nanoseconds."""
 
 STREAM_WINDOW = 8
-"""Responses of a stream that may lie here unread; the worker waits for CREDIT beyond them."""
+"""Credit of a stream: small responses that may lie here unread. The worker waits beyond them."""
 
 
 class Calls:
@@ -85,10 +85,10 @@ class Calls:
 
     async def stream_infer(
         self, spec: LoadSpec, name: str, payload: bytes, timeout_s: float | None, priority: int
-    ) -> AsyncIterator[InferReply]:
+    ) -> AsyncGenerator[InferReply, None]:
         """Send one request and yield its responses; leaving the iterator early cancels it.
 
-        At most ``STREAM_WINDOW`` responses lie here unread: each one taken allows the worker one more.
+        What lies here unread is worth at most ``STREAM_WINDOW`` of credit, or is one larger response.
         """
         error = self._refusal(spec.model, payload, timeout_s)
         if error is not None:
@@ -105,9 +105,11 @@ class Calls:
             while (message := await messages.get()) is not None:
                 if isinstance(message, ModelhostError):
                     raise message
-                call.credit += 1
-                self._give_back(call.request, responses=1)
                 yield message
+                # Only now: what is not taken yet is all that may lie here.
+                cost = frames.credit_of(len(message.payload))
+                call.credit += cost
+                self._give_back(call.request, responses=cost)
         finally:
             if call.request in self._in_flight:
                 call.abandon()
@@ -281,10 +283,10 @@ class Calls:
             if call.on_message is not None:
                 call.on_message(None)
             return
-        call.credit -= 1
-        if call.credit < 0:
+        if call.credit <= 0:
             raise ProtocolError(f"more responses to request {call.request} than it had credit for")
         header, payload = self._read(call, frame)
+        call.credit -= frames.credit_of(header.slot_length or len(payload))
         if not call.abandoned and call.on_message is not None:
             call.on_message(call.answer(header, payload))
 

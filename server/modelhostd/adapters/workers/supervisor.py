@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from modelhostd.adapters.workers import errors
 from modelhostd.adapters.workers.config import WorkersConfig
@@ -21,8 +21,7 @@ Key = tuple[str, str, int]
 class ProcessWorkers:
     """Implements :class:`modelhostd.ports.Workers` with processes. Make and use it in one loop.
 
-    Beyond the port: ``infer`` takes ``name``, the name that the client used where it is not the model's id;
-    ``stream_infer`` yields several responses; ``libraries`` tells what a device's worker runs.
+    Beyond the port: ``libraries`` tells what a device's worker runs.
     """
 
     def __init__(self, config: WorkersConfig) -> None:
@@ -112,8 +111,8 @@ class ProcessWorkers:
         timeout_s: float | None,
         priority: int = 0,
         name: str = "",
-    ) -> AsyncIterator[InferReply]:
-        """Send one request and yield its responses; leaving the iterator cancels it."""
+    ) -> AsyncGenerator[InferReply, None]:
+        """Send one request; see :meth:`modelhostd.ports.Workers.stream_infer`."""
         held = self._held.get((device, instance, generation))
         if held is None or self._stopping:
             raise self._missing(device, instance)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 
 from modelhostd.adapters.workers import errors
 from modelhostd.adapters.workers import process as processes
@@ -163,7 +163,7 @@ class Worker:
 
     def stream_infer(
         self, spec: LoadSpec, name: str, payload: bytes, timeout_s: float | None, priority: int
-    ) -> AsyncIterator[InferReply]:
+    ) -> AsyncGenerator[InferReply, None]:
         """Send one request when first asked for a response; yield them one by one."""
         return self._calls.stream_infer(spec, name or spec.model, payload, timeout_s, priority)
 

@@ -246,7 +246,9 @@ class RequestHeader(_message.Message):
     total_length: _builtins.int
     """In the first frame of a payload in several frames: length of the whole in bytes."""
     credit: _builtins.int
-    """Responses that the worker may send before it needs CREDIT; 0 = exactly one response is wanted."""
+    """Credit that the worker may spend on responses before it needs CREDIT: one for each, and one more for each 64 KiB
+    of it; the last may cost more than is left. 0 = exactly one response is wanted.
+    """
     def __init__(
         self,
         *,
@@ -396,7 +398,7 @@ class CreditHeader(_message.Message):
     RESPONSES_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     responses: _builtins.int
-    """Responses that the worker may send in addition, for the request of the frame."""
+    """Credit that the worker may spend in addition, for the request of the frame."""
     @_builtins.property
     def slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Offsets of slots in the response arena that the daemon has read."""

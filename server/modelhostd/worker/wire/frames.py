@@ -25,6 +25,15 @@ ARENA_MIN_BYTES = 64 * 1024
 less than the bookkeeping of a slot."""
 
 
+CREDIT_BYTES = 64 * 1024
+"""What one credit of a stream pays for."""
+
+
+def credit_of(size: int) -> int:
+    """Return what a response of a stream costs: both ends count alike. The last one may cost more than there is."""
+    return 1 + size // CREDIT_BYTES
+
+
 class Kind(enum.IntEnum):
     """What a frame is."""
 
