@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import grpc
 
-from bench import attacks
+from bench import attacks, loop_lag
 from bench.hot_path import MODEL, PATH, request, safetensors, with_model
 from bench.loopback_hub import Fault, LoopbackHub, Repo
 from bench.raw_connection import RawConnection
@@ -47,9 +47,11 @@ def measure(rounds: int = 5) -> dict[str, float]:
     """Return seconds by name: ends by SIGTERM, and workers' ends after SIGKILL by GiB mapped."""
     figures: dict[str, float] = {}
     for name in ("nothing", "everything"):
-        took = [_ended(everything=name == "everything") for _ in range(rounds)]
+        lags: list[float] = []
+        took = [_ended(lags, everything=name == "everything") for _ in range(rounds)]
         figures[f"sigterm_{name}_median_s"] = statistics.median(took)
         figures[f"sigterm_{name}_max_s"] = max(took)
+        figures[f"sigterm_{name}_lag_p99_s"] = loop_lag.p99_ms(lags) / 1e3
     figures["sigterm_goal_s"] = DRAIN_S + WORKER_S + SPARE_S
     for gib in (0, 1, 2):
         gone = [_workers_gone(gib, stopped=number % 2 == 1) for number in range(rounds)]
@@ -78,12 +80,14 @@ def _scene(arena_bytes: int) -> Iterator[tuple[Running, LoopbackHub]]:
         yield daemon, hub
 
 
-def _ended(*, everything: bool) -> float:
-    """Return the seconds from SIGTERM to the exit."""
+def _ended(lags: list[float], *, everything: bool) -> float:
+    """Return the seconds from SIGTERM to the exit, and add how late the daemon's loop was meanwhile."""
     with _scene(2**20) as (daemon, hub), contextlib.ExitStack() as stack:
         if everything:
             _hold_up(daemon, hub, stack)
+        since = time.monotonic()
         took = daemon.end()
+        lags += loop_lag.lags(daemon.lag, since, time.monotonic())
         if daemon.process.returncode != 0:
             raise RuntimeError(f"exit code {daemon.process.returncode}: {daemon.log.read_text()}")
         return took

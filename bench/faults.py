@@ -13,6 +13,7 @@ import select
 import signal
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from pathlib import Path
 # Run as a script, `python bench/faults.py`: the repository's root is not on the path by itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import process_use
+from bench import loop_lag, process_use
 from bench.faulty_health import lose
 from bench.faulty_scene import Scene, scene, wait_for
 
@@ -37,13 +38,18 @@ for what health may be wrong."""
 
 def crash(gib: float, rounds: int) -> dict[str, object]:
     """Kill a worker with so much memory touched and a request in flight; seconds, each the median and the worst."""
-    with scene("--log-level", "warning") as at:
-        cold_s = _cold_start(at, lambda: at.model("m", bytes=int(gib * GIB)))
-        found = [_one_crash(at) for _ in range(rounds)]
+    with tempfile.TemporaryDirectory(prefix="mh-bench-") as scratch:
+        lag = Path(scratch) / "lag"
+        with scene("--log-level", "warning", environment={"FAULTY_LAG": str(lag)}) as at:
+            cold_s = _cold_start(at, lambda: at.model("m", bytes=int(gib * GIB)))
+            since = time.monotonic()
+            found = [_one_crash(at) for _ in range(rounds)]
+            lags = loop_lag.lags(lag, since, time.monotonic())
     return {
         "gib": gib,
         "rounds": rounds,
         "cold_s": round(cold_s, 3),
+        "lag_p99_ms": round(loop_lag.p99_ms(lags), 3),
         **{key: _spread([times[key] for times in found]) for key in found[0]},
     }
 

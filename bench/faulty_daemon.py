@@ -2,7 +2,7 @@
 
 ``python bench/faulty_daemon.py [arguments of modelhostd]``. Each crash of a worker counts as the first, or the back-off
 of a thousand of them would take a day. FAULTY_HEARTBEAT_S is the time between heartbeats. On SIGUSR2 it writes the
-names of its tasks to FAULTY_TASKS.
+names of its tasks to FAULTY_TASKS. How late its loop is goes to FAULTY_LAG, if that is set (``loop_lag.py``).
 """
 
 import asyncio
@@ -13,6 +13,11 @@ import os
 import signal
 import sys
 from pathlib import Path
+
+# Run as a script: the repository's root is not on the path by itself.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import loop_lag
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,6 +45,9 @@ def main() -> int:
 
     async def serve_in_view(self: daemon.Daemon) -> int:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, tell_tasks)
+        lag = os.environ.get("FAULTY_LAG")
+        if lag is not None:
+            loop_lag.watch(Path(lag))
         return await serve(self)
 
     daemon._workers_config = workers_config  # noqa: SLF001

@@ -12,6 +12,7 @@ import mmap
 import struct
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 INTERVAL_S = 0.005
@@ -47,6 +48,12 @@ def lags(path: Path, start: float, end: float) -> list[float]:
     count = min(_COUNT.unpack_from(data)[0], _ENTRIES)
     entries = _ENTRY.iter_unpack(data[_COUNT.size : _COUNT.size + count * _ENTRY.size])
     return [lag for noted, lag in entries if start <= noted <= end]
+
+
+def p99_ms(found: Iterable[float]) -> float:
+    """Return the 99th percentile of lags, in milliseconds; 0 of none."""
+    ordered = sorted(found)
+    return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))] * 1e3 if ordered else 0.0
 
 
 def main() -> int:

@@ -2,10 +2,13 @@
 
 import asyncio
 import statistics
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from bench import connections, ending, faults, rpc_metrics, subscribers
+from bench import connections, ending, faults, loop_lag, rpc_metrics, subscribers
 from bench.figure import Effort, Figure
 from bench.inference import LAG_LIMIT_MS
 from modelhostd.adapters import logs
@@ -36,10 +39,15 @@ def metrics(effort: Effort) -> Sequence[Figure]:
     logs.configure("warning", "console")  # as a daemon that writes no line for a call
     hook, uncounted = Counted, rpc_metrics.Uncounted
     own = min(rpc_metrics.alone(hook) - rpc_metrics.alone(uncounted) for _ in range(effort.rounds))
-    without, with_ = map(statistics.median, asyncio.run(rpc_metrics.over_a_socket(effort.rounds)))
+    with tempfile.TemporaryDirectory(prefix="mh-bench-") as scratch:
+        lag = Path(scratch) / "lag"
+        measured = asyncio.run(rpc_metrics.over_a_socket(effort.rounds, lag))
+        lag_ms = loop_lag.p99_ms(loop_lag.lags(lag, 0.0, time.monotonic()))
+    without, with_ = map(statistics.median, measured)
     return [
         Figure("counting a call, alone", own, "us", rpc_metrics.GOAL_US, expected="2 us"),
         Figure("unary call with it, median", with_, "us", reference=without, expected="1.0x"),
+        Figure("loop lag of server and client in one loop, p99", lag_ms, "ms", LAG_LIMIT_MS),
     ]
 
 
@@ -55,6 +63,13 @@ def ending_(effort: Effort) -> Sequence[Figure]:
         Figure(
             "SIGTERM to exit, everything held up, max", held, "s", limit,
             reference=nothing, expected="the drain's 3 s and the workers' 1 s",
+        ),
+        *(
+            Figure(
+                f"SIGTERM to exit, {name} held up, loop lag p99",
+                found[f"sigterm_{name}_lag_p99_s"] * 1e3, "ms", LAG_LIMIT_MS,
+            )
+            for name in ("nothing", "everything")
         ),
         *(
             Figure(
@@ -141,6 +156,7 @@ def _faults(rounds: int) -> Iterator[Figure]:
             f"{name}: exec to READY, median", found["exec_to_ready_s"]["p50"], "s",
             reference=found["cold_s"], expected="1.0x",
         )  # fmt: skip
+        yield Figure(f"{name}, loop lag p99", found["lag_p99_ms"], "ms", LAG_LIMIT_MS)
     stopped: Any = faults.hang("stop", rounds)
     beyond = stopped["beyond_timeout_s"]["max"]
     yield Figure("hang told, beyond its timeout, max", beyond, "s", faults.HANG_S, expected="2.5 s")

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import grpc
 
+from bench import loop_lag
 from modelhost.v1 import operation_service_pb2, operations_pb2
 from modelhostd.adapters import logs
 from modelhostd.api import wrapper
@@ -102,9 +103,16 @@ async def one_round(target: str, hook: type) -> list[float]:
     return took
 
 
-async def over_a_socket(rounds: int) -> tuple[Sequence[float], Sequence[float]]:
-    """Return the median microseconds of a call in each round, without the hook and with it."""
+async def over_a_socket(
+    rounds: int, lag: Path | None = None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the median microseconds of a call in each round, without the hook and with it.
+
+    ``lag``: where to note how late the loop is, in which clients and server take turns.
+    """
     server, target = await serve()
+    if lag is not None:
+        loop_lag.watch(lag)
     try:
         without: list[float] = []
         with_: list[float] = []
