@@ -8,7 +8,7 @@ import pytest
 
 from modelhostd.core.errors import Reason
 from tests.adapters.loopback_objects import Answer, LoopbackObjects
-from tests.adapters.test_object_storage import desk_for
+from tests.adapters.object_desk import desk_for
 
 
 @pytest.fixture

@@ -9,23 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from modelhostd.adapters.credentials import Credentials, Place
 from modelhostd.adapters.gs import GoogleStorage
 from modelhostd.adapters.http_source import HttpSourceConfig
 from modelhostd.adapters.objects import ObjectStore
 from modelhostd.adapters.s3 import S3
 from modelhostd.adapters.source import TransferConfig
 from modelhostd.core.errors import ModelhostError, Reason
-from modelhostd.core.origins import parse_target
 from modelhostd.core.resources import Source
-from tests.adapters.downloads_support import PATIENT, safetensors, tiny
+from tests.adapters.downloads_support import PATIENT, safetensors
 from tests.adapters.loopback_objects import Answer, LoopbackObjects
+from tests.adapters.object_desk import FILES, SECRET, TOKEN, close, desk_for, put
 from tests.adapters.source_desk import SourceDesk
-
-SECRET = "s3_canary_5ec7e7"
-TOKEN = "gs_canary_70ce4"
-KEY = "AKIACANARY"
-FILES = tiny()
 
 Refused = Callable[[str], ModelhostError]
 
@@ -35,29 +29,6 @@ def store() -> Iterator[LoopbackObjects]:
     """Buckets that everybody may read."""
     with LoopbackObjects() as store:
         yield store
-
-
-def put(store: LoopbackObjects, prefix: str = "models/tiny") -> None:
-    """Store a small model below a prefix."""
-    for path, data in FILES.items():
-        store.put(f"{prefix}/{path}", data)
-
-
-def desk_for(
-    tmp_path: Path, store: LoopbackObjects, scheme: str, *, key: str = KEY, known: bool = True
-) -> SourceDesk:
-    """Return a home that asks the store, with the credential that it wants or without."""
-    origin = parse_target(store.url, "x").origin
-    login = ("KEY", SECRET, key) if scheme == "s3" else ("TOKEN", TOKEN)
-    credentials = Credentials((), {origin: login} if known else {})
-    config = HttpSourceConfig(credentials=credentials, transfer=TransferConfig(retry=PATIENT))
-    kind: type[S3 | GoogleStorage] = S3 if scheme == "s3" else GoogleStorage
-    return SourceDesk(tmp_path / "home", kind(config, store.url))
-
-
-def close(store: LoopbackObjects) -> None:
-    """Let strangers out of both halves."""
-    store.secret, store.token = SECRET, TOKEN
 
 
 SCHEMES = pytest.mark.parametrize("scheme", ["s3", "gs"])
@@ -108,17 +79,6 @@ async def test_names_of_every_kind_are_asked_for_as_they_are(
     assert desk.content() == files
 
 
-async def test_the_secret_signs_and_is_never_sent(tmp_path: Path, store: LoopbackObjects) -> None:
-    """Each request carries a signature that the store can compute, too."""
-    close(store)
-    put(store)
-    desk = desk_for(tmp_path, store, "s3")
-    await desk.fetch("s3://models/tiny")
-    assert desk.content() == FILES
-    assert {r.status for r in store.requests} <= {200, 206}
-    assert SECRET not in str(store.requests)
-
-
 @pytest.mark.parametrize(("scheme", "state"), [("s3", "REFUSED"), ("gs", "REFUSED")])
 async def test_a_refused_credential_is_said_and_not_shown(
     tmp_path: Path, store: LoopbackObjects, scheme: str, state: str
@@ -136,75 +96,6 @@ async def test_a_refused_credential_is_said_and_not_shown(
     assert [known.state for known in adapter.config.credentials.known()] == [state]
 
 
-async def test_a_key_without_its_secret_is_named(tmp_path: Path, store: LoopbackObjects) -> None:
-    """A line with one word behind the origin, where two are needed."""
-    put(store)
-    desk = desk_for(tmp_path, store, "s3", key="")
-    error = await desk.refused("s3://models/tiny")
-    assert error.reason is Reason.AUTHENTICATION_REQUIRED
-    assert "ACCESS_KEY SECRET_KEY" in error.message
-
-
-async def test_an_exchanged_key_signs_from_then_on(tmp_path: Path, store: LoopbackObjects) -> None:
-    """The file of credentials is looked at again, for plans and for URLs."""
-    put(store)
-    close(store)
-    path = tmp_path / "credentials"
-    path.touch(mode=0o600)
-    path.write_text(f"{store.url} {KEY} {SECRET}\n")
-    adapter = S3(HttpSourceConfig(credentials=Credentials([Place(path)])), store.url)
-    desk = SourceDesk(tmp_path / "home", adapter)
-    await desk.fetch("s3://models/tiny")
-    store.secret = "a secret of another length".replace(" ", "-")
-    path.write_text(f"{store.url} {KEY} {store.secret}\n")
-    await desk.fetch("s3://models/tiny", 2)
-    store.put("models/new/model.safetensors", safetensors(10, seed=9))
-    await desk.fetch("s3://models/new", 3)
-    assert desk.content(2) == FILES
-
-
-async def test_who_may_not_list_may_still_read_an_object(
-    tmp_path: Path, store: LoopbackObjects
-) -> None:
-    """The head of the one object is asked for instead."""
-    weights = safetensors(100)
-    store.put("models/m.safetensors", weights)
-    store.may_list = False
-    desk = desk_for(tmp_path, store, "s3", known=False)
-    await desk.fetch("s3://models/m.safetensors")
-    assert desk.content() == {"m.safetensors": weights}
-
-
-async def test_a_bucket_of_another_region_is_asked_there(
-    tmp_path: Path, store: LoopbackObjects
-) -> None:
-    """Once: what was found out is remembered, and signed for."""
-    put(store)
-    close(store)
-    store.region = "eu-central-1"
-
-    def elsewhere(method: str, path: str) -> Answer | None:
-        if "list-type" in path and not store.requests:
-            return Answer(301, b"<Error/>", {"x-amz-bucket-region": "eu-central-1"})
-        return None
-
-    store.answer = elsewhere
-    desk = desk_for(tmp_path, store, "s3")
-    await desk.fetch("s3://models/tiny")
-    assert desk.content() == FILES
-    assert [r.status for r in store.requests].count(301) == 1
-
-
-async def test_two_regions_that_point_at_each_other_end(
-    tmp_path: Path, store: LoopbackObjects
-) -> None:
-    """BAD_SOURCE_REPLY after the second."""
-    store.answer = lambda *_: Answer(400, b"", {"x-amz-bucket-region": "mars-1"})
-    error = await desk_for(tmp_path, store, "s3").refused("s3://models/tiny")
-    assert error.reason is Reason.BAD_SOURCE_REPLY
-    assert len(store.requests) == 2
-
-
 @SCHEMES
 async def test_another_content_than_the_store_tells_is_refused(
     tmp_path: Path, store: LoopbackObjects, scheme: str
@@ -217,23 +108,6 @@ async def test_another_content_than_the_store_tells_is_refused(
     error = await desk_for(tmp_path, store, scheme).refused(f"{scheme}://models/m.safetensors")
     assert error.reason is Reason.CHECKSUM_MISMATCH
     assert error.metadata["expected"] == wrong.hex()
-
-
-async def test_a_sha256_is_known_before_the_first_byte(
-    tmp_path: Path, store: LoopbackObjects
-) -> None:
-    """So a file that is here already is not fetched again."""
-    data = safetensors(1_000)
-    digest = hashlib.sha256(data).digest()
-    told = {"x-amz-checksum-sha256": base64.b64encode(digest).decode()}
-    store.put("models/a.safetensors", data, etag='"parts-2"', headers=told)
-    store.put("models/b.safetensors", data, etag='"parts-3"', headers=told)
-    desk = desk_for(tmp_path, store, "s3", known=False)
-    assert (await desk.inspect("s3://models/a.safetensors")).files[0].sha256 == digest.hex()
-    await desk.fetch("s3://models/a.safetensors")
-    fetched = await desk.fetch("s3://models/b.safetensors", 2)
-    assert fetched.reused_bytes == len(data)
-    assert not store.seen("GET", "/b.safetensors")
 
 
 @SCHEMES
@@ -258,27 +132,6 @@ async def test_an_object_that_is_overwritten_meanwhile_is_not_mixed(
         )
     error = await desk_for(tmp_path, store, scheme, known=False).refused(f"{scheme}://{name}")
     assert error.reason in {Reason.BAD_SOURCE_REPLY, Reason.SOURCE_NOT_FOUND}
-
-
-async def test_a_signed_url_that_has_run_out_is_signed_again(
-    tmp_path: Path, store: LoopbackObjects
-) -> None:
-    """The store says 403; the next URL is a fresh one, and nothing is fetched twice."""
-    put(store)
-    close(store)
-    refusals = [1, 1]
-
-    def run_out(method: str, path: str) -> Answer | None:
-        if method == "GET" and "X-Amz-Signature" in path and "model.safe" in path and refusals:
-            refusals.pop()
-            return Answer(403, b"<Error><Code>AccessDenied</Code></Error>")
-        return None
-
-    store.answer = run_out
-    desk = desk_for(tmp_path, store, "s3")
-    await desk.fetch("s3://models/tiny")
-    assert desk.content() == FILES
-    assert not refusals
 
 
 @SCHEMES

@@ -109,7 +109,7 @@ class S3(ObjectStore):
         bucket = name.partition("/")[0]
         with self._lock:
             key, region = self._key(source), self._region_of(bucket)
-            wanted = (key and (key.user, key.token), region)
+            wanted = (key and (key.user, key.token), region, "." in bucket)
             if self._signer[0] != wanted:
                 self._signer = (wanted, self._file_system(source, region, _refuse_to_send))
             signed = self._signer[1]._url(name, expires=SIGNED_S)  # noqa: SLF001
@@ -177,6 +177,9 @@ class S3(ObjectStore):
         """Return an s3fs that sends with ``send``, once each request. Under the lock."""
         key = self._key(source)
         own = self.endpoint != PUBLIC_ENDPOINT
+        # Amazon's certificates are for one label before the region's host; others have one host for all.
+        by_path = own or "." in place_of(source).partition("/")[0]
+        style = "path" if by_path else "virtual"
         s3fs = library("s3fs", source)
         if self._session is None:
             self._session = importlib.import_module("aiobotocore.session").AioSession()
@@ -192,6 +195,8 @@ class S3(ObjectStore):
             config_kwargs={
                 "http_session_cls": partial(_Session, send),
                 "retries": {"total_max_attempts": 1},
+                # By the region's own host: another one redirects, and no signature survives that.
+                "s3": {"addressing_style": style, "us_east_1_regional_endpoint": "regional"},
                 **({"signature_version": "s3v4"} if key else {}),
             },
         )
