@@ -101,9 +101,10 @@ def test_a_canary_that_fails_and_one_that_passes_decide_at_once() -> None:
 def test_a_slow_canary_counts_the_second_time() -> None:
     """Once may be the machine; twice in a row is DEGRADED; a usual one ends it."""
     record = Record().after_canary(Health.HEALTHY, "", 0.02, requests=False)
-    record = record.after_canary(Health.HEALTHY, "", 0.5, requests=False)
+    record = record.after_canary(Health.HEALTHY, "", 2.0, requests=False)
     assert record.verdict[0] is Health.HEALTHY
-    record = record.after_canary(Health.HEALTHY, "", 0.5, requests=False)
+    assert record.after_canary(Health.HEALTHY, "", None, requests=True).verdict[0] is Health.HEALTHY
+    record = record.after_canary(Health.HEALTHY, "", 2.0, requests=False)
     assert record.verdict[0] is Health.DEGRADED
     assert (
         record.after_canary(Health.HEALTHY, "", 0.02, requests=False).verdict[0] is Health.HEALTHY

@@ -101,6 +101,33 @@ async def test_a_busy_instance_is_left_to_its_requests(world: World) -> None:
         assert sum(seen.values()) == 1
 
 
+async def test_a_canary_that_stood_behind_a_request_says_nothing(world: World) -> None:
+    """One without an answer in time is no reason to reload while a long request is in flight."""
+    async with world.host(health_interval_s=0.0) as run:
+        await run.have("a")
+        await run.load("a")
+        gate = run.workers.infer_gate("a")
+        gate.close()
+        request = run.infer("a")
+        await gate.reached()
+
+        async def late(device: str, name: str, generation: int) -> tuple[Health, str]:
+            await world.clock.sleep(30.0)
+            return Health.UNHEALTHY, "The health check was not answered within 30 s."
+
+        run.workers.check = late  # type: ignore[method-assign]
+        check = asyncio.ensure_future(run.host.health.check("a"))
+        await world.clock.advance(31.0)
+        assert (await check)[0] is Health.UNKNOWN
+        await world.clock.advance(5.0)
+        assert instance(run).health is Health.HEALTHY
+        gate.open()
+        await request
+        check = asyncio.ensure_future(run.host.health.check("a"))
+        await world.clock.advance(31.0)
+        assert (await check)[0] is Health.UNHEALTHY
+
+
 async def test_a_sick_instance_is_reloaded_and_its_events_say_why(world: World) -> None:
     """HEALTH tells the canary's words, UNHEALTHY takes it out of service, a new one is READY; none is refused."""
     async with world.host() as run:

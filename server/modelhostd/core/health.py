@@ -27,7 +27,7 @@ FAILING_SHARE, FAILING_NORMAL = 0.9, 0.5
 SLOW_OCTAVES = 2
 """The median of a window is slow from this many powers of two above the normal's 95th percentile on."""
 SLOW_MIN_NS = 1_000_000
-CANARY_SLOW_TIMES, CANARY_SLOW_S = 4.0, 0.05
+CANARY_SLOW_TIMES, CANARY_SLOW_S = 8.0, 0.5
 CANARY_LEARN = 0.2
 OCTAVES = 64
 
@@ -102,8 +102,12 @@ class Record:
         """The worse of what canaries and requests say."""
         return reduce(worse, (self.canary, self.traffic))
 
-    def after_canary(self, health: Health, why: str, took_s: float, *, requests: bool) -> "Record":
+    def after_canary(
+        self, health: Health, why: str, took_s: float | None, *, requests: bool
+    ) -> "Record":
         """Return the record after a canary; ``requests`` = some were answered since the last window.
+
+        ``took_s`` None = it stood behind requests, so that its time says nothing.
 
         What requests once said is over when none came since and the canary passes. UNKNOWN says nothing.
         """
@@ -113,6 +117,8 @@ class Record:
             return replace(self, canary=(health, why), slow_canaries=0)
         traffic = self.traffic if requests else GOOD
         usual = self.canary_s
+        if took_s is None:
+            return replace(self, canary=(health, why), traffic=traffic)
         if usual is not None and took_s > max(usual * CANARY_SLOW_TIMES, usual + CANARY_SLOW_S):
             slow = self.slow_canaries + 1
             told = f"Its health check takes {took_s:.3g} s, usually {usual:.3g} s."

@@ -28,6 +28,8 @@ LOOK_S = 1.0
 JITTER = 0.2
 CHEAP_S = 0.02
 """A canary that takes no longer than this is sent to a busy instance as well."""
+PATIENCE_S = 5.0
+"""A bad answer that came later than this, with requests in flight meanwhile, says nothing."""
 CANARIES_MAX = 4
 """Canaries of the schedule under way at a time."""
 
@@ -135,14 +137,23 @@ class HealthWatch:
             log.exception("a canary failed unexpectedly", model=patient.route.model)
 
     async def _canary(self, patient: _Patient) -> tuple[Health, str]:
-        route, before = patient.route, self._clock.monotonic()
+        route, before, answered = (
+            patient.route,
+            self._clock.monotonic(),
+            patient.route.request_count,
+        )
+        busy = route.in_flight > 0
         health, why = await self._occupancy.workers.check(
             route.device, route.instance, route.generation
         )
+        took_s = self._clock.monotonic() - before
+        alone = not (busy or route.in_flight or route.request_count != answered)
+        if health is Health.UNHEALTHY and took_s >= PATIENCE_S and not alone:
+            # It may have stood behind a long request all that time. A hang is found by other means.
+            health, why = Health.UNKNOWN, f"{why} Requests were in flight."
         if route.open:
-            took_s = self._clock.monotonic() - before
             patient.record = patient.record.after_canary(
-                health, why, took_s, requests=route.vitals.count > 0
+                health, why, took_s if alone else None, requests=route.vitals.count > 0
             )
             self._tell(patient)
         return health, why
