@@ -1,7 +1,8 @@
 """A backend that brings its worker down in the way that a request asks for: for benches and fault tests.
 
 What to do is the request parameter ``do``, a verb and an argument: ``advance:/path`` works until that file is there,
-``segv`` reads address 0. Option ``bytes`` is memory that the model takes and touches.
+``segv`` reads address 0, ``sicken`` has each health check fail until it is loaded anew. Option ``bytes`` is
+memory that the model takes and touches.
 """
 
 import ctypes
@@ -49,6 +50,7 @@ class FaultyBackend(Backend):
         self._memory: np.ndarray[tuple[int], np.dtype[np.uint8]] = np.zeros(0, np.uint8)
         self._eaten: list[bytearray] = []
         self._poisoned = False
+        self._sick = False
 
     def load(self, context: LoadContext) -> None:
         """Take the memory, in pages that are really there."""
@@ -72,6 +74,8 @@ class FaultyBackend(Backend):
         elif verb == "poison":
             self._poisoned = True
             raise RuntimeError("device-side assert")
+        elif verb == "sicken":
+            self._sick = True
         elif verb == "eat":
             self._eat()
         elif verb:
@@ -90,8 +94,8 @@ class FaultyBackend(Backend):
             self._eaten.append(bytearray(MIB))
 
     def health_check(self) -> HealthReport:
-        """Report that all is well."""
-        return HealthReport(ok=True, message="As it was told.")
+        """Report that all is well, unless it was made sick."""
+        return HealthReport(ok=not self._sick, message="As it was told.")
 
     def unload(self) -> None:
         """Drop the memory."""

@@ -14,22 +14,38 @@ from types import TracebackType
 from typing import Any, ClassVar, Concatenate, ParamSpec, Self
 
 import grpc
+import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bench.faulty_scene import CALL_S, Scene
 from modelhost import Cancelled, Client, Lease, ModelhostError, OperationHandle
 from modelhost._status import error_from_rpc
+from modelhost.oip import open_inference_pb2
 from modelhost.v1 import host_pb2, operations_pb2
 from modelhost.v1.instances_pb2 import Instance, InstanceActivity
+from tests.support import ConditionNotMetError, wait_until
 
 SIZES: Mapping[str, int] = {"a": 400_000, "b": 400_000, "c": 300_000, "d": 900_000, "e": 100_000}
+HOST_ROOM = 1_500_000
+"""What copies in host memory may take."""
 ROOM = 1_000_000
 """The budget that a run begins with: for every model alone, for some of them together."""
+
+
+def _answer(size: int) -> int:
+    """Return the sum of the weights, each by its place: see ``imaged_backend.py``."""
+    places = np.arange(size, dtype=np.int64)
+    return int(((places * 31 % 251) * (places % 97)).sum())
+
+
 CRASHES = ("segv", "kill", "exit", "poison")
 OPEN = (operations_pb2.Operation.QUEUED, operations_pb2.Operation.RUNNING)
 
 HELD = {InstanceActivity.PINNED, InstanceActivity.LEASED}
+
+ANSWERS = {size: _answer(size) for size in SIZES.values()}
+"""What ``imaged`` models answer: each of their bytes changes it."""
 
 MODELS = st.sampled_from(sorted(SIZES))
 
@@ -71,6 +87,8 @@ class World:
     """The steps of the present run."""
     finding: str = ""
     """What the first run found that did not hold, and its steps: by another's timing it may not come again."""
+    taken: dict[str, int] = field(default_factory=dict)
+    """What each model was measured to take of the device."""
     scene: Scene = field(init=False)
     _stack: ExitStack = field(default_factory=ExitStack)
     _broken: bool = True
@@ -110,11 +128,15 @@ class World:
                 "backend": self.backend,
                 "backend_options": options,
                 "device": f"devices/{self.device}",
-                "load_timeout": 5.0,
+                "load_timeout": 30.0,
             }
             client.add(f"hf://org/{name}", name, config=config)
             client.pull(name)
-        client.update_settings({"drain_timeout": 3.0})
+            # What is measured, and no prediction any more, is what is reserved from now on.
+            client.load(name)
+            self.taken[name] = client.instance(name).measured_bytes
+            client.unload(name)
+        client.update_settings({"drain_timeout": 3.0, "host_budget_bytes": HOST_ROOM})
 
 
 class Residents(RuleBasedStateMachine):
@@ -147,10 +169,10 @@ class Residents(RuleBasedStateMachine):
     def load(self, model: str, priority: int) -> None:
         self.ask(lambda: self.client.load(model, priority=priority, wait=False))
 
-    @rule(model=MODELS)
+    @rule(model=MODELS, warm=st.booleans())
     @step
-    def unload(self, model: str) -> None:
-        self.ask(lambda: self.client.unload(model, wait=False))
+    def unload(self, model: str, warm: bool) -> None:
+        self.ask(lambda: self.client.unload(model, keep_warm=warm, wait=False))
 
     @rule(model=MODELS)
     @step
@@ -197,6 +219,16 @@ class Residents(RuleBasedStateMachine):
     def crash(self, model: str, how: str) -> None:
         self.world.crashes += 1
         self.calls.append(self.world.scene.infer(model, how))
+
+    @rule(model=MODELS)
+    @step
+    def sicken(self, model: str) -> None:
+        self.calls.append(self.world.scene.infer(model, "sicken"))
+
+    @rule(size=st.sampled_from([0, 500_000, HOST_ROOM, HOST_ROOM]))
+    @step
+    def host_budget(self, size: int) -> None:
+        self.attempt(lambda: self.client.update_settings({"host_budget_bytes": size}))
 
     @rule(model=MODELS, pinned=st.sampled_from([True, False, False]))
     @step
@@ -282,13 +314,20 @@ class Residents(RuleBasedStateMachine):
     def answered(self, call: Any) -> None:
         """Wait for a request's answer, which may be a typed error."""
         try:
-            call.result(timeout=CALL_S)
+            self.checked(call.result(timeout=CALL_S))
         except grpc.FutureTimeoutError:
             raise AssertionError("a request has no answer") from None
         except grpc.FutureCancelledError:
             pass
         except grpc.RpcError as error:
             self.refused(error_from_rpc(error, call="ModelInfer", target="", timeout=None))
+
+    def checked(self, response: open_inference_pb2.ModelInferResponse) -> None:
+        """A model that has weights answers what they say, wherever they have been."""
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+            if output.name == "sum":
+                size, total = np.frombuffer(raw, np.int64)
+                assert total == ANSWERS[int(size)], response.model_name
 
     def refused(self, error: ModelhostError) -> None:
         """Take note of a refusal."""
@@ -315,8 +354,6 @@ class Residents(RuleBasedStateMachine):
 
     def balanced(self) -> None:
         """Once all is settled: the ledger is what the READY models take, to the byte, and nothing is open."""
-        from tests.support import wait_until
-
         budget = self.client.device(self.world.device).budget_bytes
 
         def at_rest() -> bool:
@@ -324,7 +361,7 @@ class Residents(RuleBasedStateMachine):
             moving = {Instance.QUEUED, Instance.LOADING, Instance.DRAINING}
             busy = any(i.state in moving for i in found.instances) or found.in_flight
             ready = sum(
-                SIZES[i.model.removeprefix("models/")]
+                self.world.taken[i.model.removeprefix("models/")]
                 for i in found.instances
                 if i.state == Instance.READY
             )
@@ -332,9 +369,16 @@ class Residents(RuleBasedStateMachine):
                 HELD & {*i.activity.evict_blockers} for i in found.instances if i.device_bytes
             )
             fits = used <= budget or kept
+            warm = found.host_tier_bytes == sum(i.host_bytes for i in found.instances)
+            # A copy of what is on its device goes when that does.
+            only_copies = all(i.state == Instance.READY for i in found.instances if i.host_bytes)
+            fits &= warm and (found.host_tier_bytes <= found.host_tier_budget_bytes or only_copies)
             return not busy and fits and used == held == ready and not found.operations
 
-        wait_until(at_rest, CALL_S, what="the books balance at rest")
+        try:
+            wait_until(at_rest, CALL_S, what="the books balance at rest")
+        except ConditionNotMetError as error:
+            raise AssertionError(f"{error}\n{self.world.taken}\n{self.books()[2]}") from error
 
     @step
     def teardown(self) -> None:
@@ -351,6 +395,6 @@ class Residents(RuleBasedStateMachine):
         for model in SIZES:
             self.calls.append(self.world.scene.infer(model))
         for call in self.calls:
-            call.result(timeout=CALL_S)
+            self.checked(call.result(timeout=CALL_S))
         self.calls.clear()
         self.balanced()

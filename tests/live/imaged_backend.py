@@ -1,0 +1,51 @@
+"""The faulty backend with weights that the worker moves between tiers: a module whose bytes are its answer."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from bench.faulty_backend import FaultyBackend
+from modelhostd.worker.backend import InferContext, LoadContext, Output, Tensor
+
+
+class ImagedBackend(FaultyBackend):
+    """Holds ``bytes`` bytes of its seed as parameters; ``sum`` of an answer changes with any of them."""
+
+    tasks = frozenset({"imaged"})
+    packages = ("torch",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._module: torch.nn.Module | None = None
+
+    def load(self, context: LoadContext) -> None:
+        """Make the weights."""
+        size = int(context.options.get("bytes", 0))
+        values = torch.arange(size, dtype=torch.int64) * 31 % 251
+        module = torch.nn.Module()
+        module.weights = torch.nn.Parameter(values.to(torch.uint8), requires_grad=False)
+        self._module = module
+        context.report(size, size)
+
+    def infer(self, inputs: Mapping[str, Tensor], context: InferContext) -> Mapping[str, Output]:
+        """Do what was asked for, then answer how many weights there are and their sum, each by its place."""
+        assert self._module is not None
+        weights = self._module.weights
+        super().infer(inputs, context)
+        places = torch.arange(weights.numel(), dtype=torch.int64) % 97
+        total = int((weights.to(torch.int64) * places).sum())
+        return {"sum": np.array([weights.numel(), total], np.int64)}
+
+    def unload(self) -> None:
+        """Drop the weights."""
+        self._module = None
+
+    def torch_module(self) -> torch.nn.Module | None:
+        """Return what the worker may move."""
+        return self._module
+
+    @property
+    def measured_bytes(self) -> int:
+        """Return the bytes of the weights."""
+        return 0 if self._module is None else self._module.weights.nbytes
