@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import google_crc32c
 import pytest
 
 from modelhostd.adapters.gs import GoogleStorage
@@ -108,6 +109,25 @@ async def test_another_content_than_the_store_tells_is_refused(
     error = await desk_for(tmp_path, store, scheme).refused(f"{scheme}://models/m.safetensors")
     assert error.reason is Reason.CHECKSUM_MISMATCH
     assert error.metadata["expected"] == wrong.hex()
+
+
+@pytest.mark.parametrize("right", [True, False])
+async def test_an_object_made_of_parts_is_held_against_its_crc32c(
+    tmp_path: Path, store: LoopbackObjects, right: bool
+) -> None:
+    """Google tells no other digest of it."""
+    data = safetensors(300_000)
+    crc = google_crc32c.value(data).to_bytes(4, "big") if right else b"\1\2\3\4"
+    store.put("models/m.safetensors", data)
+    store.objects["models/m.safetensors"].facts = {"crc32c": base64.b64encode(crc).decode()}
+    desk = desk_for(tmp_path, store, "gs", known=False)
+    if right:
+        await desk.fetch("gs://models/m.safetensors")
+        assert desk.content() == {"m.safetensors": data}
+    else:
+        error = await desk.refused("gs://models/m.safetensors")
+        assert error.reason is Reason.CHECKSUM_MISMATCH
+        assert error.metadata["expected"] == "01020304"
 
 
 @SCHEMES

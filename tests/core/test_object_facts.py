@@ -67,6 +67,7 @@ def test_an_etag_of_a_directory_bucket_is_no_digest() -> None:
 
 @pytest.mark.parametrize("told", [None, 7, "", "!", b64(b"short")])
 def test_google_tells_an_md5_or_none(told: object) -> None:
-    """Composite objects have none."""
+    """Objects made of parts have a CRC32C alone."""
     assert gs_digest({"md5Hash": b64(hashlib.md5(DATA).digest())}) == f"md5:{MD5}"
-    assert gs_digest({"md5Hash": told}) == ""
+    assert gs_digest({"md5Hash": told}) == gs_digest({"crc32c": told}) == ""
+    assert gs_digest({"md5Hash": told, "crc32c": b64(b"\1\2\3\4")}) == "crc32c:01020304"

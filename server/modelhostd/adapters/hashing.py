@@ -12,6 +12,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from modelhostd.adapters.crc import CRC32C, Crc32c
 from modelhostd.adapters.parts import Part
 from modelhostd.ports import RemoteFile
 
@@ -44,7 +45,7 @@ class Digests:
             self._told = hashlib.sha1(header, usedforsecurity=False)
         elif file.checksum and not file.sha256:
             kind = file.checksum.partition(":")[0]
-            self._told = hashlib.new(kind, usedforsecurity=False)
+            self._told = Crc32c() if kind == CRC32C else hashlib.new(kind, usedforsecurity=False)
 
     def update(self, data: memoryview) -> None:
         """Add the next bytes."""

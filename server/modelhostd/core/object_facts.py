@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _HEX = re.compile(r"[0-9a-f]{32}")
-_DIGEST_BYTES = {"sha256": 32, "sha1": 20, "md5": 16}
+_DIGEST_BYTES = {"sha256": 32, "sha1": 20, "md5": 16, "crc32c": 4}
 DIRECTORY_BUCKET = "--x-s3"
 """The end of the names of S3's directory buckets, whose ETags are no digests."""
 
@@ -46,9 +46,11 @@ def s3_digest(head: Mapping[str, Any], bucket: str) -> str:
 
 
 def gs_digest(item: Mapping[str, Any]) -> str:
-    """Return ``md5:digits`` of an object's resource; or nothing: composite objects have none."""
-    digits = _from_base64("md5", item.get("md5Hash"))
-    return f"md5:{digits}" if digits else ""
+    """Return ``md5:digits`` of an object's resource, ``crc32c:digits`` of one made of parts; or nothing."""
+    for kind, told in (("md5", item.get("md5Hash")), ("crc32c", item.get("crc32c"))):
+        if digits := _from_base64(kind, told):
+            return f"{kind}:{digits}"
+    return ""
 
 
 def _from_base64(kind: str, text: Any) -> str:

@@ -125,7 +125,7 @@ class RemoteFile:
     sha256: str = ""
     git_sha1: str = ""
     checksum: str = ""
-    """``sha1:`` or ``md5:`` and hex digits, where the source knows no better one."""
+    """``sha1:``, ``md5:`` or ``crc32c:`` and hex digits, where the source knows no better one."""
     validator: str = ""
     """What changes with the file where there is no digest: an ETag, a time, an id of the source's."""
 
