@@ -13,8 +13,11 @@ from modelhostd.adapters.clock import SystemClock
 from modelhostd.api.inference import InferenceOptions, InferenceService, inference_service
 from modelhostd.ports import LoadSpec, TensorSpec, Workers
 from tests.api.serving import Serving, serving
-from tests.host.support import Running, World
+from tests.host.support import BUDGET, Running, World
 from tests.support import DEADLINE_S
+
+REAL_BUDGET = 2**30
+"""Real models measure what they take."""
 
 PATH = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -101,7 +104,8 @@ async def oip_scene(
 ) -> AsyncIterator[OipScene]:
     """Start a host on ``world`` (with a real clock where it has real workers) and serve inference."""
     clock = SystemClock() if real_workers is not None else None
-    async with world.host(real_workers=real_workers, real_clock=clock) as run:
+    budget = BUDGET if real_workers is None else REAL_BUDGET
+    async with world.host(budget=budget, real_workers=real_workers, real_clock=clock) as run:
         run.workers.handler = identity
         run.workers.inputs["a"] = (TensorSpec("INPUT0", "UINT8", (-1, 4)),)
         run.workers.outputs["a"] = (TensorSpec("INPUT0", "UINT8", (-1, 4)),)

@@ -70,7 +70,7 @@ class World:
             ),
             clock=real_clock or self.clock,
             database=database,
-            devices=FakeDevices(*(sim(i, 10_000) for i in range(devices))),
+            devices=FakeDevices(*(sim(i, max(10_000, budget)) for i in range(devices))),
             downloads=self.downloads,
             uploads=self.uploads,
             files=self.files,
