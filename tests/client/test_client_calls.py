@@ -150,7 +150,6 @@ CALLS = [
         Model(name="models/a"),
     ),
     (lambda c: c.prune_storage(dry_run=True), host_service_pb2.PruneStorageRequest(dry_run=True), DONE),
-    (lambda c: c.prune_storage(), host_service_pb2.PruneStorageRequest(), DONE),
     (lambda c: c.metadata("models/a", version=3), oip.ModelMetadataRequest(name="a", version="3"), oip.ModelMetadataResponse()),
 ]  # fmt: skip
 

@@ -107,7 +107,10 @@ async def test_a_deletion_whose_caller_goes_away_goes_on(world: World) -> None:
     """Deleting and verifying are carried out though nobody waits for the answer."""
     async with world.host() as run:
         await run.have("a")
-        for command in (run.host.verification.verify("a"), run.host.models.delete("a", force=False)):
+        for command in (
+            run.host.verification.verify("a"),
+            run.host.models.delete("a", force=False),
+        ):
             run.database.hold_commits()
             call = asyncio.ensure_future(command)
             await run.database.wait_for_waiting(1)

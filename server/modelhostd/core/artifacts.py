@@ -53,6 +53,15 @@ def artifact_of(state: State, operation: str) -> tuple[Model, Artifact] | None:
     return (model, found) if found is not None else None
 
 
+def fetched_already(model: Model) -> Artifact | None:
+    """Return the newest artifact if it came whole from the model's source; None = there is a reason to
+    fetch, also where a newer one was found damaged.
+    """
+    have, last = model.newest, model.artifacts[-1] if model.artifacts else None
+    damaged = last is not None and last.state is ArtifactState.QUARANTINED
+    return have if have is not None and have.source == model.source and not damaged else None
+
+
 def wanted(model: Model, operation: Operation, *, allow_unsafe: bool = False) -> Sequence[Edit]:
     """Return the edits that give the model the artifact a new download will fill.
 

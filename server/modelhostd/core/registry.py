@@ -231,10 +231,17 @@ def failed_artifact(model: Model, version: int, error: StoredError, quarantined:
 def superseded(model: Model, in_use: Collection[int]) -> tuple[Model, Sequence[int]]:
     """Return the model with only the newest artifacts, and the versions whose files may go.
 
-    The newest ``KEPT_ARTIFACTS`` available ones stay for rollback, and any that an instance uses.
+    The newest ``KEPT_ARTIFACTS`` available ones stay for rollback, and any that an instance uses; a
+    damaged one goes when there is a newer one that is whole.
     """
     available = [a.version for a in model.artifacts if a.state is ArtifactState.AVAILABLE]
-    drop = [v for v in available[:-KEPT_ARTIFACTS] if v not in in_use]
+    newest = max(available, default=0)
+    damaged = [
+        a.version
+        for a in model.artifacts
+        if a.state is ArtifactState.QUARANTINED and a.version < newest
+    ]
+    drop = [v for v in sorted([*available[:-KEPT_ARTIFACTS], *damaged]) if v not in in_use]
     kept = tuple(a for a in model.artifacts if a.version not in drop)
     return replace(model, artifacts=kept), drop
 

@@ -95,8 +95,8 @@ class Transfers:
         decided = self._registry.decided
         model = decided.model(model_id)
         op_rules.refuse_while_deleted(decided.operations.values(), model_id)
-        have = model.newest
-        if have is not None and have.source == model.source and not refresh:
+        have = None if refresh else artifacts.fetched_already(model)
+        if have is not None:
             return await self._done_already(model, have, principal, request)
         if allow_unsafe:
             self._refuse_a_safe_one(model_id)
