@@ -43,6 +43,19 @@ def test_its_memory_comes_when_it_is_allocated(descriptor):
         end.close()
 
 
+def test_what_is_not_mapped_ahead_works_as_well(descriptor, monkeypatch):
+    """Only its beginning is mapped ahead; the end of a large arena is mapped when it is used."""
+    monkeypatch.setattr(arena, "_MAPPED_BYTES", 4096)
+    arena.allocate(descriptor, 0, SIZE)
+    ends = [Arena(descriptor, SIZE, writable=writable) for writable in (True, False)]
+    for end in ends:
+        end.populate()
+    ends[0].write(SIZE - 10, b"some bytes")
+    assert ends[1].read(SIZE - 10, 10) == b"some bytes"
+    for end in ends:
+        end.close()
+
+
 def test_nobody_can_truncate_or_grow_it(descriptor):
     """The seals hold: a peer cannot take the memory away under the other's feet."""
     for size in (0, SIZE - 1, SIZE * 2):

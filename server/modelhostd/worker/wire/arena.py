@@ -14,6 +14,10 @@ _POPULATE_READ = 22
 _POPULATE_WRITE = 23
 
 
+_MAPPED_BYTES = 64 << 20
+"""Slots are taken from the beginning, so what lies beyond is seldom used, and is mapped when it is. Unmapping all of an
+arena takes each end tens to hundreds of ms per GiB when its process dies: that was most of the time until workers
+were gone after the daemon (bench/RESULTS.md)."""
 _STEP_BYTES = 4 << 20
 """``madvise`` keeps the interpreter: 256 MiB at once would stop every other thread for 50 to 150 ms."""
 
@@ -53,11 +57,14 @@ class Arena:
         self.memory = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=protection)
 
     def populate(self) -> None:
-        """Map every page now, so that no request pays for it. In a thread: others have their turn."""
+        """Map the pages that are used most now, so that no request pays for it. In a thread: others have
+        their turn.
+        """
+        mapped = min(self.size, _MAPPED_BYTES)
         # Kernels before 5.14 cannot; the pages are then mapped one by one when first used.
         with contextlib.suppress(OSError):
-            for offset in range(0, self.size, _STEP_BYTES):
-                length = min(_STEP_BYTES, self.size - offset)
+            for offset in range(0, mapped, _STEP_BYTES):
+                length = min(_STEP_BYTES, mapped - offset)
                 self.memory.madvise(self._populate, offset, length)
 
     def holds(self, offset: int, length: int) -> bool:
