@@ -131,6 +131,20 @@ async def test_an_object_made_of_parts_is_held_against_its_crc32c(
 
 
 @SCHEMES
+async def test_what_is_uploaded_again_is_no_new_revision(
+    tmp_path: Path, store: LoopbackObjects, scheme: str
+) -> None:
+    """The same bytes under another generation; other bytes are one."""
+    desk, uri = desk_for(tmp_path, store, scheme, known=False), f"{scheme}://models/tiny"
+    put(store)
+    first = (await desk.inspect(uri)).revision
+    put(store)
+    assert (await desk.inspect(uri)).revision == first
+    store.put("models/tiny/config.json", b"{ }")
+    assert (await desk.inspect(uri)).revision != first
+
+
+@SCHEMES
 async def test_an_object_that_is_overwritten_meanwhile_is_not_mixed(
     tmp_path: Path, store: LoopbackObjects, scheme: str
 ) -> None:

@@ -332,3 +332,17 @@ async def test_every_request_asks_for_bytes_as_they_are(
     site.pages["/a.safetensors"] = Page(WEIGHTS)
     await desk.fetch(f"{site.url}/a.safetensors")
     assert {one.headers.get("accept-encoding") for one in site.requests} == {"identity"}
+
+
+async def test_the_revision_is_of_the_content_where_that_is_known(
+    desk: SourceDesk, site: LoopbackSite
+) -> None:
+    """Another ETag is another revision of a file without a checksum, and none of one with it."""
+    known = f"{site.url}/a.safetensors{hexed('sha256', WEIGHTS)}"
+    unknown = f"{site.url}/a.safetensors"
+    revisions = []
+    for etag in ('"one"', '"two"'):
+        site.pages["/a.safetensors"] = Page(WEIGHTS, etag=etag)
+        revisions.append([(await desk.inspect(uri)).revision for uri in (known, unknown)])
+    assert revisions[0][0] == revisions[1][0]
+    assert revisions[0][1] != revisions[1][1]

@@ -2,6 +2,10 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
+import threading
 
 import grpc
 import pytest
@@ -181,6 +185,34 @@ def test_several_urls_are_one_model(double: Double, run) -> None:
     )
     assert sources[2] == models_pb2.Source(uri="hf://o/n", revision="v1")
     assert double.requests("DownloadModel")[2].rate_limit_bytes_per_second == 5_000_000
+
+
+def test_ctrl_c_leaves_all_of_them_running(double: Double) -> None:
+    """Each is named with how to wait for it and how to end it; the exit code is that of any Ctrl-C."""
+    waiting = threading.Event()
+
+    def look(request, _context):
+        waiting.set()
+        return named(request.name.removeprefix("operations/"), "RUNNING")
+
+    double.on("DownloadModel", lambda r, _: named(r.name.removeprefix("models/"), "RUNNING"))
+    double.on("GetOperation", look)
+    command = [sys.executable, "-m", "modelhost", "--target", double.target, "pull", "a", "b"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert waiting.wait(20)
+        assert child.stderr is not None
+        # The first state is shown: from here on the command waits for the next.
+        assert child.stderr.readline()
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=20)
+    finally:
+        child.kill()
+    assert child.returncode == 130
+    for name in ("a", "b"):
+        assert f"the daemon goes on with operations/{name}" in err
+        assert f"`modelhost cancel {name}`" in err
+    assert double.requests("CancelOperation") == []
 
 
 # --- bars ---------------------------------------------------------------------------------------------

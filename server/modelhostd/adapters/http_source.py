@@ -1,7 +1,8 @@
 """What the sources that speak plain HTTP share: policy, credentials, small answers, refusals."""
 
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from modelhostd.adapters.cancel import Canceller
@@ -13,6 +14,7 @@ from modelhostd.core.http_replies import Asked, failure
 from modelhostd.core.origins import Origin, OriginPolicy, parse_target
 from modelhostd.core.resources import Source
 from modelhostd.core.transfer import RetryPolicy
+from modelhostd.ports import RemoteFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,23 @@ class HttpSource:
             response.skip()
             raise error
         return response.read_all(limit)
+
+
+def revision_of(files: Iterable[RemoteFile]) -> str:
+    """Return a digest of what is told of files, where the source has no revisions of its own.
+
+    Where a digest of a file is known its validator does not count: the nodes of a CDN may differ in it,
+    and what is uploaded again gets another one.
+    """
+    told = [
+        (f.path, f.size_bytes, f.sha256, f.checksum, "" if _known(f) else f.validator)
+        for f in files
+    ]
+    return hashlib.sha256(repr(sorted(told)).encode()).hexdigest()
+
+
+def _known(file: RemoteFile) -> bool:
+    return bool(file.sha256) or file.checksum.startswith(("sha1:", "md5:"))
 
 
 def lower(response: Response) -> Mapping[str, str]:

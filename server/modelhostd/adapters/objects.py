@@ -6,7 +6,6 @@ a loop of its own that ends with the question, so that nothing of it is left run
 """
 
 import asyncio
-import hashlib
 import importlib
 import logging
 import time
@@ -21,7 +20,7 @@ from modelhostd.adapters.blobs import Stopped
 from modelhostd.adapters.cancel import Canceller
 from modelhostd.adapters.connections import Connections, Credential, Response
 from modelhostd.adapters.http_reader import HttpFile, HttpReader
-from modelhostd.adapters.http_source import HttpSource, HttpSourceConfig, lower
+from modelhostd.adapters.http_source import HttpSource, HttpSourceConfig, lower, revision_of
 from modelhostd.adapters.source import LISTED_FILES_MAX
 from modelhostd.adapters.wire import Transient, bad_reply
 from modelhostd.core.errors import ModelhostError, Reason
@@ -148,11 +147,9 @@ class ObjectStore(HttpSource):
             if not 0 <= listed.size_bytes < SIZE_MAX:
                 raise bad_reply(source.uri, f"a size of {printable(path)} that nothing has")
         files = self.described(connections, source, wanted)
-        told = [(f.path, f.size_bytes, f.sha256, f.checksum, f.validator) for f in files]
         return SourceFacts(
             source=source,
-            revision=(ONE_OBJECT if one else "")
-            + hashlib.sha256(repr(sorted(told)).encode()).hexdigest(),
+            revision=(ONE_OBJECT if one else "") + revision_of(files),
             files=tuple(files),
             skipped=chosen.skipped,
         )

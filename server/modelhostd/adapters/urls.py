@@ -14,7 +14,7 @@ from urllib.parse import urldefrag
 
 from modelhostd.adapters.connections import Connections, Response
 from modelhostd.adapters.http_reader import HttpFile, HttpReader
-from modelhostd.adapters.http_source import HttpSource
+from modelhostd.adapters.http_source import HttpSource, revision_of
 from modelhostd.adapters.wire import bad_reply
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.origins import parse_target
@@ -53,7 +53,7 @@ class Urls(HttpSource):
     ) -> SourceFacts:
         """Ask for the file, or for the list and each of its files that is chosen.
 
-        One attempt; the revision is a digest of names, sizes, checksums and validators.
+        One attempt; the revision is a digest of what is told of the files.
         """
         parse_target(source.uri, source.uri)
         url, fragment = urldefrag(source.uri)
@@ -68,10 +68,9 @@ class Urls(HttpSource):
             file = _with_checksum(RemoteFile(check_path(probe.name, source.uri), 0), checksum)
             chosen = _chosen((file.path,), source, allow_unsafe=allow_unsafe, named=True)
             files = (_as_found(file, probe),)
-        told = [(f.path, f.size_bytes, f.sha256, f.checksum, f.validator) for f in files]
         return SourceFacts(
             source=source,
-            revision=hashlib.sha256(repr(sorted(told)).encode()).hexdigest(),
+            revision=revision_of(files),
             files=files,
             skipped=chosen.skipped,
         )
