@@ -6,10 +6,11 @@ import pytest
 
 from bench.loopback_hub import LoopbackHub, Repo
 from modelhostd.adapters.blobs import BlobStore, StoreConfig
+from modelhostd.adapters.contacts import Contacts
 from modelhostd.adapters.downloads import HubDownloads
 from modelhostd.adapters.hub import HubConfig
 from modelhostd.adapters.trees import TreeStore
-from modelhostd.core.errors import ModelhostError
+from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import Source
 from modelhostd.core.transfer import RetryPolicy
 
@@ -32,3 +33,22 @@ async def test_contact_follows_the_last_question(tmp_path: Path) -> None:
     assert downloads.contact.state == "UNREACHABLE"
     assert downloads.contact.message
     store.close()
+
+
+@pytest.mark.parametrize(
+    "reason", [Reason.SOURCE_NOT_ALLOWED, Reason.UNIMPLEMENTED, Reason.INVALID_ARGUMENT]
+)
+async def test_a_question_that_was_never_put_says_nothing(reason: Reason) -> None:
+    """What we refuse ourselves is no answer of the source's: what was known of it stays."""
+    contacts = Contacts(lambda: 1.0)
+
+    async def refused() -> None:
+        raise ModelhostError(reason, "no")
+
+    with pytest.raises(ModelhostError):
+        await contacts.asking("s3", refused())
+    assert contacts.get("s3").state == "UNKNOWN"
+    contacts.reached("s3")
+    with pytest.raises(ModelhostError):
+        await contacts.asking("s3", refused())
+    assert contacts.get("s3").state == "REACHABLE"

@@ -84,6 +84,8 @@ class AsyncRegistry(AsyncOperations):
     ) -> models_pb2.Model:
         """Register a model and fetch nothing. ``source`` None = its files will be uploaded.
 
+        ``revision``, ``more_uris`` and the patterns are those of ``pull``.
+
         Raises AlreadyExists where a model or a slot has the id, InvalidArgument, PreconditionFailed
         where the host's policy forbids the source.
         """

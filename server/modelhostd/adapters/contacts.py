@@ -15,6 +15,9 @@ _UNREACHED = {
     Reason.OFFLINE.value: "OFFLINE",
 }
 
+_NOT_ASKED = frozenset({Reason.SOURCE_NOT_ALLOWED, Reason.UNIMPLEMENTED, Reason.INVALID_ARGUMENT})
+"""Refusals of our own: the question was never put."""
+
 
 @dataclass(frozen=True, slots=True)
 class Contact:
@@ -46,6 +49,8 @@ class Contacts:
         try:
             answer = await question
         except ModelhostError as error:
+            if error.reason in _NOT_ASKED:
+                raise
             # Any other refusal is an answer, too.
             state = _UNREACHED.get(error.reason.value, "REACHABLE")
             message = error.message if state != "REACHABLE" else ""
