@@ -16,6 +16,7 @@ from modelhost.cli import (
     infer,
     observe,
     operations,
+    pull,
     registry,
     residency,
     sources,
@@ -31,7 +32,7 @@ SECTIONS: Mapping[str, Sequence[click.Command]] = {
         *(daemon.version, daemon.completion),
     ),
     "Models": (
-        *(registry.pull, registry.add, registry.ls, registry.show, registry.rm),
+        *(pull.pull, registry.add, registry.ls, registry.show, registry.rm),
         *(registry.inspect, registry.check, files.upload, files.outdated),
     ),
     "Disk": (storage.storage, storage.verify, storage.prune, storage.quarantine),
