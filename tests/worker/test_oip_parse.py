@@ -230,14 +230,12 @@ def test_parameters_pass_through_and_reserved_ones_do_not():
     refused(request, field="parameters[triton_mystery]")
 
 
-@pytest.mark.parametrize("key", ["shared_memory_region", "classification"])
-def test_extensions_that_are_not_there_are_refused(key):
-    """Shared memory and classification are refused where they are asked for, not ignored."""
+@pytest.mark.parametrize("place", ["inputs", "outputs"])
+def test_shared_memory_is_refused(place):
+    """A region is refused where it is asked for, not ignored."""
     request = raw_request()
-    if key == "shared_memory_region":
-        request.inputs[0].parameters[key].string_param = "region"
-    else:
-        request.outputs.add(name="x").parameters[key].int64_param = 3
+    item = request.inputs[0] if place == "inputs" else request.outputs.add(name="x")
+    item.parameters["shared_memory_region"].string_param = "region"
     with pytest.raises(ModelhostError) as caught:
         parse(request)
     assert caught.value.reason in (Reason.INVALID_ARGUMENT, Reason.UNIMPLEMENTED)

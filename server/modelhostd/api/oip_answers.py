@@ -18,6 +18,7 @@ _oip = open_inference_pb2
 _config = model_config_pb2
 
 EXTENSIONS = (
+    "classification",
     "model_repository",
     "model_repository(unload_dependents)",
     "schedule_policy",

@@ -68,6 +68,8 @@ class TensorSpec:
     description: str = ""
     optional: bool = False
     """Whether a request may leave this input out."""
+    labels: tuple[str, ...] = ()
+    """Of an output: what its elements stand for, by index, for clients that ask for the highest ones."""
 
 
 @dataclass(frozen=True, slots=True)

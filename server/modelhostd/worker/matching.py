@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from modelhost.oip import open_inference_pb2 as oip
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.worker.backend import Signature, Tensor, TensorSpec
+from modelhostd.worker.classification import Top
 from modelhostd.worker.tensors import MAX_NAME_CHARACTERS, refuse
+
+_NO_TOPS: Mapping[str, Top] = {}
 
 
 def check_name(name: str, field: str, model: str) -> None:
@@ -120,12 +123,14 @@ def read_requested(
     signature: Signature,
     inputs: Mapping[str, Tensor],
     model: str,
-) -> tuple[str, ...]:
-    """Return the names of the outputs that a request asks for; none = all."""
+) -> tuple[tuple[str, ...], Mapping[str, Top]]:
+    """Return the names of the outputs that a request asks for (none = all), and of which it wants the top."""
     if not request.outputs:
-        return ()
-    known = {spec.name for spec in signature.outputs} or set(inputs)
+        return (), _NO_TOPS
+    specs = {spec.name: spec for spec in signature.outputs}
+    known = specs.keys() or inputs.keys()
     wanted: dict[str, None] = {}
+    tops: dict[str, Top] = {}
     for item in request.outputs:
         name = item.name
         check_name(name, "outputs", model)
@@ -141,13 +146,31 @@ def read_requested(
                 ", ".join(sorted(known)),
                 name,
             )
-        for key in ("classification", "shared_memory_region"):
-            if key in item.parameters:
-                raise ModelhostError(
-                    Reason.UNIMPLEMENTED,
-                    f"parameter '{key}' of output '{name}' is not supported; ask for the output "
-                    "without it",
-                    {"method": "ModelInfer"},
-                )
+        if "shared_memory_region" in item.parameters:
+            raise ModelhostError(
+                Reason.UNIMPLEMENTED,
+                f"parameter 'shared_memory_region' of output '{name}' is not supported; ask for the "
+                "output without it",
+                {"method": "ModelInfer"},
+            )
+        if "classification" in item.parameters:
+            labels = specs[name].labels if name in specs else ()
+            count = _read_count(name, item.parameters["classification"], model)
+            tops[name] = Top(count, labels, signature.batched)
         wanted[name] = None
-    return tuple(wanted)
+    return tuple(wanted), tops
+
+
+def _read_count(name: str, parameter: oip.InferParameter, model: str) -> int:
+    choice = parameter.WhichOneof("parameter_choice")
+    count = getattr(parameter, choice) if choice in ("int64_param", "uint64_param") else 0
+    if count < 1:
+        shown = count if choice in ("int64_param", "uint64_param") else choice
+        raise refuse(
+            f"classification of output '{name}' for model '{model}' is {shown}: it is how many "
+            "classes to return",
+            f"outputs[{name}].classification",
+            "an integer from 1",
+            shown,
+        )
+    return int(count)

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from modelhost.oip import open_inference_pb2 as oip
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.worker.backend import Output, Signature, Tensor
+from modelhostd.worker.classification import Top, classify
 from modelhostd.worker.matching import check_name, count_items, match, read_requested
 from modelhostd.worker.tensors import (
     CONTENTS_FIELD,
@@ -51,6 +52,8 @@ class ParsedRequest:
     outputs: tuple[str, ...]
     parameters: Mapping[str, Parameter]
     item_count: int
+    tops: Mapping[str, Top]
+    """Outputs of which only the highest elements are wanted."""
 
 
 def parse(
@@ -65,11 +68,10 @@ def parse(
     _check_route(request, name, version)
     inputs = _read_inputs(request, raw, name)
     match(signature, inputs, name)
-    outputs = read_requested(request, signature, inputs, name)
+    outputs, tops = read_requested(request, signature, inputs, name)
     parameters = _read_parameters(request, name)
-    return ParsedRequest(
-        request.id, name, inputs, outputs, parameters, count_items(signature, inputs, name)
-    )
+    items = count_items(signature, inputs, name)
+    return ParsedRequest(request.id, name, inputs, outputs, parameters, items, tops)
 
 
 def _decode(payload: bytes | memoryview) -> tuple[oip.ModelInferRequest, list[memoryview]]:
@@ -290,6 +292,8 @@ class Response:
         parts: list[bytes | memoryview] = [b""]
         for name in request.outputs or outputs:
             tensor = as_tensor(outputs[name])
+            if name in request.tops:
+                tensor = classify(name, tensor, request.tops[name])
             head.outputs.add(name=name, datatype=tensor.datatype, shape=tensor.array.shape)
             raw = to_raw(tensor)
             parts += (_RAW_OUTPUT_KEY + _encode_varint(len(raw)), raw)

@@ -66,15 +66,14 @@ class TextClassification(Task):
         count = int(config.num_labels)
         # As transformers' own pipeline decides it.
         self._independent = config.problem_type == "multi_label_classification" or count == 1
+        labels = tuple(str(config.id2label.get(n, f"LABEL_{n}")) for n in range(count))
         self._labels = np.empty(count, object)
-        self._labels[:] = [
-            str(config.id2label.get(index, f"LABEL_{index}")).encode() for index in range(count)
-        ]
+        self._labels[:] = [label.encode() for label in labels]
         way = "each by itself" if self._independent else "summing to 1"
         self.outputs = (
-            TensorSpec("scores", "FP32", (-1, count), f"probabilities, {way}"),
+            TensorSpec("scores", "FP32", (-1, count), f"probabilities, {way}", labels=labels),
             TensorSpec("label", "BYTES", (-1,), "name of the class with the highest score"),
-            TensorSpec("logits", "FP32", (-1, count), "the model's raw output"),
+            TensorSpec("logits", "FP32", (-1, count), "the model's raw output", labels=labels),
         )
 
     @staticmethod
