@@ -27,7 +27,7 @@ WITH_VENV ?= $(if $(DESTDIR),0,1)
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- set-up ---------------------------------------------------------------------------------------
 
@@ -133,6 +133,10 @@ script = @test -f $(1) || { echo "make $@: not there yet ($(1))" >&2; exit 1; }
 .PHONY: bench
 bench: $(READY) ## every promised figure beside its reference, to bench/RESULTS.md; ARGS='--part start'
 	@$(PY) bench/figures.py $(ARGS)
+
+.PHONY: bench-downloads
+bench-downloads: $(READY) ## downloads beside nginx, aria2c and huggingface_hub, into bench/RESULTS.md
+	@$(PY) bench/figures.py --part downloads --output bench/RESULTS.md $(ARGS)
 
 .PHONY: bench-gpu
 bench-gpu: ## measure what needs a GPU (not there yet)

@@ -1,150 +1,182 @@
-"""Downloads measured beside their peers: one large file, many small ones, connections that are slow each.
+"""Downloads beside their peers: one large file, many small ones, a line that is long and narrow.
 
-Each client is a process of its own, the rounds are interleaved, medians are shown with the client's CPU
-seconds beside. Those in Python are measured from when their imports are done: a daemon has them behind it. Needs nginx and aria2c (Debian: ``apt install nginx-light aria2``); what is not there is
-left out::
+Each client is a process of its own; the rounds are interleaved; CPU time is the client's. The server of large files is
+nginx (without one, the loopback hub's own), the line a proxy of ours (`shaping_proxy.py`). The daemon's figures are taken
+while it fetches the same file as fast as it can (`download_daemon.py`). Everything is on a tmpfs where there is room,
+which no disk slows down; each figure says where it was.
 
-    python bench/downloads.py --bytes 2147483648 --rounds 3
+    python bench/downloads.py --bytes 2147483648 --rounds 3 --scratch /dev/shm
 """
 
 import argparse
-import asyncio
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-import statistics
 import struct
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-if not __package__:  # run as a script: only the folder of this file is on the path
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# Run as a script: the repository's root is not on the path by itself.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench import download_clients as clients
+from bench import download_daemon, file_server
+from bench.figure import COLUMNS, Effort, Figure
 from bench.loopback_hub import LoopbackHub, Repo
+from bench.shaping_proxy import shaped
 
-REPO = "bench/model"
-NGINX = """
-{user} worker_processes 1; daemon off; pid {root}/nginx.pid; error_log {root}/error.log;
-events {{ worker_connections 256; }}
-http {{
-  access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000; default_type application/octet-stream;
-  client_body_temp_path {root}; proxy_temp_path {root}; fastcgi_temp_path {root};
-  uwsgi_temp_path {root}; scgi_temp_path {root};
-  server {{ listen 127.0.0.1:{port}; root {files}; {limit} }}
-}}
-"""
+BYTES = 2 << 30
+BYTES_MIN = 256 << 20
+"""Less is over before a cancel comes."""
+FAR_BYTES, FAR_BYTES_MIN = 512 << 20, 32 << 20
+FAR_S, FAR_RATE = 0.02, 50_000_000
+SMALL_FILES, SMALL_BYTES = 200, 100_000
+ROOM = 3
+"""How many times the large file there must be room for: it, a download, and one that is being removed."""
+LARGE, FAR, SMALL = "bench/large", "bench/far", "bench/small"
+WEIGHTS = "model.safetensors"
+OURS, ALONE, LIBRARY, ARIA2 = "modelhost", "one connection", "huggingface_hub", "aria2c -x8"
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run of one client."""
+class Site:
+    """What is served, and from where."""
 
-    wall_s: float
-    cpu_s: float
-
-
-Client = Callable[[Path], list[str]]
-
-
-def measure(command: list[str], environment: dict[str, str]) -> Run:
-    """Run a client to its end; raises CalledProcessError when it fails.
-
-    One that prints seconds and CPU seconds has measured itself.
-    """
-    began = time.perf_counter()
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        told = process.stdout.read().split()
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    wall_s = time.perf_counter() - began
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    if len(told) == 2:
-        return Run(float(told[0]), float(told[1]))
-    return Run(wall_s, used.ru_utime + used.ru_stime)
+    scratch: Path
+    hub: LoopbackHub
+    served: int
+    """The port of 127.0.0.1 that has the large files."""
+    sha256: dict[str, str]
+    """Repository -> the digest of its large file, which is also its name there."""
+    shown: str
+    """On which kind of file system all this is."""
 
 
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that was free a moment ago."""
-    import socket
-
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+def figures(effort: Effort) -> Sequence[Figure]:
+    """Measure everything."""
+    size = max(BYTES_MIN, int(BYTES * effort.scale))
+    return list(measure(size, effort.rounds, _scratch(size), effort.scale))
 
 
-class Nginx:
-    """nginx on a port of loopback, each connection limited to ``rate`` bytes a second (0 = not)."""
-
-    def __init__(self, root: Path, files: Path, rate: int = 0) -> None:
-        self.port = free_port()
-        limit = f"limit_rate {rate};" if rate else ""
-        # Its workers would be another user's, who may not read what only root may.
-        user = "user root;" if os.geteuid() == 0 else ""
-        root.mkdir()
-        config = root / "nginx.conf"
-        config.write_text(
-            NGINX.format(root=root, files=files, port=self.port, limit=limit, user=user)
-        )
-        self._process = subprocess.Popen(
-            ["nginx", "-p", str(root), "-c", str(config)], stderr=subprocess.DEVNULL
+def measure(size: int, rounds: int, scratch: Path, scale: float = 1.0) -> Iterator[Figure]:
+    """Yield every figure, with a large file of ``size`` bytes below ``scratch``."""
+    far = max(FAR_BYTES_MIN, int(FAR_BYTES * scale))
+    with _site(scratch, size, far) as site:
+        yield from _large(site, size, rounds)
+        yield from _far(site, far, min(rounds, 3))
+        yield from _small(site, rounds)
+        yield from download_daemon.figures(
+            site.hub, SMALL, LARGE, size, site.scratch, site.shown, scale
         )
 
-    def stop(self) -> None:
-        """End it."""
-        self._process.terminate()
-        self._process.wait(10)
+
+def _large(site: Site, size: int, rounds: int) -> Iterator[Figure]:
+    url = f"{site.hub.cdn}/{site.sha256[LARGE]}?signature={site.hub.signature}"
+    peers = {
+        OURS: clients.modelhost(site.hub.endpoint, LARGE),
+        LIBRARY: clients.hub_library(LARGE, WEIGHTS),
+    }
+    if clients.aria2c_installed():
+        peers[ARIA2] = clients.aria2c(url, site.sha256[LARGE])
+    runs = clients.in_turns(peers, rounds, site.scratch, site.hub.endpoint)
+    name = f"{size / 2**30:.2g} GiB with SHA-256{site.shown}"
+    rates = {peer: size / 1e6 / run.wall_s for peer, run in runs.items()}
+    cpu = {peer: run.cpu_s for peer, run in runs.items()}
+    beside = ARIA2 if ARIA2 in runs else f"{ARIA2} (not installed)"
+    yield Figure(
+        f"{name}, beside {beside} with its", rates[OURS], "MB/s", 1.0, True,
+        rates.get(ARIA2), True, "1.6x",
+    )  # fmt: skip
+    yield Figure(
+        f"{name}, CPU time, beside {beside}", cpu[OURS], "s", 0.7, False,
+        cpu.get(ARIA2), True, "0.65x",
+    )  # fmt: skip
+    yield Figure(
+        f"{name}, beside hf_hub_download without", rates[OURS], "MB/s", 1.5, True,
+        rates[LIBRARY], True, "1.6x",
+    )  # fmt: skip
+    yield Figure(
+        f"{name}, CPU time, beside hf_hub_download", cpu[OURS], "s",
+        reference=cpu[LIBRARY], expected="0.7x",
+    )  # fmt: skip
 
 
-def by_modelhost(endpoint: str) -> Client:
-    """Return modelhost's download path: plan, pump, digest, format check, durable, published."""
-    return lambda folder: [sys.executable, __file__, "--client", str(folder), endpoint]
-
-
-def by_hub_library() -> Client:
-    """Return huggingface_hub's own download over HTTP: sizes only, no digest."""
-    code = (
-        "import sys, time; from huggingface_hub import snapshot_download; "
-        "wall, cpu = time.perf_counter(), time.process_time(); "
-        f"snapshot_download({REPO!r}, cache_dir=sys.argv[1]); "
-        "print(time.perf_counter() - wall, time.process_time() - cpu)"
+def _far(site: Site, size: int, rounds: int) -> Iterator[Figure]:
+    with shaped(site.served, delay_s=FAR_S, rate=FAR_RATE) as port, _through(site.hub, port):
+        url = f"{site.hub.cdn}/{site.sha256[FAR]}?signature={site.hub.signature}"
+        peers = {
+            OURS: clients.modelhost(site.hub.endpoint, FAR),
+            ALONE: clients.modelhost(site.hub.endpoint, FAR, 1),
+        }
+        if clients.aria2c_installed():
+            peers[ARIA2] = clients.aria2c(url, site.sha256[FAR])
+        runs = clients.in_turns(peers, rounds, site.scratch, site.hub.endpoint)
+    rates = {peer: size / 1e6 / run.wall_s for peer, run in runs.items()}
+    name = (
+        f"{size / 2**20:.0f} MiB over {FAR_S * 1e3:g} ms and {FAR_RATE / 1e6:g} MB/s per connection"
     )
-    return lambda folder: [sys.executable, "-c", code, str(folder)]
+    yield Figure(
+        f"{name}, beside one stream", rates[OURS], "MB/s", 3.0, True, rates[ALONE], True, "4.5x"
+    )
+    if ARIA2 in rates:
+        yield Figure(f"{name}, beside {ARIA2}", rates[OURS], "MB/s", reference=rates[ARIA2])
 
 
-def by_aria2c(url: str, sha256: str) -> Client:
-    """Return aria2c with eight connections, which checks the digest in a second pass."""
-    return lambda folder: [
-        "aria2c", "-q", "-x8", "-s8", "-k1M", "--file-allocation=none",
-        f"--checksum=sha-256={sha256}", "-d", str(folder), "-o", "file", url,
-    ]  # fmt: skip
+def _small(site: Site, rounds: int) -> Iterator[Figure]:
+    peers = {
+        OURS: clients.modelhost(site.hub.endpoint, SMALL),
+        LIBRARY: clients.hub_library(SMALL),
+    }
+    runs = clients.in_turns(peers, rounds, site.scratch, site.hub.endpoint)
+    rates = {peer: SMALL_FILES / run.wall_s for peer, run in runs.items()}
+    name = f"{SMALL_FILES} files of {SMALL_BYTES / 1e3:g} kB{site.shown}, beside hf download"
+    yield Figure(name, rates[OURS], "/s", 1.0, True, rates[LIBRARY], True, "1.1x")
+    cpu = {peer: run.cpu_s for peer, run in runs.items()}
+    yield Figure(f"{name}, CPU time", cpu[OURS], "s", reference=cpu[LIBRARY], expected="0.7x")
 
 
-async def download(folder: Path, endpoint: str) -> None:
-    """Be the client: download the repository into a fresh home."""
-    from modelhostd.adapters.blobs import BlobStore, StoreConfig
-    from modelhostd.adapters.downloads import HubDownloads
-    from modelhostd.adapters.hub import HubConfig
-    from modelhostd.adapters.hub_library import library
-    from modelhostd.adapters.trees import TreeStore
-    from modelhostd.core.resources import Source
-    from modelhostd.ports import DownloadJob
+# --- what is served -----------------------------------------------------------------------------------
 
-    library()
-    wall, cpu = time.perf_counter(), time.process_time()
-    store = BlobStore(StoreConfig(folder))
-    downloads = HubDownloads(HubConfig(endpoint=endpoint), store, TreeStore(store))
-    job = DownloadJob("op", "model", 1, Source(f"hf://{REPO}"), {})
-    await downloads.fetch(job, lambda _: None)
-    print(time.perf_counter() - wall, time.process_time() - cpu)
+
+@contextmanager
+def _site(root: Path, size: int, far: int) -> Iterator[Site]:
+    with tempfile.TemporaryDirectory(prefix="mh-bench-", dir=root) as folder:
+        scratch = Path(folder)
+        files = scratch / "files"
+        files.mkdir()
+        repos, sha256 = {}, {}
+        for repo, count in ((LARGE, size), (FAR, far)):
+            place = scratch / repo.replace("/", "-")
+            place.mkdir()
+            sha256[repo] = write_weights(place / WEIGHTS, count)
+            os.link(place / WEIGHTS, files / sha256[repo])
+            repos[repo] = Repo.from_folder(place)
+        many = {
+            f"part-{number:03}.json": b'{"%d": "%b"}' % (number, b"x" * (SMALL_BYTES - 10))
+            for number in range(SMALL_FILES)
+        }
+        with LoopbackHub({**repos, SMALL: Repo(many)}) as hub, contextlib.ExitStack() as stack:
+            port = int(hub.cdn.rpartition(":")[2])
+            if file_server.installed():
+                port = stack.enter_context(file_server.serving(scratch / "nginx", files))
+                stack.enter_context(_through(hub, port))
+            yield Site(scratch, hub, port, sha256, f", {_kind(scratch)}")
+
+
+@contextmanager
+def _through(hub: LoopbackHub, port: int) -> Iterator[None]:
+    """Let the hub's large files come from another port of 127.0.0.1."""
+    before, hub.cdn_base = hub.cdn_base, f"http://127.0.0.1:{port}"
+    try:
+        yield
+    finally:
+        hub.cdn_base = before
 
 
 def write_weights(path: Path, size: int) -> str:
@@ -161,79 +193,35 @@ def write_weights(path: Path, size: int) -> str:
     return sha256.hexdigest()
 
 
-def compare(title: str, size: int, clients: dict[str, Client], rounds: int, scratch: Path) -> None:
-    """Run all clients in turns and print medians."""
-    environment = {**os.environ, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    runs: dict[str, list[Run]] = {name: [] for name in clients}
-    for _ in range(rounds):
-        for name, client in clients.items():
-            folder = scratch / "out"
-            runs[name].append(measure(client(folder), environment))
-            shutil.rmtree(folder)
-    print(f"\n{title}\n\n| client | MB/s | s | CPU s |\n|---|---|---|---|")
-    for name, found in runs.items():
-        wall = statistics.median(run.wall_s for run in found)
-        cpu = statistics.median(run.cpu_s for run in found)
-        print(f"| {name} | {size / wall / 1e6:.0f} | {wall:.2f} | {cpu:.2f} |")
+def _scratch(size: int) -> Path:
+    """Return a tmpfs with room for the large file, or else the place for temporary files."""
+    memory = Path("/dev/shm")
+    fits = memory.is_dir() and shutil.disk_usage(memory).free >= ROOM * size
+    return memory if fits else Path(tempfile.gettempdir())
 
 
-def large(scratch: Path, size: int, rounds: int, rate: int) -> None:
-    """One large file, as fast as it goes or with slow connections."""
-    files, folder = scratch / "files", scratch / "repo"
-    files.mkdir()
-    folder.mkdir()
-    sha256 = write_weights(folder / "model.safetensors", size)
-    os.link(folder / "model.safetensors", files / sha256)
-    server = Nginx(scratch / "nginx", files, rate)
-    try:
-        with LoopbackHub({REPO: Repo.from_folder(folder)}) as hub:
-            hub.cdn_base = f"http://127.0.0.1:{server.port}"
-            os.environ["HF_ENDPOINT"] = hub.endpoint
-            clients = {"modelhost, SHA-256": by_modelhost(hub.endpoint)}
-            if shutil.which("aria2c"):
-                clients["aria2c -x8, SHA-256"] = by_aria2c(f"{hub.cdn_base}/{sha256}", sha256)
-            clients["huggingface_hub, no digest"] = by_hub_library()
-            shown = f", {rate / 1e6:g} MB/s per connection" if rate else ""
-            compare(f"One file of {size / 1e9:.1f} GB{shown}", size, clients, rounds, scratch)
-    finally:
-        server.stop()
-
-
-def small(scratch: Path, count: int, size: int, rounds: int) -> None:
-    """Many small files."""
-    folder = scratch / "repo"
-    folder.mkdir()
-    for number in range(count):
-        (folder / f"part-{number:03}.json").write_bytes(b'{"%d": "%b"}' % (number, b"x" * size))
-    with LoopbackHub({REPO: Repo.from_folder(folder)}) as hub:
-        os.environ["HF_ENDPOINT"] = hub.endpoint
-        clients = {
-            "modelhost, digests": by_modelhost(hub.endpoint),
-            "huggingface_hub, none": by_hub_library(),
-        }
-        compare(f"{count} files of {size} bytes", count * size, clients, rounds, scratch)
+def _kind(path: Path) -> str:
+    """Return the kind of file system that a path is on."""
+    found, longest = "?", 0
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, place, kind, *_ = line.split()
+        if path.is_relative_to(place) and len(place) >= longest:
+            found, longest = kind, len(place)
+    return found
 
 
 def main() -> None:
-    """Run what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--client", nargs=2, metavar=("FOLDER", "ENDPOINT"), help=argparse.SUPPRESS)
-    parser.add_argument("--bytes", type=int, default=2 << 30)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rate", type=int, default=0, help="bytes a second of each connection")
-    parser.add_argument("--only", choices=("large", "small"))
-    parser.add_argument("--scratch", type=Path, default=Path("/dev/shm"))
-    arguments = parser.parse_args()
-    if arguments.client:
-        asyncio.run(download(Path(arguments.client[0]), arguments.client[1]))
-        return
-    for name in ("large", "small"):
-        if arguments.only in (None, name):
-            with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
-                if name == "large":
-                    large(Path(scratch), arguments.bytes, arguments.rounds, arguments.rate)
-                else:
-                    small(Path(scratch), 200, 100_000, arguments.rounds)
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--bytes", type=int, default=BYTES, help="of the large file")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--scratch", type=Path, help="where everything is; default: a tmpfs")
+    given = parser.parse_args()
+    scratch = given.scratch or _scratch(given.bytes)
+    sys.stdout.write(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n")
+    for figure in measure(given.bytes, given.rounds, scratch, given.bytes / BYTES):
+        sys.stdout.write(f"| {' | '.join(figure.row())} |\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

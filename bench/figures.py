@@ -1,11 +1,13 @@
 """Every figure that the project promises, each beside its reference in the same run: ``make bench``.
 
     python bench/figures.py                     everything, in some minutes; writes bench/RESULTS.md
-    python bench/figures.py --part start        one part (or several), printed only
+    python bench/figures.py --part start        one part (or several), printed only; --output FILE keeps the
+                                                other parts of a file as they are
     python bench/figures.py --quick             everything in little: does it run?
 
 A part that fails is reported as such, and the others go on. What stands in RESULTS.md below its marker is
-written by hand and stays.
+written by hand and stays. Downloads are measured apart, by `make bench-downloads`: they want programs of
+others, and gigabytes of memory.
 """
 
 import argparse
@@ -15,14 +17,14 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 # Run as a script: the repository's root is not on the path by itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import control, inference, parts, policies, start
+from bench import control, downloads, inference, parts, policies, start
 from bench.figure import COLUMNS, Effort, Figure, Part
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -41,11 +43,13 @@ PARTS: Sequence[Part] = (
     Part("faults", parts.FAULTS, parts.faults_),
     Part("policies", str(policies.__doc__), policies.figures),
 )
+APART: Sequence[Part] = (Part("downloads", str(downloads.__doc__), downloads.figures),)
+"""Measured only when asked for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; returns 1 where a part could not be measured, whatever the figures are."""
-    names = [part.name for part in PARTS]
+    names = [part.name for part in (*PARTS, *APART)]
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--part", action="append", choices=names, help="only this one; repeatable")
     parser.add_argument("--quick", action="store_true", help="hardly any requests: does it run?")
@@ -53,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="where to write; a full run: bench/RESULTS.md")
     given = parser.parse_args(arguments)
     effort = QUICK if given.quick else Effort(given.rounds)
-    wanted = [part for part in PARTS if not given.part or part.name in given.part]
-    sections = [conditions()]
+    wanted = [part for part in (*PARTS, *APART) if part.name in given.part] if given.part else PARTS
+    head = conditions()
+    sections: dict[str, str] = {}
     failed = False
     for part in wanted:
         begun = time.monotonic()
@@ -67,12 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failed = True
         print(f"# {part.name}\n{section}\n", flush=True)
         print(f"# {part.name} took {time.monotonic() - begun:.0f} s", file=sys.stderr)
-        sections.append(f"## {part.name}\n\n{part.how.strip()}\n\n{section}")
+        when = f"{measured_apart()}\n\n" if given.part else ""
+        sections[part.name] = f"{part.how.strip()}\n\n{when}{section}"
     output = given.output
     if output is None and not given.quick and not given.part:
         output = RESULTS
     if output is not None:
-        write(output, "\n\n".join(sections))
+        write(output, head, sections, apart=bool(given.part))
     return 1 if failed else 0
 
 
@@ -100,6 +106,13 @@ def conditions() -> str:
         "# Figures\n\nWritten by `make bench`; read ratios, not rates. A figure and its reference take "
         f"turns in one run; medians of rounds.\n\n{lines}"
     )
+
+
+def measured_apart() -> str:
+    """Return when, and of what, a part alone is measured."""
+    told = f"{time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}, commit {commit()}"
+    loads = " ".join(f"{load:.2f}" for load in os.getloadavg())
+    return f"Measured apart from the others: {told}, load average at its end {loads}."
 
 
 def commit() -> str:
@@ -132,11 +145,23 @@ def version(package: str) -> str:
         return "not installed"
 
 
-def write(path: Path, measured: str) -> None:
-    """Write the results; what stands by hand in the file stays."""
-    old = path.read_text() if path.exists() else ""
-    by_hand = old.partition(BY_HAND)[2].strip()
-    path.write_text(f"{measured}\n\n{BY_HAND}\n\n{by_hand}".rstrip() + "\n")
+def write(path: Path, head: str, sections: Mapping[str, str], *, apart: bool) -> None:
+    """Write the results; what stands by hand in the file stays.
+
+    With ``apart`` the other parts and the head stay too; without, those that are only measured apart.
+    """
+    old, _, by_hand = (path.read_text() if path.exists() else "").partition(BY_HAND)
+    old_head, *old_sections = old.split("\n## ")
+    kept = {name: text.strip() for name, _, text in (s.partition("\n") for s in old_sections)}
+    names = [part.name for part in (*PARTS, *APART)]
+    if apart:
+        head = old_head.strip() or head
+    else:
+        kept = {part.name: kept[part.name] for part in APART if part.name in kept}
+    shown = {**kept, **sections}
+    texts = [head, *(f"## {name}\n\n{shown[name]}" for name in names if name in shown)]
+    measured = "\n\n".join(texts)
+    path.write_text(f"{measured}\n\n{BY_HAND}\n\n{by_hand.strip()}".rstrip() + "\n")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class Running:
     log: Path
     lag: Path
     """Where it is noted how late its loop is."""
+    home: Path
 
     @property
     def pid(self) -> int:
@@ -59,10 +60,13 @@ class Running:
 
 
 @contextmanager
-def running(*flags: str, endpoint: str = "") -> Iterator[Running]:
-    """Start the unchanged daemon with ``flags`` on a home of its own; ``endpoint`` is its hub."""
+def running(*flags: str, endpoint: str = "", below: Path | None = None) -> Iterator[Running]:
+    """Start the unchanged daemon with ``flags`` on a home of its own; ``endpoint`` is its hub.
+
+    ``below`` is where the home is made, by default where temporary files are.
+    """
     with (
-        tempfile.TemporaryDirectory(prefix="mh-bench-") as scratch,
+        tempfile.TemporaryDirectory(prefix="mh-bench-", dir=below) as scratch,
         contextlib.ExitStack() as stack,
     ):
         folder = Path(scratch)
@@ -81,7 +85,7 @@ def running(*flags: str, endpoint: str = "") -> Iterator[Running]:
         wait_until_serving(users, process)
         with Client(users) as client:
             tcp = next(x.address for x in client.host().listeners if ":/" not in x.address)
-        yield Running(process, users, f"unix:{folder}/admin.sock", tcp, log, lag)
+        yield Running(process, users, f"unix:{folder}/admin.sock", tcp, log, lag, folder / "home")
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

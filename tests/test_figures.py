@@ -7,15 +7,29 @@ from bench.figure import Figure
 
 
 def test_a_part_is_measured_and_what_stands_by_hand_is_kept(tmp_path: Path) -> None:
-    """A run writes a table with a verdict, and leaves alone what follows the marker."""
+    """A run of a part writes a table with a verdict, and leaves alone other parts and what follows the marker."""
     output = tmp_path / "RESULTS.md"
-    output.write_text(f"of last time\n\n{figures.BY_HAND}\n\nwhat we think of it\n")
+    output.write_text(
+        "# Figures\n\n## start\n\nof last time\n\n## faults\n\nof that time\n\n"
+        f"{figures.BY_HAND}\n\nwhat we think of it\n"
+    )
     assert figures.main(["--quick", "--part", "start", "--output", str(output)]) == 0
     text = output.read_text()
     assert "of last time" not in text
+    assert text.index("## start") < text.index("## faults\n\nof that time")
     assert "start to READY, empty | at most 0.4 s" in text
-    assert "- commit: " in text
+    assert "Measured apart from the others: " in text
     assert text.endswith(f"{figures.BY_HAND}\n\nwhat we think of it\n")
+
+
+def test_a_whole_run_keeps_only_what_is_measured_apart(tmp_path: Path) -> None:
+    """What a whole run does not measure, and nothing else, stays from before."""
+    output = tmp_path / "RESULTS.md"
+    figures.write(output, "# Figures", {"start": "a", "downloads": "b"}, apart=False)
+    figures.write(output, "# Figures anew", {"faults": "c"}, apart=False)
+    assert output.read_text() == (
+        f"# Figures anew\n\n## faults\n\nc\n\n## downloads\n\nb\n\n{figures.BY_HAND}\n"
+    )
 
 
 def test_a_figure_is_held_against_its_goal() -> None:
