@@ -2,7 +2,9 @@
 
 Starts a hub on loopback that serves the real all-MiniLM-L6-v2 and a small random classifier over the Hub's
 protocol, and the unchanged daemon beside it. Then: pull with progress, load, embed (checked against the bare
-library), evict, come back, while a subscriber prints every event. Exit code 0 only if every step held.
+library), evict, come back, while a subscriber prints every event. Then four models take turns on a simulated
+device that has room for two: what leaves it stays in host memory, and is back in milliseconds. Exit code 0
+only if every step held.
 """
 
 import argparse
@@ -24,10 +26,13 @@ from bench.loopback_hub import LoopbackHub, Repo
 from bench.models import SENTENCES, make_classifier, minilm_dir, reference_embeddings
 from modelhost import Client, Unreachable
 from modelhost.v1.events_pb2 import Event
+from modelhost.v1.instances_pb2 import Instance
 from modelhost.v1.operations_pb2 import Operation
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 CLASSIFIER = "modelhost/tiny-classifier"
+MOODS = ("mood-1", "mood-2", "mood-3", "mood-4")
+SIM_BYTES = 2**30
 TOLERANCE = 1e-4
 START_S = 30.0
 STOP_S = 40.0
@@ -41,7 +46,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="modelhost-demo-") as scratch:
         home = Path(arguments.keep).absolute() if arguments.keep else Path(scratch, "home")
-        say("models", "all-MiniLM-L6-v2 (real weights) and a random classifier")
+        say("models", "all-MiniLM-L6-v2 (real weights) and five small random classifiers")
         make_classifier(Path(scratch, "classifier"))
         repos = {
             MINILM: Repo.from_folder(
@@ -51,6 +56,11 @@ def main() -> int:
                 Path(scratch, "classifier"), pipeline_tag="text-classification"
             ),
         }
+        for number, name in enumerate(MOODS):
+            folder = make_classifier(Path(scratch, name), seed=number)
+            repos[f"modelhost/{name}"] = Repo.from_folder(
+                folder, pipeline_tag="text-classification"
+            )
         with (
             LoopbackHub(repos, rate=arguments.rate) as hub,
             daemon(home, hub.endpoint, Path(scratch, "s")) as (users, operators),
@@ -67,7 +77,8 @@ def job(host: Client, operator: Client) -> int:
     watcher.start()
 
     say("pull", f"hf://{MINILM}")
-    host.pull(f"hf://{MINILM}", progress=Bar())
+    host.add(f"hf://{MINILM}", "all-minilm-l6-v2", config={"device": "devices/cpu"})
+    host.pull("all-minilm-l6-v2", progress=Bar())
     say("load", "in a worker process on devices/cpu")
     host.load("all-minilm-l6-v2")
     found = host.embed("all-minilm-l6-v2", SENTENCES)
@@ -77,7 +88,8 @@ def job(host: Client, operator: Client) -> int:
     say("check", f"largest difference from the bare library {worst:.1e} (allowed {TOLERANCE:g})")
 
     say("pull", f"hf://{CLASSIFIER}")
-    host.pull(f"hf://{CLASSIFIER}", progress=Bar())
+    host.add(f"hf://{CLASSIFIER}", "tiny-classifier", config={"device": "devices/cpu"})
+    host.pull("tiny-classifier", progress=Bar())
     used = measured(host, "all-minilm-l6-v2")
     say("budget", f"devices/cpu: {used} bytes, room for one of the two")
     operator.set_budget("cpu", used)
@@ -90,10 +102,54 @@ def job(host: Client, operator: Client) -> int:
     say("return", f"a request brought it back in {time.monotonic() - started:.2f} s")
     same = bool((again == found).all())
     back = resident(host) == ["all-minilm-l6-v2"]
-    stop.set()
     good = worst <= TOLERANCE and gone and same and back
+    stop.set()
+    good = take_turns(host, operator) and good
     say("result", "everything as promised" if good else "NOT as promised")
     return 0 if good else 1
+
+
+def take_turns(host: Client, operator: Client) -> bool:
+    """Ask four models in turn where there is room for two; return whether all answered as before."""
+    say("four", f"{', '.join(MOODS)} on devices/sim-0")
+    first = {}
+    for name in MOODS:
+        host.add(f"hf://modelhost/{name}", name, config={"device": "devices/sim-0"})
+        host.pull(name)
+        first[name] = ask(host, name)
+    room = 2 * measured(host, MOODS[-1])
+    operator.set_budget("sim-0", room)
+    say("budget", f"devices/sim-0: {room} bytes, room for two of the four")
+    same = True
+    for name in (*MOODS, *MOODS):
+        settled(host)
+        was = resident(host)
+        started = time.monotonic()
+        same = ask(host, name) == first[name] and same
+        took_ms = (time.monotonic() - started) * 1e3
+        settled(host)
+        left = ", ".join(m for m in was if m not in resident(host)) or "nobody"
+        swap_ms = host.instance(name).load_duration.ToNanoseconds() / 1e6
+        size_mb = measured(host, name) / 1e6
+        say(
+            "switch",
+            f"{name} for {left}: {size_mb:.0f} MB in {swap_ms:.1f} ms, answered after {took_ms:.0f} ms",
+        )
+    return same
+
+
+def settled(host: Client) -> None:
+    """Wait until nothing is on its way to or from a device."""
+    moving = (Instance.QUEUED, Instance.LOADING, Instance.DRAINING)
+    end = time.monotonic() + START_S
+    while any(i.state in moving for i in host.instances()) and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def ask(host: Client, name: str) -> list[float]:
+    """Return the scores that a classifier gives the first sentence."""
+    (found,) = host.classify(name, SENTENCES[:1])
+    return list(found.scores)
 
 
 def resident(host: Client) -> list[str]:
@@ -147,6 +203,7 @@ def daemon(home: Path, endpoint: str, sockets: Path) -> Iterator[tuple[str, str]
     sockets.mkdir(mode=0o700)
     command = [sys.executable, "-m", "modelhostd", "--home", str(home), "--grpc", address]
     command += ["--http", "off"]  # its usual port may be another daemon's
+    command += ["--set", f"devices.sim_bytes={SIM_BYTES}"]
     say("daemon", " ".join(command[1:]))
     log = sockets.parent / "modelhostd.log"
     with log.open("wb") as output:
