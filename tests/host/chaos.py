@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,11 +22,21 @@ from modelhostd.core.resources import (
 from modelhostd.host.registry import Request
 from tests.fakes.clock import settle
 from tests.fakes.database import disk_full
+from tests.fakes.gates import Gate
 from tests.host.support import Running, World
+from tests.host.warm import true
 
 SIZES = {"a": 400, "b": 400, "c": 300, "d": 900}
 BUDGET = 1000
+HOST_BUDGET = 1000
 FAULT = ModelhostError(Reason.NETWORK_ERROR, "no", {"source": "x"})
+
+
+def gates_of(run: Running, model: str) -> Sequence[Gate]:
+    """Return the gates that work with a model passes in a worker."""
+    workers = run.workers
+    kinds = (workers.infer_gate, workers.load_gate, workers.demote_gate, workers.promote_gate)
+    return [kind(model) for kind in kinds]
 
 
 class Chaos:
@@ -153,7 +163,8 @@ class Chaos:
             case 10 | 11:
                 self.client(lambda: host.residency.load(model))
             case 12:
-                self.client(lambda: host.residency.unload(model))
+                keep = self.random.random() < 0.5
+                self.client(lambda: host.residency.unload(model, keep_warm=keep))
             case 13:
                 self.client(lambda: host.reloads.reload(model))
             case 14:
@@ -199,8 +210,7 @@ class Chaos:
 
     def gates(self, run: Running, model: str) -> None:
         """Close or open one of the gates that work passes."""
-        kind = self.random.choice([run.workers.infer_gate, run.workers.load_gate])
-        gate = kind(model)
+        gate = self.random.choice(gates_of(run, model))
         if gate.closed:
             gate.open()
         else:
@@ -213,6 +223,7 @@ class Chaos:
         host, decided = run.host, run.host.registry.decided
         assert run.workers.device_bytes("sim-0") <= BUDGET
         assert host.occupancy.ledger.used("sim-0") <= BUDGET
+        assert run.workers.image_bytes <= host.occupancy.host.used_bytes <= HOST_BUDGET
         for instance in decided.instances.values():
             route = host.routes.get(instance.model)
             ready = route is not None and route.open
@@ -273,8 +284,8 @@ class Chaos:
         host = run.host
         run.database._failures.clear()
         for model in SIZES:
-            run.workers.infer_gate(model).open()
-            run.workers.load_gate(model).open()
+            for gate in gates_of(run, model):
+                gate.open()
         await self.world.clock.advance(40.0)
         for operation in host.operations.list():
             if operation.state is OperationState.PAUSED:
@@ -289,7 +300,7 @@ class Chaos:
         self.tasks.clear()
         self.check(run)
         assert [o for o in host.operations.list() if o.state not in FINAL_STATES] == []
-        assert host.occupancy.ledger.used("sim-0") == run.workers.device_bytes("sim-0")
+        true(run)
         assert not host.routes.waited_for()
         await host.registry.flush()
         self.check_disk()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.clock import settle
-from tests.host.chaos import BUDGET, SIZES, Chaos
+from tests.host.chaos import BUDGET, HOST_BUDGET, SIZES, Chaos
 from tests.host.support import World
 
 RUNS = 4
@@ -19,7 +19,7 @@ async def test_nothing_is_lost_and_everything_ends(tmp_path: Path, seed: int) ->
     world = World(tmp_path)
     chaos = Chaos(world, seed)
     for number in range(RUNS):
-        async with world.host(budget=BUDGET) as run:
+        async with world.host(budget=BUDGET, host_budget=HOST_BUDGET) as run:
             chaos.restarted(run)
             for _ in range(STEPS):
                 await chaos.step(run)

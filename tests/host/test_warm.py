@@ -7,14 +7,19 @@ from pathlib import Path
 import pytest
 
 from modelhostd.core.errors import ModelhostError, Reason
-from modelhostd.core.host_tier import HOST
+from modelhostd.core.host_tier import HEADROOM_BYTES, HOST
 from modelhostd.core.resources import (
+    Device,
+    DeviceKind,
     Instance,
     InstanceState,
+    Kind,
     ModelConfig,
     Settings,
     Tier,
 )
+from modelhostd.core.state import Edit
+from tests.fakes.clock import settle
 from tests.fakes.workers import not_loaded, worker_lost
 from tests.host.support import World
 from tests.host.warm import evicted, state, true, verbs
@@ -233,4 +238,34 @@ async def test_no_memory_for_a_swap_in_leaves_the_model_warm(world: World) -> No
             await run.infer("a", 5.0)
         assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
         assert state(run, "a") is InstanceState.WARM
+        true(run)
+
+
+async def test_no_memory_is_held_for_a_copy_that_is_not_kept(world: World) -> None:
+    """A model whose `host_keep_alive` is 0 has no copy in host memory from the start, and displaces none."""
+    async with world.host(budget=500, host_budget=800) as run:
+        await evicted(run, "a", "b")
+        await run.have("c", host_keep_alive_s=0.0)
+        await run.load("c")
+        assert set(run.workers.warm) == {"a", "b"}
+        assert run.workers.image_bytes == 800
+        true(run)
+
+
+async def test_the_machine_has_the_last_word(world: World) -> None:
+    """Memory that other processes and models on the CPU take shrinks what copies may: the oldest go."""
+    gib = 1 << 30
+    async with world.host(budget=500, host_budget=1200) as run:
+        cpu = Device("cpu", DeviceKind.CPU, "cpu", "cpu", total_bytes=4 * gib, budget_bytes=gib)
+        run.host.registry.record([Edit(Kind.DEVICE, "cpu", cpu, "FOUND")])
+        for model in "abc":
+            await run.have(model, device="sim-0")
+        await evicted(run, "a", "b", "c")
+        host = run.host.occupancy.host
+        assert host.capacity_bytes == host.budget_bytes == 1200
+        run.host.occupancy.foreign["cpu"] = 4 * gib - HEADROOM_BYTES - 900
+        assert host.capacity_bytes == 900
+        await run.host.residency.set_budget("sim-0", 500)
+        await settle()
+        assert set(run.workers.warm) == {"b"}
         true(run)

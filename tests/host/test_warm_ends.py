@@ -132,11 +132,13 @@ async def test_a_pinned_copy_stays(world: World) -> None:
 
 
 async def test_a_deleted_model_leaves_no_copy(world: World) -> None:
-    """A forced DeleteModel frees host memory, too."""
+    """DeleteModel frees host memory, too; a model that is only warm needs no `force`."""
     async with world.host(budget=500, host_budget=1000) as run:
         await evicted(run, "a", "b")
-        await run.end(await run.host.models.delete("a", force=True))
+        await run.end(await run.host.models.delete("a", force=False))
         assert not run.workers.warm
+        await run.end(await run.host.models.delete("b", force=True))
+        assert not run.workers.image_bytes
         true(run)
 
 

@@ -80,10 +80,14 @@ class Admission:
         if model.id in host.warm:
             return True
         wanted.host_bytes = self._occupancy.needed_host_bytes(model, device)
+        wanted.keeps_copy = host.budget_bytes > 0 and host.keep_alive_s(model) != 0.0
+        if not wanted.keeps_copy or not wanted.host_bytes:
+            wanted.host_bytes = 0
+            return True
         now, policy = self._occupancy.registry.clock.monotonic(), self._occupancy.policy()
         view = host.view(claimed.get(HOST, 0))
         room = host_rules.make_room(view, wanted.host_bytes, now, policy)
-        wanted.keeps_copy = room is not None and host.budget_bytes > 0
+        wanted.keeps_copy = room is not None
         if room is None or not room.waits:
             wanted.host_bytes *= wanted.keeps_copy
             return True

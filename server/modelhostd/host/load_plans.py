@@ -76,7 +76,9 @@ class LoadPlans:
         if isinstance(plan, rules.Refuse):
             return Preview(plan, size)
         host, routes = self._occupancy.host, self._occupancy.routes
-        leaving = plan.victims if isinstance(plan, rules.Evict) else ()
+        leaving: Sequence[str] = ()
+        if isinstance(plan, rules.Evict | rules.Wait):
+            leaving = plan.victims if isinstance(plan, rules.Evict) else plan.drain
         found = [route for name in leaving if (route := routes.get(name)) is not None]
         stays_warm = {route.model for route in found if host.keeps(route)}
         warm = host.usable(model)
@@ -84,7 +86,7 @@ class LoadPlans:
             return Preview(plan, size, Tier.HOST, host.held_bytes(model_id), stays_warm)
         needed = self._occupancy.needed_host_bytes(model, plan.device)
         room = self._admission.room(model_id, needed)
-        if room is None:
+        if room is None or host.keep_alive_s(model) == 0.0:
             return Preview(plan, size, stays_warm=stays_warm)
         stays_warm -= {*room.victims}
         return Preview(plan, size, host_bytes=needed, stays_warm=stays_warm, dropped=room.victims)

@@ -31,6 +31,9 @@ from modelhostd.host.transfers import Transfers
 from modelhostd.host.uploads import Uploads
 from modelhostd.ports import Downloads, Files, SourceFacts
 
+_UNUSED = (InstanceState.FAILED, InstanceState.BLOCKED, InstanceState.WARM)
+"""An instance that nobody uses: it holds nothing, or a copy in host memory that no request has come back for."""
+
 
 class Models:
     """The registry's models. Every change returns once it is durable."""
@@ -175,8 +178,8 @@ class Models:
         model = self._registry.decided.model(model_id)
         rules.check_etag(f"models/{model_id}", etag, model.etag)
         instance = self._user_of(model_id, version)
-        if instance is not None and instance.state in (InstanceState.FAILED, InstanceState.BLOCKED):
-            instance = None  # it holds nothing
+        if instance is not None and instance.state in _UNUSED:
+            instance = None
         if not force and (instance is not None or self._downloading(model, version)):
             raise deletions.in_use(model, instance)
         if not force and not keep_entry:
