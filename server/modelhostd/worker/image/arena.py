@@ -98,7 +98,7 @@ class HostArena:
         self._map.madvise(MADV_DONTDUMP)
         self._view = memoryview(self._map)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        self._limit = ready_bytes
+        self._limit = _to_page(ready_bytes)
         self._lock = threading.Lock()
         self._taken: list[_Range] = []
         self._ready: list[_Range] = []

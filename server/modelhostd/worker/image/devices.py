@@ -1,5 +1,6 @@
 """Where slabs are: RAM that stands for a GPU, or a GPU."""
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -86,16 +87,18 @@ class RamDevice:
     ) -> Slab:
         """Return a slab with the sources in it; see :class:`Device`."""
         block = self.arena.take(size)
+        target = block.tensor.data_ptr()
         try:
             start = 0
             for source in sources:
                 for first in range(0, source.numel(), COPY_BYTES):
                     if cancelled():
                         raise Cancelled
-                    part = source[first : first + COPY_BYTES]
-                    block.prepare(start, part.numel())
-                    block.tensor[start : start + part.numel()].copy_(part)
-                    start += part.numel()
+                    length = min(COPY_BYTES, source.numel() - first)
+                    block.prepare(start, length)
+                    # One memmove: torch's copy takes threads for it, which slow each other down.
+                    ctypes.memmove(target + start, source.data_ptr() + first, length)
+                    start += length
         except BaseException:
             block.free()
             raise
