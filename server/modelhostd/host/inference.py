@@ -55,15 +55,17 @@ class Inference:
         priority: int = 0,
         *,
         asked: str = "",
+        repeated: bool = False,
     ) -> InferReply:
         """Send one encoded ModelInferRequest to the instance that ``name`` routes to.
 
         Waits in the model's bounded queue while the model is loaded on demand. Where it cannot be loaded its
-        fallback model answers; ``asked`` is then the name that the request has. Raises
+        fallback model answers; ``asked`` is then the name that the request has. Where it finds too little memory
+        another model makes room, and it is ``repeated`` once. Raises
         MODEL_NOT_FOUND, MODEL_NOT_LOADED, MODEL_NOT_DOWNLOADED, QUEUE_FULL, a load's error, the
         worker's error, or WORKER_LOST.
         """
-        started = self._clock.monotonic()
+        started, given_s = self._clock.monotonic(), timeout_s
         route = self._routes.get(name)
         # No await between look-up and count: a drain sees this request or closed the route before.
         if route is not None and route.open and self._accepting:
@@ -94,6 +96,12 @@ class Inference:
                 name=asked or name,
             )
         except ModelhostError as error:
+            if error.reason is Reason.OUT_OF_DEVICE_MEMORY and not repeated:
+                if await self._residency.make_room(route, self._left(given_s, started)):
+                    left = self._left(given_s, started)
+                    return await self.infer(
+                        name, version, payload, left, priority, asked=asked, repeated=True
+                    )
             route.vitals.failed(error.reason)
             self._failed(route, started)
             raise

@@ -158,6 +158,25 @@ class Residency:
         self._drop_remains(model_id)
         return freed
 
+    async def make_room(self, route: Route, timeout_s: float | None) -> bool:
+        """Evict who is next to go from a device where a request found too little memory; whether anybody went.
+
+        The ledger counts weights; what a request takes beside them nobody can know before it came.
+        """
+        now, policy = self._registry.clock.monotonic(), self._occupancy.policy()
+        view = self._occupancy.views()[route.device]
+        for holding in policy.order(view.holdings, now):
+            other = self.routes.get(holding.model)
+            if other is None or other is route or not holding.idle:
+                continue
+            details = {"for": route.model, "freedBytes": str(holding.bytes), "policy": policy.name}
+            self._retiring.evict(other, "EVICTED", details)
+            retiring = self._retiring.task(holding.model)
+            if retiring is not None:
+                await asyncio.wait({retiring}, timeout=timeout_s)
+            return True
+        return False
+
     async def set_budget(self, device_id: str, budget_bytes: int, principal: str = "") -> Device:
         """Change a device's budget (0 = back to the default); shrinking evicts idle instances.
 

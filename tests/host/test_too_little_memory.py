@@ -1,0 +1,79 @@
+"""Requests that find too little memory: another model makes room, and they are tried once more."""
+
+from pathlib import Path
+
+import pytest
+
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.ports import LoadSpec
+from tests.host.support import Running, World
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def ready(run: Running, *models: str) -> None:
+    """Have models loaded, the first of them the longest ago."""
+    for model in models:
+        await run.have(model, 300)
+        await run.load(model)
+        await run.world.clock.advance(1.0)
+
+
+def short(run: Running, times: int) -> list[str]:
+    """Let requests to ``a`` find too little memory so many times; returns who was asked."""
+    asked: list[str] = []
+
+    def answer(spec: LoadSpec, payload: bytes) -> bytes:
+        asked.append(spec.model)
+        if spec.model == "a" and asked.count("a") <= times:
+            raise ModelhostError(Reason.OUT_OF_DEVICE_MEMORY, "no room", {"model": "a"})
+        return payload
+
+    run.workers.handler = answer
+    return asked
+
+
+async def test_a_request_is_repeated_after_an_eviction(world: World) -> None:
+    """The model that is next to go makes room, for whom the event says, and the request is answered."""
+    async with world.host(host_budget=2000) as run:
+        await ready(run, "b", "c", "a")
+        asked = short(run, 1)
+        assert await run.infer("a", 5.0) == b"x"
+        assert asked == ["a", "a"]
+        assert set(run.workers.resident) == {"c", "a"}
+        assert set(run.workers.warm) == {"b"}
+        events = run.host.registry.journal._ring.read(1, 10_000) or ()
+        (found,) = {e.details["for"] for e in events if e.reason == "EVICTED"}
+        assert found == "a"
+        assert run.host.inference.error_count == 0
+
+
+async def test_it_is_repeated_once(world: World) -> None:
+    """What finds too little memory again is refused with its type; nobody else has to go for it."""
+    async with world.host() as run:
+        await ready(run, "b", "c", "a")
+        asked = short(run, 2)
+        with pytest.raises(ModelhostError) as caught:
+            await run.infer("a", 5.0)
+        assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
+        assert asked == ["a", "a"]
+        assert set(run.workers.resident) == {"c", "a"}
+        assert run.host.inference.in_flight == 0
+        route = run.host.routes.get("a")
+        assert route is not None
+        assert route.in_flight == 0
+
+
+async def test_where_nobody_can_go_it_is_refused_at_once(world: World) -> None:
+    """With nothing idle beside it on the device a request is not repeated."""
+    async with world.host() as run:
+        await ready(run, "b", "a")
+        await run.host.models.pin("b", pinned=True)
+        asked = short(run, 1)
+        with pytest.raises(ModelhostError):
+            await run.infer("a", 5.0)
+        assert asked == ["a"]
+        assert set(run.workers.resident) == {"a", "b"}
