@@ -1,5 +1,6 @@
 """``s3://`` alone: signatures, keys, regions, digests of heads, who may not list."""
 
+import asyncio
 import base64
 import hashlib
 from collections.abc import Iterator
@@ -167,3 +168,41 @@ async def test_a_signed_url_that_has_run_out_is_signed_again(
     await desk.fetch("s3://models/tiny")
     assert desk.content() == FILES
     assert not refusals
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_what_others_configured_for_amazon_is_not_looked_at(
+    tmp_path: Path, store: LoopbackObjects, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Neither profiles nor keys nor endpoints nor proxies of the environment: the operator names his."""
+    put(store)
+    if known:
+        close(store)
+    (tmp_path / ".aws").mkdir()
+    for name in ("config", "credentials"):
+        (tmp_path / ".aws" / name).write_text(
+            "[default]\naws_access_key_id = FILE\naws_secret_access_key = file\nregion = mars-1\n"
+            "endpoint_url = http://127.0.0.1:9\ns3 =\n  addressing_style = virtual\n"
+        )
+    for variable, value in {
+        "HOME": str(tmp_path),
+        "AWS_PROFILE": "nobody",
+        "AWS_ACCESS_KEY_ID": "ENV",
+        "AWS_SECRET_ACCESS_KEY": "env",
+        "AWS_SESSION_TOKEN": "env",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
+        "AWS_DEFAULT_REGION": "mars-1",
+        "HTTP_PROXY": "http://127.0.0.1:9",
+    }.items():
+        monkeypatch.setenv(variable, value)
+    desk = desk_for(tmp_path, store, "s3", known=known)
+    await desk.fetch("s3://models/tiny")
+    assert desk.content() == FILES
+    assert not [
+        r for r in store.requests if "mars" in str(r) or "ENV" in str(r) or "FILE" in str(r)
+    ]
+    amazon = S3(HttpSourceConfig())
+    source, file = Source("s3://my-bucket/k"), RemoteFile("k", 1)
+    url = await asyncio.to_thread(amazon.locate, source, "my-bucket/k", file)
+    assert url == "https://my-bucket.s3.us-east-1.amazonaws.com/k"

@@ -6,6 +6,7 @@ for keys (profiles, the metadata service of a cloud's machine): what is used is 
 
 import asyncio
 import importlib
+import os
 import re
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -34,6 +35,13 @@ PUBLIC_ENDPOINT = "https://s3.amazonaws.com"
 REGION = "us-east-1"
 SIGNED_S = 3600
 """How long a URL is good for; one that has run out is signed again."""
+
+_NOT_LOOKED_AT = {
+    "profile": (None, None, None, None),
+    "config_file": (None, None, os.devnull, None),
+    "credentials_file": (None, None, os.devnull, None),
+}
+"""Where botocore would look for keys, regions and endpoints, for which the operator has other places."""
 
 _CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 _BAD_KEYS = frozenset(
@@ -182,7 +190,8 @@ class S3(ObjectStore):
         style = "path" if by_path else "virtual"
         s3fs = library("s3fs", source)
         if self._session is None:
-            self._session = importlib.import_module("aiobotocore.session").AioSession()
+            session = importlib.import_module("aiobotocore.session").AioSession
+            self._session = session(session_vars=_NOT_LOOKED_AT)
         return s3fs.S3FileSystem(
             asynchronous=True,
             skip_instance_cache=True,
@@ -195,6 +204,7 @@ class S3(ObjectStore):
             config_kwargs={
                 "http_session_cls": partial(_Session, send),
                 "retries": {"total_max_attempts": 1},
+                "ignore_configured_endpoint_urls": True,
                 # By the region's own host: another one redirects, and no signature survives that.
                 "s3": {"addressing_style": style, "us_east_1_regional_endpoint": "regional"},
                 **({"signature_version": "s3v4"} if key else {}),
