@@ -29,7 +29,7 @@ RUN_S = 30.0
 OVER_S = 300.0
 """A run that takes so much longer hangs: that is a finding too."""
 ENOUGH = 1_000_000
-PROGRAMS = ("kill_loop.py", "daemon_loop.py", "power_cut.py")
+PROGRAMS = ("kill_loop.py", "download_loop.py", "daemon_loop.py", "power_cut.py")
 SUMS = {
     "kills": "kills",
     "at_failpoints": "of them at failpoints",
@@ -38,6 +38,7 @@ SUMS = {
     "events": "events on disk, validated",
     "artifacts_seen": "artifacts on disk, hashed",
     "refused": "downloads with wrong bytes, refused",
+    "resumed": "downloads gone on with in mid-file, to the byte",
 }
 
 
@@ -87,7 +88,7 @@ class Soak:
 
     def _add(self, program: str, seed: int, totals: dict[str, Any]) -> None:
         with self.lock:
-            counts = {name: int(totals[name]) for name in SUMS}
+            counts = {name: int(totals.get(name, 0)) for name in SUMS}
             self.sums.setdefault(program, Counter()).update(counts)
             print(f"{program} {seed}: {json.dumps(counts)}", flush=True)
 

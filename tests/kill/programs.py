@@ -23,9 +23,18 @@ BROKEN = "org/r3", "v2"
 """What is served with a flipped bit, each time: it must never become a model."""
 
 
+LARGE = "org/large"
+LARGE_BYTES = 1_500_000
+
+
+def large() -> dict[str, bytes]:
+    """Return the files of ``LARGE``: the weights alone, so that each byte can be accounted for."""
+    return {"model.safetensors": _weights(LARGE_BYTES, 7)}
+
+
 def repositories() -> dict[str, Repo]:
-    """Return small repositories that share a file, each in two revisions."""
-    repos = {}
+    """Return small repositories that share a file, each in two revisions, and a large one."""
+    repos = {LARGE: Repo(large())}
     for number in range(4):
         repo = Repo(_files(number))
         repo.commit(_files(number + 100), branch="v2")
@@ -33,14 +42,17 @@ def repositories() -> dict[str, Repo]:
     return repos
 
 
-def _files(seed: int) -> dict[str, bytes]:
-    size = 1000 + seed
+def _weights(size: int, seed: int) -> bytes:
     entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
     header = json.dumps({"w": entry}).encode()
     tensor = random.Random(seed).randbytes(size)
+    return struct.pack("<Q", len(header)) + header + tensor
+
+
+def _files(seed: int) -> dict[str, bytes]:
     return {
         "config.json": b'{"model_type": "bert"}',
-        "model.safetensors": struct.pack("<Q", len(header)) + header + tensor,
+        "model.safetensors": _weights(1000 + seed, seed),
         "nested/shared.txt": b"shared" * 50,
     }
 
