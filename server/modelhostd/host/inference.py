@@ -96,12 +96,12 @@ class Inference:
                 name=asked or name,
             )
         except ModelhostError as error:
-            if error.reason is Reason.OUT_OF_DEVICE_MEMORY and not repeated:
-                if await self._residency.make_room(route, self._left(given_s, started)):
-                    left = self._left(given_s, started)
-                    return await self.infer(
-                        name, version, payload, left, priority, asked=asked, repeated=True
-                    )
+            short = error.reason is Reason.OUT_OF_DEVICE_MEMORY and not repeated
+            if short and await self._residency.make_room(route, self._left(given_s, started)):
+                left = self._left(given_s, started)
+                return await self.infer(
+                    name, version, payload, left, priority, asked=asked, repeated=True
+                )
             route.vitals.failed(error.reason)
             self._failed(route, started)
             raise

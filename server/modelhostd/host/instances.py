@@ -13,6 +13,18 @@ from modelhostd.host.occupancy import Occupancy, changed, gone
 from modelhostd.host.wanted import Wanted
 
 
+def first(occupancy: Occupancy, crashes: Crashes, wanted: Wanted, operation: str) -> Sequence[Edit]:
+    """Return the edits that show a load as a QUEUED instance from the first moment on.
+
+    While an old instance is on its way out, or warm, the new one is made when that has gone.
+    """
+    there = occupancy.routes.get(wanted.model) or wanted.model in occupancy.host.warm
+    if wanted.generation or there:
+        return ()
+    model = occupancy.registry.decided.model(wanted.model)
+    return queued(occupancy, crashes, wanted, model, operation)
+
+
 def queued(
     occupancy: Occupancy, crashes: Crashes, wanted: Wanted, model: Model, operation: str
 ) -> Sequence[Edit]:

@@ -7,9 +7,11 @@ from modelhostd.core import operations as op_rules
 from modelhostd.core import registry as model_rules
 from modelhostd.core import residency as rules
 from modelhostd.core.resources import Model, Tier
+from modelhostd.core.state import instance_key
 from modelhostd.host.admission import Admission
 from modelhostd.host.crashes import Crashes
 from modelhostd.host.occupancy import Occupancy, load_timeout_s
+from modelhostd.host.routes import Route
 from modelhostd.host.wanted import Wanted
 
 
@@ -110,3 +112,11 @@ class LoadPlans:
             deadline=now + load_timeout_s(model, size),
             generation=warm.generation if warm is not None else 0,
         )
+
+    def _ready_result(self, route: Route) -> dict[str, object]:
+        return {
+            "instance": instance_key(route.model, route.instance),
+            "device": route.device,
+            "backend": route.loaded.backend if route.loaded is not None else "",
+            "measured_bytes": self._occupancy.ledger.held(route.device, route.model),
+        }

@@ -7,15 +7,13 @@ Rules:
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
 
-from modelhostd.core import registry as model_rules
 from modelhostd.core import residency as rules
 from modelhostd.core.errors import ModelhostError
-from modelhostd.core.names import model_not_found
 from modelhostd.core.resources import (
     FINAL_STATES,
     Model,
@@ -23,7 +21,6 @@ from modelhostd.core.resources import (
     OperationKind,
     Phase,
 )
-from modelhostd.core.state import Edit, instance_key
 from modelhostd.host import instances
 from modelhostd.host import wanted as errors
 from modelhostd.host.admission import Admission
@@ -156,7 +153,9 @@ class Loads(LoadPlans):
         self._wanted[wanted.model] = wanted
         if operation not in wanted.operations:
             # Not part of the operation's commit: should that fail, what it replaces is gone all the same.
-            self._registry.record(self._first_instance(wanted, operation))
+            self._registry.record(
+                instances.first(self._occupancy, self._crashes, wanted, operation)
+            )
             wanted.operations.append(operation)
             self._operations.on_cancel(
                 operation, lambda: self._cancel_operation(wanted.model, operation)
@@ -240,7 +239,7 @@ class Loads(LoadPlans):
         """Do the next step of one waiting load."""
         model = self._registry.decided.models.get(wanted.model)
         if model is None or model.available is None:
-            self._ended(wanted, _no_files(wanted, model))
+            self._ended(wanted, errors.no_files(wanted, model))
             return
         warm = self._occupancy.host.warm.get(model.id)
         if warm is not None and self._occupancy.host.usable(model) is None:
@@ -291,32 +290,3 @@ class Loads(LoadPlans):
             self.want_for_queue(wanted.model, "inference")
         else:
             self._occupancy.routes.fail(wanted.model, error)
-
-    # --- small things ---------------------------------------------------------------------------
-
-    def _ready_result(self, route: Route) -> dict[str, object]:
-        return {
-            "instance": instance_key(route.model, route.instance),
-            "device": route.device,
-            "backend": route.loaded.backend if route.loaded is not None else "",
-            "measured_bytes": self._occupancy.ledger.held(route.device, route.model),
-        }
-
-    def _first_instance(self, wanted: Wanted, operation: str) -> Sequence[Edit]:
-        """Return the edits that show a load as a QUEUED instance from the first moment on.
-
-        While an old instance is on its way out, or warm, the new one is made when that has gone.
-        """
-        there = (
-            self._occupancy.routes.get(wanted.model) or wanted.model in self._occupancy.host.warm
-        )
-        if wanted.generation or there:
-            return ()
-        model = self._registry.decided.model(wanted.model)
-        return instances.queued(self._occupancy, self._crashes, wanted, model, operation)
-
-
-def _no_files(wanted: Wanted, model: Model | None) -> ModelhostError:
-    if model is None:
-        return model_not_found(wanted.model)
-    return model_rules.not_downloaded(model)

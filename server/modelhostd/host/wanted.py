@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 from modelhostd.core import residency as rules
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.names import model_not_found
+from modelhostd.core.registry import not_downloaded
+from modelhostd.core.resources import Model
 from modelhostd.host.routes import Route
 
 WORKER_LOST_RETRIES = 1
@@ -77,6 +80,11 @@ def too_late(wanted: Wanted) -> ModelhostError:
         f"model '{wanted.model}' was not loaded within {seconds:g} s (config.load_timeout)",
         {"model": wanted.model, "timeoutSeconds": f"{seconds:g}"},
     )
+
+
+def no_files(wanted: Wanted, model: Model | None) -> ModelhostError:
+    """Return the error of a load whose model, or its files, went while it waited."""
+    return model_not_found(wanted.model) if model is None else not_downloaded(model)
 
 
 def shutting_down(model_id: str) -> ModelhostError:
