@@ -14,6 +14,8 @@ log = logging.getLogger("modelhostd.worker")
 
 ENTRY_POINT_GROUP = "modelhost.backends"
 OWN = {
+    "torch-export": "modelhostd.worker.backends.modules.exported:TorchExportBackend",
+    "torch-module": "modelhostd.worker.backends.modules.installed:InstalledModuleBackend",
     "text-generation": "modelhostd.worker.backends.generation.backend:TextGenerationBackend",
     "identity": "modelhostd.worker.backends.identity:IdentityBackend",
     "transformers": "modelhostd.worker.backends.transformers:TransformersBackend",
