@@ -24,7 +24,7 @@ from pathlib import Path
 # Run as a script: the repository's root is not on the path by itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import control, downloads, inference, parts, policies, residency, start
+from bench import control, downloads, inference, parts, policies, residency, start, switching
 from bench.figure import COLUMNS, Effort, Figure, Part
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -42,6 +42,7 @@ PARTS: Sequence[Part] = (
     Part("subscribers", parts.SUBSCRIBERS, parts.subscribers_),
     Part("faults", parts.FAULTS, parts.faults_),
     Part("policies", str(policies.__doc__), policies.figures),
+    Part("switching", str(switching.__doc__), switching.figures),
     Part("residency", str(residency.__doc__), residency.figures),
 )
 APART: Sequence[Part] = (Part("downloads", str(downloads.__doc__), downloads.figures),)

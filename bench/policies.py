@@ -57,20 +57,22 @@ def sizes(randomness: random.Random) -> Sequence[int]:
     return [int(math.exp(randomness.uniform(low, high))) for _ in range(MODELS)]
 
 
-def zipf(randomness: random.Random, count: int, *, drift_every: int = 0) -> Trace:
+def zipf(
+    randomness: random.Random, count: int, *, drift_every: int = 0, models: int = MODELS
+) -> Trace:
     """Return independent requests, the n-th most wanted model with weight n^-0.9, one a second.
 
     With ``drift_every`` two models change places that often: what is wanted changes slowly.
     """
-    ranks = list(range(MODELS))
+    ranks = list(range(models))
     randomness.shuffle(ranks)
-    weights = [(place + 1) ** -0.9 for place in range(MODELS)]
+    weights = [(place + 1) ** -0.9 for place in range(models)]
     trace = []
     for number in range(count):
         if drift_every and number % drift_every == 0:
-            one, two = randomness.randrange(MODELS), randomness.randrange(MODELS)
+            one, two = randomness.randrange(models), randomness.randrange(models)
             ranks[one], ranks[two] = ranks[two], ranks[one]
-        trace.append((float(number), ranks[randomness.choices(range(MODELS), weights)[0]]))
+        trace.append((float(number), ranks[randomness.choices(range(models), weights)[0]]))
     return trace
 
 
@@ -110,9 +112,17 @@ def load_s(size: int) -> float:
 class Device:
     """One device under a policy of the planner's."""
 
-    def __init__(self, models: Sequence[int], policy: str) -> None:
+    def __init__(
+        self,
+        models: Sequence[int],
+        policy: str,
+        budget_bytes: int = BUDGET_BYTES,
+        takes_s: Callable[[int], float] = load_s,
+    ) -> None:
         self._models = models
         self._policy = Policy(policy)
+        self._budget_bytes = budget_bytes
+        self._takes_s = takes_s
         self._resident: set[int] = set()
         self._uses: dict[int, tuple[float, float]] = {}
 
@@ -122,12 +132,12 @@ class Device:
         if model not in self._resident:
             self._resident -= self._victims(model, now)
             self._resident.add(model)
-            waited = load_s(self._models[model])
+            waited = self._takes_s(self._models[model])
         self._uses[model] = (now, self._uses.get(model, (-math.inf, 0.0))[0])
         return waited
 
     def _victims(self, model: int, now: float) -> set[int]:
-        view = DeviceView("d", BUDGET_BYTES, [self._holding(m) for m in self._resident])
+        view = DeviceView("d", self._budget_bytes, [self._holding(m) for m in self._resident])
         answer = plan(Want(str(model), self._models[model]), {"d": view}, now, self._policy)
         assert isinstance(answer, Fits | Evict), answer
         return set() if isinstance(answer, Fits) else {int(m) for m in answer.victims}
@@ -141,7 +151,7 @@ class Device:
             state=InstanceState.READY,
             last_used=last,
             second_last_use=before,
-            load_s=load_s(self._models[model]),
+            load_s=self._takes_s(self._models[model]),
         )
 
 

@@ -34,7 +34,7 @@ ROOM = 1_000_000
 
 
 def _answer(size: int) -> int:
-    """Return the sum of the weights, each by its place: see ``imaged_backend.py``."""
+    """Return the sum of the weights, each by its place: see ``bench/imaged_backend.py``."""
     places = np.arange(size, dtype=np.int64)
     return int(((places * 31 % 251) * (places % 97)).sum())
 

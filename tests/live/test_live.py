@@ -15,7 +15,7 @@ from tests.live.machine import SIZES, Residents, World
 STEPS = 50
 FLAGS = ("--set", "worker.arena_bytes=1MiB", "--set", "worker.health_interval_s=1")
 SIM = ("--set", "devices.sim_bytes=2MB")
-IMAGED = "imaged = tests.live.imaged_backend:ImagedBackend"
+IMAGED = "imaged = bench.imaged_backend:ImagedBackend"
 
 
 @pytest.mark.timeout(900)

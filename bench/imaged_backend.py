@@ -29,8 +29,13 @@ class ImagedBackend(FaultyBackend):
         context.report(size, size)
 
     def infer(self, inputs: Mapping[str, Tensor], context: InferContext) -> Mapping[str, Output]:
-        """Do what was asked for, then answer how many weights there are and their sum, each by its place."""
+        """Do what was asked for, then answer how many weights there are and their sum, each by its place.
+
+        ``quick`` answers the first weight alone.
+        """
         assert self._module is not None
+        if context.parameters.get("do") == "quick":
+            return {"first": self._module.weights[:1].numpy()}
         weights = self._module.weights
         super().infer(inputs, context)
         places = torch.arange(weights.numel(), dtype=torch.int64) % 97
