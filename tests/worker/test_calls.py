@@ -4,14 +4,13 @@ import time
 
 import pytest
 
-from modelhostd.adapters.workers.calls import Calls
+from modelhostd.adapters.workers.calls import READ_SHARE, Calls
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
 from modelhostd.worker.wire.arena import Arena, create
 from modelhostd.worker.wire.frames import Frame, Kind
 from tests.worker.harness import CONFIG, spec
 
-ARENA_BYTES = 1 << 20
 LARGEST = 2**64 - 1
 
 
@@ -31,10 +30,50 @@ class Sent:
 @pytest.fixture
 async def calls():
     """What is in flight in a worker that nobody started."""
-    arenas = [Arena(create("test", ARENA_BYTES), ARENA_BYTES, writable=True) for _ in range(2)]
+    arenas = [
+        Arena(create("test", CONFIG.arena_bytes), CONFIG.arena_bytes, writable=True)
+        for _ in range(2)
+    ]
     made = Calls(CONFIG, "cpu", *arenas, lambda request: None)
     made.stream = Sent()
     return made
+
+
+async def answer(calls, size, offset):
+    """Send a request, answer it with a slot, and return what was sent to the worker."""
+    calls.stream.data = b""
+    reply = calls.infer(spec("m"), "m", b"question", None, 0)
+    sent = frames.Decoder(frames.DATA_TO_WORKER).feed(calls.stream.data)
+    request = sent[-1]
+    header = worker_pb2.ResponseHeader(slot_offset=offset, slot_length=size).SerializeToString()
+    flags = frames.FINAL | frames.ARENA
+    calls.take(Frame(Kind.RESPONSE, flags, request.request, request.generation, header, b""))
+    assert len((await reply).payload) == size
+    return sent
+
+
+def slots_in(frame):
+    """Return the slots that a frame gives back."""
+    assert frame.kind == Kind.CREDIT
+    return list(worker_pb2.CreditHeader.FromString(frame.header).slots)
+
+
+async def test_slots_that_were_read_go_back_with_the_next_request(calls):
+    """The worker is not woken for a slot alone; the request after it brings it."""
+    (first,) = await answer(calls, 4096, 8192)
+    credit, second = await answer(calls, 4096, 0)
+    assert (first.kind, second.kind) == (Kind.REQUEST, Kind.REQUEST)
+    assert slots_in(credit) == [8192]
+
+
+async def test_slots_go_back_by_themselves_before_they_are_many(calls):
+    """A worker that is asked nothing more has most of its arena back."""
+    size = int(CONFIG.arena_bytes * READ_SHARE) + 1
+    (request,) = await answer(calls, size, 4096)
+    _, credit = frames.Decoder(frames.DATA_TO_WORKER).feed(calls.stream.data)
+    assert slots_in(credit) == [4096]
+    (request,) = await answer(calls, 4096, 0)
+    assert request.kind == Kind.REQUEST
 
 
 async def test_a_worker_cannot_have_taken_longer_than_its_answer_took(calls):

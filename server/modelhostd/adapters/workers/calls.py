@@ -25,6 +25,9 @@ from modelhostd.worker.wire.slots import Slots
 _LONGEST_S = 1e8
 """Three years: what callers give for "no deadline" in seconds may not fit into 64 bits of nanoseconds."""
 
+READ_SHARE, READ_SLOTS = 0.25, 64
+"""Of the response arena, what may be read and not given back yet, and in how many slots. They go back with the next
+request: a frame of their own wakes the worker once more, 20 to 40 us of the 1,500 of a request of 1 MiB."""
 STREAM_WINDOW = 8
 """Credit of a stream: small responses that may lie here unread. The worker waits beyond them."""
 
@@ -49,6 +52,8 @@ class Calls:
         self._in_flight: dict[int, Call] = {}
         self._backlog: deque[Call] = deque()
         self._inline_bytes = 0
+        self._read_slots: list[int] = []
+        self._read_bytes = 0
         self._next = 0
         self._gone: Callable[[str], ModelhostError] | None = None
         self._loop = asyncio.get_running_loop()
@@ -109,7 +114,7 @@ class Calls:
                 # Only now: what is not taken yet is all that may lie here.
                 cost = frames.credit_of(len(message.payload))
                 call.credit += cost
-                self._give_back(call.request, responses=cost)
+                self.stream.write(self._credit(call.request, responses=cost))
         finally:
             if call.request in self._in_flight:
                 call.abandon()
@@ -234,16 +239,15 @@ class Calls:
             header.slot_length = size
             flags = frames.ARENA
             payload = b""
-        self.stream.write(
-            frames.encode(
-                Kind.REQUEST,
-                flags,
-                call.request,
-                call.generation,
-                header.SerializeToString(),
-                payload=payload,
-            )
+        data = frames.encode(
+            Kind.REQUEST,
+            flags,
+            call.request,
+            call.generation,
+            header.SerializeToString(),
+            payload=payload,
         )
+        self.stream.write(self._credit() + data if self._read_slots else data)
 
     def _send_later(self, call: Call, header: worker_pb2.RequestHeader, payload: bytes) -> None:
         limit = self._config.inline_bytes
@@ -307,11 +311,16 @@ class Calls:
                 raise ProtocolError(f"a response slot of {length} bytes at {offset}")
             # Abandoned or not: the slot goes back. Only the copy is spared.
             payload = b"" if call.abandoned else self._responses.read(offset, length)
-            self._give_back(0, slot=offset)
+            self._read_slots.append(offset)
+            self._read_bytes += length
+            enough = self._config.arena_bytes * READ_SHARE
+            if self._read_bytes > enough or len(self._read_slots) >= READ_SLOTS:
+                self.stream.write(self._credit())
         return header, payload
 
-    def _give_back(self, request: int, *, responses: int = 0, slot: int | None = None) -> None:
-        header = worker_pb2.CreditHeader(responses=responses)
-        if slot is not None:
-            header.slots.append(slot)
-        self.stream.write(frames.encode(Kind.CREDIT, 0, request, 0, header.SerializeToString()))
+    def _credit(self, request: int = 0, *, responses: int = 0) -> bytes:
+        """Return the frame that gives back all slots that were read, and credit for a stream."""
+        header = worker_pb2.CreditHeader(responses=responses, slots=self._read_slots)
+        self._read_slots = []
+        self._read_bytes = 0
+        return frames.encode(Kind.CREDIT, 0, request, 0, header.SerializeToString())
