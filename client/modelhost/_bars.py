@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from modelhost._follow import is_final
-from modelhost._progress import amounts, phase_word, title
+from modelhost._progress import amounts, phase_word, title, without_room
 from modelhost._text import plain, show_bytes, show_seconds
 from modelhost.v1 import operations_pb2
 
@@ -45,7 +45,13 @@ class _Bars:
 
     def __call__(self, operation: Operation) -> None:
         """Show a state of an operation."""
+        before = self._operations.get(operation.name)
         self._operations[operation.name] = operation
+        waits = without_room(operation)
+        if waits and (before is None or not without_room(before)):
+            # Above the bars, where it stays: it says what to do.
+            text = f"{title(operation)}: {waits}"
+            self._progress.console.print(text, markup=False, highlight=False)
         done, total = operation.progress.done_bytes, operation.progress.total_bytes
         words = amounts(operation)
         self._show(

@@ -69,6 +69,8 @@ class Lines:
                 line += f" {percent} % {amounts(operation)}"
             elif progress.HasField("retry"):
                 line += f" {amounts(operation)}"
+            if waits := without_room(operation):
+                line += f": {waits}"
             self._stream.write(line.rstrip() + "\n")
             self._stream.flush()
 
@@ -81,7 +83,7 @@ def title(operation: Operation) -> str:
 
 def phase_word(operation: Operation) -> str:
     """Return what an operation is busy with, in one or two words."""
-    if operation.state == Operation.PAUSED and operation.progress.HasField("retry"):
+    if without_room(operation):
         return "waits for room on disk"
     if operation.state != Operation.RUNNING:
         word = _word(name_of(Operation.State, operation.state))
@@ -90,6 +92,12 @@ def phase_word(operation: Operation) -> str:
     if not phase:
         return "running"
     return _word(name_of(operations_pb2.OperationProgress.Phase, phase))
+
+
+def without_room(operation: Operation) -> str:
+    """Return what a download lacks that waits for room on disk, and what to do; empty = it does not."""
+    waits = operation.state == Operation.PAUSED and operation.progress.HasField("retry")
+    return plain(operation.progress.retry.message) if waits else ""
 
 
 def amounts(operation: Operation) -> str:

@@ -1,10 +1,14 @@
 """How `modelhost storage` and `prune` tell of the disk."""
 
+import contextlib
+import io
 from collections.abc import Callable
 
 from click.testing import Result
+from rich.console import Console
 
-from modelhost._progress import phase_word
+from modelhost._bars import bars
+from modelhost._progress import Lines, phase_word, without_room
 from modelhost.v1 import operations_pb2, storage_pb2
 from tests.client.double import Double
 
@@ -60,5 +64,16 @@ def test_a_download_without_room_says_what_it_waits_for() -> None:
     """Paused by somebody is another thing."""
     operation = operations_pb2.Operation(state=operations_pb2.Operation.PAUSED)
     assert phase_word(operation) == "paused"
+    assert without_room(operation) == ""
     operation.progress.retry.reason = "INSUFFICIENT_DISK_SPACE"
+    operation.progress.retry.message = "5 bytes are needed and 3 are free: free 2"
     assert phase_word(operation) == "waits for room on disk"
+    for terminal in (False, True):
+        shown_on = io.StringIO()
+        console = Console(file=shown_on, force_terminal=terminal, width=200)
+        with (
+            bars(shown_on, console) if terminal else contextlib.nullcontext(Lines(shown_on)) as tell
+        ):
+            tell(operation)
+            tell(operation)
+        assert shown_on.getvalue().count("5 bytes are needed and 3 are free: free 2") == 1
