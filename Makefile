@@ -145,7 +145,7 @@ bench-gpu: ## measure what needs a GPU (not there yet)
 	@$(PY) bench/gpu.py $(ARGS)
 
 .PHONY: soak
-soak: $(READY) ## kill daemons and cut the power until MINUTES=n are up
+soak: $(READY) ## kill daemons, cut the power, take random steps until MINUTES=n are up
 	@$(PY) bench/soak.py --minutes $(MINUTES) $(ARGS)
 
 # --- giving it away -------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ RUN_S = 30.0
 OVER_S = 300.0
 """A run that takes so much longer hangs: that is a finding too."""
 ENOUGH = 1_000_000
-PROGRAMS = ("kill_loop.py", "download_loop.py", "daemon_loop.py", "power_cut.py")
+LIVE = "../live/live_loop.py"
+PROGRAMS = ("kill_loop.py", "download_loop.py", "daemon_loop.py", "power_cut.py", LIVE)
 SUMS = {
     "kills": "kills",
     "at_failpoints": "of them at failpoints",
@@ -38,6 +39,7 @@ SUMS = {
     "events": "events on disk, validated",
     "artifacts_seen": "artifacts on disk, hashed",
     "refused": "downloads with wrong bytes, refused",
+    "steps": "random steps on live daemons, the books balanced at each rest",
     "resumed": "downloads gone on with in mid-file, to the byte",
 }
 
@@ -61,7 +63,7 @@ class Soak:
             seed = self.seed * 1000 + number
             number += 1
             seconds = min(RUN_S, left)
-            place = self.root / f"{program.partition('_')[0]}{number}"
+            place = self.root / f"{Path(program).stem.partition('_')[0]}{number}"
             place.mkdir()
             try:
                 totals = programs.run(
