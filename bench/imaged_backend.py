@@ -9,6 +9,16 @@ from bench.faulty_backend import FaultyBackend
 from modelhostd.worker.backend import InferContext, LoadContext, Output, Tensor
 
 
+class Weights(torch.nn.Module):
+    """One parameter."""
+
+    weights: torch.nn.Parameter
+
+    def __init__(self, values: torch.Tensor) -> None:
+        super().__init__()
+        self.weights = torch.nn.Parameter(values, requires_grad=False)
+
+
 class ImagedBackend(FaultyBackend):
     """Holds ``bytes`` bytes of its seed as parameters; ``sum`` of an answer changes with any of them."""
 
@@ -17,15 +27,13 @@ class ImagedBackend(FaultyBackend):
 
     def __init__(self) -> None:
         super().__init__()
-        self._module: torch.nn.Module | None = None
+        self._module: Weights | None = None
 
     def load(self, context: LoadContext) -> None:
         """Make the weights."""
         size = int(context.options.get("bytes", 0))
         values = torch.arange(size, dtype=torch.int64) * 31 % 251
-        module = torch.nn.Module()
-        module.weights = torch.nn.Parameter(values.to(torch.uint8), requires_grad=False)
-        self._module = module
+        self._module = Weights(values.to(torch.uint8))
         context.report(size, size)
 
     def infer(self, inputs: Mapping[str, Tensor], context: InferContext) -> Mapping[str, Output]:
