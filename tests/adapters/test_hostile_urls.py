@@ -160,7 +160,8 @@ async def test_no_object_is_there(
             return Answer(302, b"", {"Location": at[0]}) if byte or where == "listing" else None
 
         store.answer = moved
-        for url in URLS:
+        # One plan of S3's library takes as long as ten of the other's; the door is the same.
+        for url in URLS if scheme == "gs" else URLS[::4]:
             at[:] = [header(url)]
             assert await ends(desk, f"{scheme}://bucket/m.safetensors") in OUTCOMES, url
             assert watch.forbidden == [], url
