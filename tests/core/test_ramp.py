@@ -24,6 +24,31 @@ def test_connections_that_help_are_added_to_the_limit() -> None:
     assert run(Ramp(8), lambda n: n * 50e6, 2.0)[-1] == 8
 
 
+@pytest.mark.parametrize("silent_s", [0.4, 1.5])
+def test_connections_that_begin_late_are_measured_from_then_on(silent_s: float) -> None:
+    """A server far away, whose connections bring nothing for some round trips: all of them are used."""
+    ramp, done, now = Ramp(8), 0.0, 0.0
+    begun = [0.0]
+    while now < 12.0:
+        bring = sum(at + silent_s <= now for at in begun)
+        wanted = ramp.sample(now, int(done), all_bring=bring == len(begun))
+        begun = begun[:wanted] + [now] * (wanted - len(begun))
+        done += bring * 20e6 * 0.05
+        now += 0.05
+    assert ramp.wanted == 8
+
+
+def test_one_that_never_begins_is_not_waited_for() -> None:
+    """A connection that brings nothing did not help."""
+    ramp, done, now = Ramp(8), 0.0, 0.0
+    counts = []
+    while now < 10.0:
+        counts.append(ramp.sample(now, int(done), all_bring=ramp.wanted == 1))
+        done += 20e6 * 0.05
+        now += 0.05
+    assert (max(counts), counts[-1]) == (2, 1)
+
+
 def test_connections_that_do_not_help_are_taken_back() -> None:
     """Where one fills the line there is one again, but for a try now and then."""
     counts = run(Ramp(8), lambda _: 100e6, 60.0)

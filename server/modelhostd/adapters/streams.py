@@ -61,6 +61,8 @@ class FileStreams:
         self._ramp = Ramp(streams.connections, streams.connections_first)
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
+        self._bringing: set[threading.Thread] = set()
+        """Those that have brought something."""
         self._taken: list[Span] = []
         self._failure: BaseException | None = None
         self._over = False
@@ -193,6 +195,7 @@ class FileStreams:
                 thread.join()
             hashing.stop()
             self._threads.clear()
+            self._bringing.clear()
         if self._failure is not None:
             raise self._failure
 
@@ -219,7 +222,8 @@ class FileStreams:
         """Return how many connections there should be: no more while the hashing cannot keep up."""
         if self._part.prefix - self._hasher.position > BEHIND_BYTES_MAX:
             self._ramp.enough(time.monotonic())
-        return self._ramp.sample(time.monotonic(), self._part.done_bytes)
+        all_bring = self._bringing.issuperset(self._threads)
+        return self._ramp.sample(time.monotonic(), self._part.done_bytes, all_bring=all_bring)
 
     def _start(self) -> None:
         extra = bool(self._threads)
@@ -258,6 +262,7 @@ class FileStreams:
         """Be no longer among the connections, in the same step that decides so: the last one stays."""
         if not self._over and threading.current_thread() in self._threads:
             self._threads.remove(threading.current_thread())
+            self._bringing.discard(threading.current_thread())
 
     def _take(self) -> Span | None:
         with self._changed:
@@ -297,6 +302,7 @@ class FileStreams:
 
     def _beside(self, offset: int, buffer: memoryview, count: int) -> memoryview:
         """Hand over what may be hashed, and keep what is not synced within bounds."""
+        self._bringing.add(threading.current_thread())
         spare = self._hashing.swap(offset, buffer, count)
         due = self._transfer.store.config.sync_bytes
         if self._part.unsynced_bytes >= due:

@@ -7,7 +7,9 @@ more of them help; where the line, the disk or the processor is the limit they o
 from dataclasses import dataclass
 
 MEASURE_S = 0.3
-"""How long a number of connections is measured; a new one needs some round trips to get going."""
+"""How long a number of connections is measured."""
+BEGIN_S = 2.0
+"""How long a new one may bring nothing before that counts: far away connecting, TLS and asking take a second."""
 GAIN = 1.25
 """How much faster twice the connections must be to stay."""
 FAST = 150e6
@@ -25,13 +27,18 @@ class Ramp:
     wanted: int = 1
     _best: float = 0.0
     _before: int = 0
+    _added: float = 0.0
     _since: float | None = None
     _bytes: int = 0
     _quiet_until: float = 0.0
 
-    def sample(self, now: float, done_bytes: int) -> int:
-        """Take the bytes done at monotonic time ``now``; return how many connections there should be."""
-        if self._since is None:
+    def sample(self, now: float, done_bytes: int, *, all_bring: bool = True) -> int:
+        """Take the bytes done at monotonic time ``now``; return how many connections there should be.
+
+        ``all_bring`` is False while some of those that there are have brought nothing yet.
+        """
+        late = not all_bring and self._before and now < self._added + BEGIN_S
+        if self._since is None or late:
             self._since, self._bytes = now, done_bytes
         elapsed = now - self._since
         if elapsed < MEASURE_S:
@@ -48,6 +55,7 @@ class Ramp:
         slow = 0 < rate < FAST * self.wanted
         if now >= self._quiet_until and slow and self.wanted < self.limit:
             self._before, self.wanted = self.wanted, min(self.limit, self.wanted * 2)
+            self._added = now
         return self.wanted
 
     def failed(self, now: float) -> None:
