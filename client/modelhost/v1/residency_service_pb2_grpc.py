@@ -35,8 +35,8 @@ class ResidencyServiceStub(object):
     """Says which models are in memory, and changes it.
 
     A load is admitted before it allocates: it fits; or idle models are evicted, least recently used
-    first; or it waits for busy ones; or it is refused with numbers. A request that addresses a model
-    has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
+    first; or it waits for busy ones; or it is refused with numbers. What is evicted from a device stays
+    in host memory where that has room (WARM). A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
     """
 
     def __init__(self, channel):
@@ -136,13 +136,15 @@ class ResidencyServiceServicer(object):
     """Says which models are in memory, and changes it.
 
     A load is admitted before it allocates: it fits; or idle models are evicted, least recently used
-    first; or it waits for busy ones; or it is refused with numbers. A request that addresses a model
-    has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
+    first; or it waits for busy ones; or it is refused with numbers. What is evicted from a device stays
+    in host memory where that has room (WARM). A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
     """
 
     def LoadModel(self, request, context):
         """Loads a model and answers with the operation; SUCCEEDED means READY on its device. A model that
-        is READY there already is SUCCEEDED at once; a load that runs already is joined.
+        is READY there already is SUCCEEDED at once; a load that runs already is joined. One that is WARM
+        comes back from host memory, without a place among `Settings.max_concurrent_loads`; where its copy
+        turns out to be gone it is loaded from disk.
 
         Fails at once with MODEL_NOT_FOUND, MODEL_NOT_DOWNLOADED (unless `download`), MODEL_BLOCKED,
         MODEL_TOO_LARGE, DEVICE_NOT_FOUND, CONFLICTING_OPERATION, QUEUE_FULL, REQUEST_ID_REUSED; later,
@@ -392,8 +394,8 @@ class ResidencyService(object):
     """Says which models are in memory, and changes it.
 
     A load is admitted before it allocates: it fits; or idle models are evicted, least recently used
-    first; or it waits for busy ones; or it is refused with numbers. A request that addresses a model
-    has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
+    first; or it waits for busy ones; or it is refused with numbers. What is evicted from a device stays
+    in host memory where that has room (WARM). A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
     """
 
     @staticmethod

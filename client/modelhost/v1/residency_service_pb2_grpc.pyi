@@ -36,8 +36,8 @@ class ResidencyServiceStub:
     """Says which models are in memory, and changes it.
 
     A load is admitted before it allocates: it fits; or idle models are evicted, least recently used
-    first; or it waits for busy ones; or it is refused with numbers. A request that addresses a model
-    has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
+    first; or it waits for busy ones; or it is refused with numbers. What is evicted from a device stays
+    in host memory where that has room (WARM). A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
     """
 
     @_typing.overload
@@ -46,7 +46,9 @@ class ResidencyServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ResidencyServiceAsyncStub: ...
     LoadModel: _grpc.UnaryUnaryMultiCallable[_residency_service_pb2.LoadModelRequest, _operations_pb2.Operation]
     """Loads a model and answers with the operation; SUCCEEDED means READY on its device. A model that
-    is READY there already is SUCCEEDED at once; a load that runs already is joined.
+    is READY there already is SUCCEEDED at once; a load that runs already is joined. One that is WARM
+    comes back from host memory, without a place among `Settings.max_concurrent_loads`; where its copy
+    turns out to be gone it is loaded from disk.
 
     Fails at once with MODEL_NOT_FOUND, MODEL_NOT_DOWNLOADED (unless `download`), MODEL_BLOCKED,
     MODEL_TOO_LARGE, DEVICE_NOT_FOUND, CONFLICTING_OPERATION, QUEUE_FULL, REQUEST_ID_REUSED; later,
@@ -128,14 +130,16 @@ class ResidencyServiceAsyncStub(ResidencyServiceStub):
     """Says which models are in memory, and changes it.
 
     A load is admitted before it allocates: it fits; or idle models are evicted, least recently used
-    first; or it waits for busy ones; or it is refused with numbers. A request that addresses a model
-    has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
+    first; or it waits for busy ones; or it is refused with numbers. What is evicted from a device stays
+    in host memory where that has room (WARM). A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     LoadModel: _aio.UnaryUnaryMultiCallable[_residency_service_pb2.LoadModelRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Loads a model and answers with the operation; SUCCEEDED means READY on its device. A model that
-    is READY there already is SUCCEEDED at once; a load that runs already is joined.
+    is READY there already is SUCCEEDED at once; a load that runs already is joined. One that is WARM
+    comes back from host memory, without a place among `Settings.max_concurrent_loads`; where its copy
+    turns out to be gone it is loaded from disk.
 
     Fails at once with MODEL_NOT_FOUND, MODEL_NOT_DOWNLOADED (unless `download`), MODEL_BLOCKED,
     MODEL_TOO_LARGE, DEVICE_NOT_FOUND, CONFLICTING_OPERATION, QUEUE_FULL, REQUEST_ID_REUSED; later,
@@ -216,8 +220,8 @@ class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Says which models are in memory, and changes it.
 
     A load is admitted before it allocates: it fits; or idle models are evicted, least recently used
-    first; or it waits for busy ones; or it is refused with numbers. A request that addresses a model
-    has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
+    first; or it waits for busy ones; or it is refused with numbers. What is evicted from a device stays
+    in host memory where that has room (WARM). A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
     """
 
     @_abc_1.abstractmethod
@@ -227,7 +231,9 @@ class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Loads a model and answers with the operation; SUCCEEDED means READY on its device. A model that
-        is READY there already is SUCCEEDED at once; a load that runs already is joined.
+        is READY there already is SUCCEEDED at once; a load that runs already is joined. One that is WARM
+        comes back from host memory, without a place among `Settings.max_concurrent_loads`; where its copy
+        turns out to be gone it is loaded from disk.
 
         Fails at once with MODEL_NOT_FOUND, MODEL_NOT_DOWNLOADED (unless `download`), MODEL_BLOCKED,
         MODEL_TOO_LARGE, DEVICE_NOT_FOUND, CONFLICTING_OPERATION, QUEUE_FULL, REQUEST_ID_REUSED; later,
