@@ -1,0 +1,110 @@
+"""A quick request that finds nothing waiting: past the queue, and for everybody else like any other that runs."""
+
+import threading
+import time
+
+import pytest
+
+from modelhostd.core.errors import Reason
+from modelhostd.worker import entries
+from modelhostd.worker import executor as executors
+from modelhostd.worker.backend import Signature
+from modelhostd.worker.backends.identity import IdentityBackend
+from modelhostd.worker.executor import Executor
+from modelhostd.worker.jobs import Hosted, InferJob
+from modelhostd.worker.wire.blackbox import PAGE_BYTES, BlackBox
+from tests.support import wait_until
+from tests.worker.harness import DEADLINE_S, encode, numbers
+
+KEY = "m-1", 1
+
+
+class Channel:
+    """Keeps what is answered, in order."""
+
+    def __init__(self):
+        self.answers = []
+
+    def send_response(self, request, generation, header, response, flags):
+        """Keep a response."""
+        del generation, header, response, flags
+        self.answers.append((request, "answered"))
+
+    def send_error(self, request, generation, error):
+        """Keep an error."""
+        del generation
+        self.answers.append((request, error.reason))
+
+
+@pytest.fixture
+def channel():
+    """What answers go to."""
+    return Channel()
+
+
+@pytest.fixture
+def executor(channel, monkeypatch):
+    """An executor without threads of its own, whose one instance is quick, however slow this machine is."""
+    monkeypatch.setattr(executors, "TURN_NS", 10**12)
+    monkeypatch.setattr(entries, "QUICK_NS", 10**12)
+    made = Executor(1, 10, BlackBox(memoryview(bytearray(PAGE_BYTES))), lambda code: None)
+    made.add(Hosted("m-1", 1, "m", 1, "cpu", "identity", IdentityBackend(), Signature()))
+    return made
+
+
+def job(channel, number):
+    """Return a request."""
+    payload = encode({"x": numbers(4)})
+    return InferJob(channel, number, 1, "m-1", "m", 0, payload, time.monotonic_ns(), None)
+
+
+def test_one_that_finds_nothing_waiting_is_run_by_who_read_it(executor, channel):
+    """It is never in the queue, and when it is answered nothing of it is left."""
+    assert executor.submit(job(channel, 1), here=True)
+    assert executor.queued == 0
+    assert not executor.serve(executor.readers[0])
+    assert channel.answers == [(1, "answered")]
+    executor.drain()
+
+
+def test_those_that_come_meanwhile_wait_for_their_turn(executor, channel):
+    """Several that are read at once are answered in their order, only the first of them past the queue."""
+    executor.submit(job(channel, 1), here=True)
+    executor.submit(job(channel, 2), here=True)
+    executor.submit(job(channel, 3), here=True)
+    assert executor.queued == 2
+    executor.serve(executor.readers[0])
+    assert channel.answers == [(1, "answered"), (2, "answered"), (3, "answered")]
+
+
+def test_it_can_be_cancelled_before_it_runs(executor, channel):
+    """A cancellation between reading and running is answered as one."""
+    executor.submit(job(channel, 1), here=True)
+    executor.cancel(1)
+    executor.serve(executor.readers[0])
+    assert channel.answers == [(1, Reason.CANCELLED)]
+
+
+def test_a_cancellation_that_came_first_holds(executor, channel):
+    """One whose cancellation has overtaken it is refused, not handed over."""
+    executor.cancel(1)
+    assert not executor.submit(job(channel, 1), here=True)
+    assert channel.answers == [(1, Reason.CANCELLED)]
+
+
+@pytest.mark.parametrize("end", ["drain", "unload"])
+def test_ends_wait_for_it(executor, channel, end):
+    """A worker does not end, and an instance does not go, before it is answered."""
+    executor.submit(job(channel, 1), here=True)
+    leave = executor.drain if end == "drain" else lambda: executor.remove(KEY)
+    leaving = threading.Thread(target=leave)
+    leaving.start()
+    wait_until(lambda: executor._awaited == 1)
+    assert leaving.is_alive()
+    executor.serve(executor.readers[0])
+    leaving.join(DEADLINE_S)
+    assert not leaving.is_alive()
+    assert channel.answers == [(1, "answered")]
+    executor.submit(job(channel, 2), here=True)
+    refused = Reason.SHUTTING_DOWN if end == "drain" else Reason.MODEL_NOT_LOADED
+    assert channel.answers[1:] == [(2, refused)]
