@@ -42,7 +42,7 @@ from modelhostd.core.errors import ModelhostError
 from modelhostd.core.host_tier import default_budget_bytes
 from modelhostd.core.resources import Event, Kind, Settings
 from modelhostd.core.tallies import Tallies
-from modelhostd.core.tasks import BACKEND_TASKS
+from modelhostd.core.tasks import BACKEND_PACKAGES, BACKEND_TASKS
 from modelhostd.gateway.gateway import Gateway
 from modelhostd.gateway.sources import Sources
 from modelhostd.host import Host, HostConfig
@@ -294,10 +294,7 @@ class Daemon:
 
     def _backends(self) -> Sequence[Backend]:
         """Return the backends that the operator allowed; what they serve is known of our own."""
-        return [
-            Backend(name, sorted(BACKEND_TASKS.get(name, ("*",))), version=_installed(name))
-            for name, _ in _workers_config(self.config).allowed_backends()
-        ]
+        return [_backend(name) for name, _ in _workers_config(self.config).allowed_backends()]
 
     def _sources(self) -> Sequence[SourceStatus]:
         """Return the sources that this daemon can ask, and what became of the last question."""
@@ -322,6 +319,14 @@ class Daemon:
             CredentialStatus(known.origin, known.kept_in, known.state, known.message)
             for known in self._setup.credentials.known()
         ]
+
+
+def _backend(name: str) -> Backend:
+    """Return what can be told of a backend without importing it: what it serves, and what it lacks."""
+    missing = [p for p in BACKEND_PACKAGES.get(name, ()) if not _installed(p)]
+    why = f"missing packages: {', '.join(missing)}" if missing else ""
+    tasks = sorted(BACKEND_TASKS.get(name, ("*",)))
+    return Backend(name, tasks, _installed(name), available=not missing, message=why)
 
 
 def _installed(package: str) -> str:

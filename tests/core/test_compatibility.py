@@ -105,7 +105,19 @@ def test_backend_and_task_are_those_that_can_be_used() -> None:
     assert outcome(named, "backend", backends={"identity": ("*",)}) is FAILED
     assert outcome(MODEL, "task", backends=tasks) is UNKNOWN
     assert outcome(named, "task", backends=tasks) is FAILED
-    assert outcome(replace(named, config=ModelConfig()), "task", backends=tasks) is PASSED
+    unnamed = replace(named, config=ModelConfig())
+    assert outcome(unnamed, "task", backends=tasks) is FAILED
+    assert outcome(replace(unnamed, task="feature-extraction"), "task", backends=tasks) is PASSED
+
+
+def test_a_backend_that_serves_what_names_it_serves_nobody_else() -> None:
+    """With identity alone (torch is missing) a real task FAILED; of others' backends nothing is known."""
+    model = replace(MODEL, task="feature-extraction")
+    alone = {"identity": ("*",)}
+    assert outcome(model, "task", backends=alone) is FAILED
+    chosen = replace(model, config=ModelConfig(backend="identity"))
+    assert outcome(chosen, "task", backends=alone) is PASSED
+    assert outcome(model, "task", backends={**alone, "own": ("*",)}) is UNKNOWN
 
 
 def test_the_best_device_is_the_models_own_or_where_it_fits() -> None:

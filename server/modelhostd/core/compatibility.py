@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modelhostd.core.resources import Device, DeviceKind, Model
+from modelhostd.core.tasks import ONLY_NAMED
 
 
 class Outcome(enum.StrEnum):
@@ -191,11 +192,16 @@ def _task(model: Model, backends: Mapping[str, Collection[str]] | None) -> Check
         message = "the task is known once the model is downloaded"
         return Check("task", Outcome.UNKNOWN, model.task, "", message)
     wanted = model.config.backend
-    asked = {wanted: backends.get(wanted, ())} if wanted else backends
+    asked = {name: tasks for name, tasks in backends.items() if name not in ONLY_NAMED}
+    if wanted:
+        asked = {wanted: backends.get(wanted, ())}
     served = sorted({task for tasks in asked.values() for task in tasks})
-    if model.task in served or any("*" in tasks for tasks in asked.values()):
+    if model.task in served or (wanted and "*" in served):
         message = f"task {model.task} is served"
         return Check("task", Outcome.PASSED, model.task, ", ".join(served), message)
+    if "*" in served:
+        message = f"whether a backend here serves task {model.task} is known when it loads"
+        return Check("task", Outcome.UNKNOWN, model.task, ", ".join(served), message)
     message = f"no backend here serves task {model.task}; served: {', '.join(served) or 'none'}"
     return Check("task", Outcome.FAILED, model.task, ", ".join(served), message)
 

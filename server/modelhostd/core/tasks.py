@@ -30,6 +30,15 @@ BACKEND_TASKS = {
 }
 """The tasks of modelhost's own backends (``*`` = any), for a daemon that must not import them."""
 
+BACKEND_PACKAGES = {
+    "transformers": ("torch", "transformers", "safetensors"),
+    "text-generation": ("torch", "transformers", "safetensors", "jinja2"),
+}
+"""What must be installed for them, as they say themselves."""
+
+ONLY_NAMED = frozenset({"identity"})
+"""Backends that serve only models whose config names them."""
+
 ALIASES = {
     "sentence-similarity": "feature-extraction",
     "text-embedding": "feature-extraction",
