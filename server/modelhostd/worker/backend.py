@@ -142,8 +142,8 @@ class LoadContext:
     """Call with (bytes in memory, bytes in all) as often as you like; 0 in all = not known."""
     cancelled: Callable[[], bool] = lambda: False
     memory: Callable[[int], Any] | None = None
-    """Gives memory for weights, by its bytes: ``tensor`` (torch, uint8) and ``prepare(start, length)``, to be called for
-    each part before it is filled. Parameters that are views of it are not copied once more; it is read-only after the
+    """Gives memory for weights, by its bytes: ``tensor`` (torch, uint8), ``prepare(start, length)``, to be called for each part
+    before it is filled, and ``filled(start, length)``, which may be called after it so that the part goes to the device at once. Parameters that are views of it are not copied once more; it is read-only after the
     load. None = there is none to be had."""
 
     def check_cancelled(self) -> None:

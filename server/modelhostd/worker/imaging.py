@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from modelhostd.worker.backend import Backend
 
 if TYPE_CHECKING:
-    from modelhostd.worker.image.arena import Block
     from modelhostd.worker.image.image import Image
     from modelhostd.worker.image.images import Images
+    from modelhostd.worker.image.part import Part
 
 log = logging.getLogger("modelhostd.worker")
 
@@ -45,7 +45,7 @@ class Draft:
         self._imaging = imaging
         self._image: Image | None = None
 
-    def memory(self, size: int) -> "Block":
+    def memory(self, size: int) -> "Part":
         """Return memory for weights; see :attr:`modelhostd.worker.backend.LoadContext.memory`."""
         return self._begun().memory(size)
 
@@ -81,4 +81,5 @@ class Draft:
             self._begun().adopt(module)
         except NotImageableError as error:
             log.info("this model cannot be kept in host RAM: %s", error)
+            self._begun().evict()
             self._imaging.images.move(module)

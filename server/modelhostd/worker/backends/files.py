@@ -132,6 +132,9 @@ class OwnMemory:
     def prepare(self, start: int, length: int) -> None:
         """Do nothing: pages come as they are written."""
 
+    def filled(self, start: int, length: int) -> None:
+        """Do nothing: there is no device to send it to."""
+
 
 def _weight_files(model_dir: Path) -> list[str]:
     index = read_object(model_dir, "model.safetensors.index.json").get("weight_map")

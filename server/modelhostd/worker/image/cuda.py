@@ -1,52 +1,55 @@
 """Slabs on a CUDA device: pinned sources, copies on a stream of their own, memory that goes back whole.
 
-Why as it is (facts in PyTorch's and CUDA's documentation, checked by ``tests/gpu``): pinning runs at a fifth of the
-copy's rate, so it is done once per image and not per swap; torch's own pinned allocator rounds to powers of two and keeps
-for ever, so the arena's memory is registered as it is; a slab in a pool of its own shares no segment with activations.
+Pinning runs at a fifth of the copy's rate, so it is done once per image and not per swap. torch's own pinned allocator rounds
+to powers of two and keeps for ever, so the arena's memory is registered as it is. A slab in a pool of its own shares no
+segment with activations, and goes back to the driver when the pool does.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+import threading
 from typing import Any
 
 import torch
 
-from modelhostd.worker.backend import Cancelled
-from modelhostd.worker.image.arena import Block, only_holder
+from modelhostd.worker.image.arena import only_holder
 
 log = logging.getLogger("modelhostd.worker")
-
-REGISTER_BYTES = 2**30
-"""Of one cudaHostRegister: calls of hundreds of GiB fail, and one GiB takes a tenth of a second."""
 
 
 class CudaSlab:
     """A slab on a GPU."""
 
-    def __init__(self, cuda: Any, device: torch.device, size: int) -> None:
+    def __init__(self, cuda: Any, device: torch.device, stream: Any, size: int) -> None:
         self._cuda = cuda
-        self._device = device
+        self._default = cuda.default_stream(device)
+        self._stream = stream
+        self._copied = cuda.Event()
         self._pool = cuda.MemPool()
         # Memory that is made in inference mode cannot be filled again outside of it.
         with torch.inference_mode(mode=False), cuda.use_mem_pool(self._pool, device):
             self.tensor = torch.empty(size, dtype=torch.uint8, device=device)
-        self._copied: Any = None
 
-    def copied(self, event: Any) -> None:
-        """Note the event after which its copies are done."""
-        self._copied = event
+    def copy(self, start: int, source: torch.Tensor) -> None:
+        """Queue a copy; from memory that is not pinned it is slower, and done when this returns."""
+        with self._cuda.stream(self._stream):
+            self.tensor[start : start + source.numel()].copy_(source, non_blocking=True)
+
+    def ready(self) -> None:
+        """Have the device's default stream wait for the copies; the CPU does not."""
+        self._copied.record(self._stream)
+        self._default.wait_event(self._copied)
 
     def wait(self) -> None:
-        """Wait until what was copied into it is there."""
-        if self._copied is not None:
-            self._copied.synchronize()
+        """Wait until all copies are done."""
+        self._copied.record(self._stream)
+        self._copied.synchronize()
 
     def free(self) -> bool:
         """Give it back when what runs on it has ended; False: something still holds a view of it."""
         self.wait()
         # Requests are answered with what was copied back, so that this waits for nothing as a rule.
         ended = self._cuda.Event()
-        ended.record(self._cuda.default_stream(self._device))
+        ended.record(self._default)
         ended.synchronize()
         if not only_holder(self.tensor):
             return False
@@ -65,48 +68,32 @@ class CudaDevice:
         self._runtime = cuda.cudart()
         with cuda.device(self.torch_device):
             self._stream = cuda.Stream(self.torch_device)
-        self._pinned: dict[int, list[int]] = {}
+        self._pinned: set[int] = set()
+        self._lock = threading.Lock()
 
-    def pin(self, block: Block) -> None:
-        """Register host memory; without it copies are slower, so that a failure is only logged."""
-        if block.size == 0:
-            return
-        begin = block.tensor.data_ptr()
-        done = self._pinned.setdefault(begin, [])
-        for start in range(begin, begin + block.size, REGISTER_BYTES):
-            length = min(REGISTER_BYTES, begin + block.size - start)
-            code = int(self._runtime.cudaHostRegister(start, length, 0))
-            if code != 0:
-                log.warning("cudaHostRegister of %d bytes failed with code %d", length, code)
-                return
-            done.append(start)
-
-    def unpin(self, block: Block) -> None:
-        """Undo ``pin``."""
-        for start in self._pinned.pop(block.tensor.data_ptr(), ()):
-            self._runtime.cudaHostUnregister(start)
-
-    def fill(
-        self, size: int, sources: Sequence[torch.Tensor], cancelled: Callable[[], bool]
-    ) -> CudaSlab:
-        """Return a slab with the sources on their way into it; see :class:`Device`.
-
-        The CPU does not wait: the device's default stream does, so that a forward pass may be queued at once.
-        """
-        if cancelled():
-            raise Cancelled
+    def slab(self, size: int) -> CudaSlab:
+        """Return memory of the GPU. Raises torch's OutOfMemoryError."""
         with self._cuda.device(self.torch_device):
-            slab = CudaSlab(self._cuda, self.torch_device, size)
-            copied = self._cuda.Event()
-            default = self._cuda.default_stream(self.torch_device)
-            with self._cuda.stream(self._stream):
-                # A slab's memory may have been another's, whose last reader was on the default stream.
-                self._stream.wait_stream(default)
-                start = 0
-                for source in sources:
-                    slab.tensor[start : start + source.numel()].copy_(source, non_blocking=True)
-                    start += source.numel()
-                copied.record(self._stream)
-            default.wait_event(copied)
-            slab.copied(copied)
-        return slab
+            return CudaSlab(self._cuda, self.torch_device, self._stream, size)
+
+    def pin(self, memory: torch.Tensor) -> None:
+        """Register memory of the host; without that copies are slower, so that a failure is only logged."""
+        address, length = memory.data_ptr(), memory.numel()
+        with self._lock:
+            if not length or address in self._pinned:
+                return
+            self._pinned.add(address)
+        code = int(self._runtime.cudaHostRegister(address, length, 0))
+        if code != 0:
+            log.warning("cudaHostRegister of %d bytes failed with code %d", length, code)
+            with self._lock:
+                self._pinned.discard(address)
+
+    def unpin(self, memory: torch.Tensor) -> None:
+        """Undo ``pin`` of the same memory."""
+        address = memory.data_ptr()
+        with self._lock:
+            if address not in self._pinned:
+                return
+            self._pinned.discard(address)
+        self._runtime.cudaHostUnregister(address)

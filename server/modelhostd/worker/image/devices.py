@@ -1,27 +1,28 @@
 """Where slabs are: RAM that stands for a GPU, or a GPU."""
 
 import ctypes
-from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
-from modelhostd.worker.backend import Cancelled
 from modelhostd.worker.image.arena import SPACE_BYTES, Block, HostArena
-
-COPY_BYTES = 64 * 2**20
-"""Of one copy on the CPU: between two of them a cancellation is noticed."""
 
 
 class Slab(Protocol):
-    """Memory of a device that one model's weights are in."""
+    """Memory of a device that a part of one model's weights is in."""
 
     @property
     def tensor(self) -> torch.Tensor:
         """All of it, as uint8."""
 
+    def copy(self, start: int, source: torch.Tensor) -> None:
+        """Have bytes of the host copied to ``start``. They may still be on their way when it returns."""
+
+    def ready(self) -> None:
+        """Have whatever is computed on the device from now on see all copies."""
+
     def wait(self) -> None:
-        """Wait until what was copied into it is there, and its sources may go."""
+        """Wait until all copies are done, and their sources may go."""
 
     def free(self) -> bool:
         """Give it back when what runs on it has ended; False: something still holds a view of it."""
@@ -34,20 +35,14 @@ class Device(Protocol):
     def torch_device(self) -> torch.device:
         """What torch calls it."""
 
-    def pin(self, block: Block) -> None:
-        """Prepare host memory for copies at the bus's rate; may be slow, never fails."""
+    def slab(self, size: int) -> Slab:
+        """Return memory for ``size`` bytes. Raises ``MemoryError``, or torch's own error."""
 
-    def unpin(self, block: Block) -> None:
-        """Undo ``pin``."""
+    def pin(self, memory: torch.Tensor) -> None:
+        """Prepare memory of the host for copies at the bus's rate, once; may be slow, never fails."""
 
-    def fill(
-        self, size: int, sources: Sequence[torch.Tensor], cancelled: Callable[[], bool]
-    ) -> Slab:
-        """Return a slab of ``size`` bytes with ``sources`` in it, one behind the other.
-
-        What is computed on the device from now on sees them; the copies may still be on their way. Raises
-        :class:`Cancelled`, and ``MemoryError`` or torch's own, with nothing held.
-        """
+    def unpin(self, memory: torch.Tensor) -> None:
+        """Undo ``pin`` of the same memory; harmless where there was none."""
 
 
 class RamSlab:
@@ -61,8 +56,18 @@ class RamSlab:
         """All of it, as uint8."""
         return self._block.tensor
 
-    def wait(self) -> None:
+    def copy(self, start: int, source: torch.Tensor) -> None:
+        """Copy bytes; they are there when it returns."""
+        length = source.numel()
+        self._block.prepare(start, length)
+        # One memmove: torch's copy takes threads for it, which slow each other down.
+        ctypes.memmove(self.tensor.data_ptr() + start, source.data_ptr(), length)
+
+    def ready(self) -> None:
         """Do nothing: copies on the CPU are done when they return."""
+
+    def wait(self) -> None:
+        """Do nothing, for the same reason."""
 
     def free(self) -> bool:
         """Give it back; False: something still holds a view of it."""
@@ -76,33 +81,15 @@ class RamDevice:
         self.torch_device = torch.device("cpu")
         self.arena = HostArena("modelhost-sim", SPACE_BYTES)
 
-    def pin(self, block: Block) -> None:
+    def slab(self, size: int) -> RamSlab:
+        """Return memory for ``size`` bytes."""
+        return RamSlab(self.arena.take(size))
+
+    def pin(self, memory: torch.Tensor) -> None:
         """Do nothing: a copy on the CPU needs no pinning."""
 
-    def unpin(self, block: Block) -> None:
+    def unpin(self, memory: torch.Tensor) -> None:
         """Do nothing."""
-
-    def fill(
-        self, size: int, sources: Sequence[torch.Tensor], cancelled: Callable[[], bool]
-    ) -> Slab:
-        """Return a slab with the sources in it; see :class:`Device`."""
-        block = self.arena.take(size)
-        target = block.tensor.data_ptr()
-        try:
-            start = 0
-            for source in sources:
-                for first in range(0, source.numel(), COPY_BYTES):
-                    if cancelled():
-                        raise Cancelled
-                    length = min(COPY_BYTES, source.numel() - first)
-                    block.prepare(start, length)
-                    # One memmove: torch's copy takes threads for it, which slow each other down.
-                    ctypes.memmove(target + start, source.data_ptr() + first, length)
-                    start += length
-        except BaseException:
-            block.free()
-            raise
-        return RamSlab(block)
 
 
 def find_device(device: str) -> torch.device:

@@ -88,13 +88,8 @@ def align(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def point(
-    places: Iterable[Place],
-    parts: Sequence[torch.Tensor],
-    bases: Sequence[int],
-    device: torch.device,
-) -> None:
-    """Have each parameter and buffer be a view: part ``i`` of the image begins at ``bases[i]`` of ``parts[i]``."""
+def point(places: Iterable[Place], parts: Sequence[torch.Tensor], device: torch.device) -> None:
+    """Have each parameter and buffer be a view of its part, which is on ``device``."""
     typed: dict[tuple[int, torch.dtype], torch.Tensor] = {}
     for place in places:
         dtype = place.dtype
@@ -104,7 +99,7 @@ def point(
         memory = typed.get((place.part, dtype))
         if memory is None:
             memory = typed[place.part, dtype] = parts[place.part].view(dtype)
-        start = (bases[place.part] + place.offset) // dtype.itemsize
+        start = place.offset // dtype.itemsize
         place.tensor.data = memory.as_strided(place.shape, place.stride, start)
 
 

@@ -33,6 +33,9 @@ class Memory(Protocol):
     def prepare(self, start: int, length: int) -> None:
         """Give a part its memory before it is filled."""
 
+    def filled(self, start: int, length: int) -> None:
+        """Take note that a part is filled."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -55,12 +58,16 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Bytes of a file that follow each other, and where they go: (offset, length in memory) each."""
+    """Bytes of a file that follow each other, and where they go: (offset, length in memory) each.
+
+    ``end`` = what follows in memory belongs to the next chunk: the last place's end, or where the next tensor begins.
+    """
 
     file: int
     start: int
     length: int
     places: tuple[tuple[int, int], ...]
+    end: int
     converted: Stored | None = None
 
 
@@ -110,11 +117,11 @@ class Plan:
 
     def _chunks(self) -> Iterator[_Chunk]:
         places: list[tuple[int, int]] = []
-        begin = file = length = 0
+        begin = file = length = end = 0
         for tensor, offset in zip(self._tensors, self._offsets, strict=True):
             plain = tensor.stored is tensor.dtype
             if places and (not plain or file != tensor.file or begin + length != tensor.start):
-                yield _Chunk(file, begin, length, tuple(places))
+                yield _Chunk(file, begin, length, tuple(places), end)
                 places, length = [], 0
             if not plain:
                 yield from _converting(tensor, offset)
@@ -127,11 +134,12 @@ class Plan:
                 places.append((offset + done, part))
                 length += part
                 done += part
+                end = _end(tensor, offset, done)
                 if length == CHUNK_BYTES or len(places) == MAX_VECTORS:
-                    yield _Chunk(file, begin, length, tuple(places))
+                    yield _Chunk(file, begin, length, tuple(places), end)
                     places = []
         if places:
-            yield _Chunk(file, begin, length, tuple(places))
+            yield _Chunk(file, begin, length, tuple(places), end)
 
 
 class _Reading:
@@ -169,6 +177,8 @@ class _Reading:
                     source = beside[: chunk.length]
                     self._read(chunk, [source.numpy().data])
                     self._convert(chunk, chunk.converted, source)
+                first = chunk.places[0][0]
+                self._memory.filled(first, chunk.end - first)
                 with self._lock:
                     self._advance(chunk.length)
             except BaseException as error:
@@ -203,11 +213,18 @@ class _Reading:
 
 def _converting(tensor: Stored, offset: int) -> Iterator[_Chunk]:
     step = CHUNK_BYTES // tensor.stored.itemsize
-    for first in range(0, tensor.length // tensor.stored.itemsize, step):
-        count = min(step, tensor.length // tensor.stored.itemsize - first)
+    elements = tensor.length // tensor.stored.itemsize
+    for first in range(0, elements, step):
+        count = min(step, elements - first)
         place = offset + first * tensor.dtype.itemsize, count * tensor.dtype.itemsize
         start = tensor.start + first * tensor.stored.itemsize
-        yield _Chunk(tensor.file, start, count * tensor.stored.itemsize, (place,), tensor)
+        end = _end(tensor, offset, (first + count) * tensor.dtype.itemsize)
+        yield _Chunk(tensor.file, start, count * tensor.stored.itemsize, (place,), end, tensor)
+
+
+def _end(tensor: Stored, offset: int, done: int) -> int:
+    """Return where in memory the bytes end of which ``done`` of a tensor are the last, its padding included."""
+    return offset + (align(done) if done == tensor.final_bytes else done)
 
 
 def _view(memory: torch.Tensor, offset: int, tensor: Stored) -> torch.Tensor:

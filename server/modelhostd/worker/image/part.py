@@ -1,0 +1,119 @@
+"""One contiguous part of an image: memory of the host, extent by extent sent to a slab of its device."""
+
+import threading
+from collections.abc import Callable, Iterator
+
+import torch
+
+from modelhostd.worker.backend import Cancelled
+from modelhostd.worker.image.arena import Block
+from modelhostd.worker.image.devices import Device, Slab
+
+EXTENT_BYTES = 64 * 2**20
+"""What is pinned, and copied, at once. A copy may not reach over the end of what was pinned together; smaller
+than 16 MiB they would not run at the bus's rate."""
+
+
+class Part:
+    """Memory of an image, and with a ``device`` the slab that is filled from it.
+
+    While it is filled, by several threads, extents that are whole go to the device already. ``seal`` ends that.
+    """
+
+    def __init__(self, block: Block, device: Device | None) -> None:
+        self.tensor = block.tensor
+        self.size = block.size
+        self.slab: Slab | None = None
+        self._block = block
+        self._device = device
+        self._freed = False
+        self._lock = threading.Lock()
+        self._missing = [extent.numel() for _, extent in self._extents()]
+
+    def prepare(self, start: int, length: int) -> None:
+        """Give bytes their memory before they are filled. Raises ``MemoryError``."""
+        self._block.prepare(start, length)
+
+    def filled(self, start: int, length: int) -> None:
+        """Note that bytes have their contents; each is told once. Raises what a device without memory does."""
+        if self._device is None:
+            return
+        end = start + length
+        while start < end:
+            index = start // EXTENT_BYTES
+            count = min(end, (index + 1) * EXTENT_BYTES) - start
+            start += count
+            with self._lock:
+                self._missing[index] -= count
+                whole = self._missing[index] == 0
+            if whole:
+                self._send(index)
+
+    def seal(self) -> None:
+        """Have the rest go to the device too, and make the host's memory read-only."""
+        if self._device is not None:
+            for index, missing in enumerate(self._missing):
+                if missing:
+                    self._send(index)
+            self._open().ready()
+        self._missing = []
+        self._block.protect()
+
+    def swap_in(self, cancelled: Callable[[], bool]) -> None:
+        """Fill a new slab. Raises :class:`Cancelled`, and what a device without memory does, with none held."""
+        assert self._device is not None, "what is in RAM needs no slab"
+        slab = self._open()
+        try:
+            for start, extent in self._extents():
+                if cancelled():
+                    raise Cancelled
+                slab.copy(start, extent)
+        except BaseException:
+            self.evict()
+            raise
+        slab.ready()
+
+    def evict(self) -> bool:
+        """Give the slab back; False: something still holds a view of it."""
+        if self.slab is not None and self.slab.free():
+            self.slab = None
+        return self.slab is None
+
+    def release_host(self) -> bool:
+        """Give the host's memory back; False: something still holds a view of it."""
+        if self.slab is not None:
+            self.slab.wait()
+        if self._freed:
+            return True
+        if self._device is not None:
+            for _, extent in self._extents():
+                self._device.unpin(extent)
+                del extent  # a view, too
+        del self.tensor
+        self._freed = self._block.free()
+        if not self._freed:
+            self.tensor = self._block.tensor
+        return self._freed
+
+    def close(self) -> bool:
+        """Give everything back; False: something still holds a view, ask again."""
+        gone = self.evict()
+        return self.release_host() and gone
+
+    def _open(self) -> Slab:
+        assert self._device is not None
+        with self._lock:
+            if self.slab is None:
+                self.slab = self._device.slab(self.size)
+            return self.slab
+
+    def _send(self, index: int) -> None:
+        assert self._device is not None
+        start = index * EXTENT_BYTES
+        extent = self.tensor[start : start + EXTENT_BYTES]
+        self._device.pin(extent)
+        self._open().copy(start, extent)
+
+    def _extents(self) -> Iterator[tuple[int, torch.Tensor]]:
+        for start in range(0, self.size, EXTENT_BYTES):
+            yield start, self.tensor[start : start + EXTENT_BYTES]
