@@ -70,3 +70,19 @@ async def test_a_deleted_model_leaves_no_uses(world: World) -> None:
         await run.load("dear")
         await run.load("third")
         assert set(run.workers.resident) == {"cheap", "third"}
+
+
+@pytest.mark.parametrize(("kept_s", "victim"), [(None, "dear"), (0.0, "cheap")])
+async def test_what_comes_back_from_host_memory_is_cheap(
+    world: World, kept_s: float | None, victim: str
+) -> None:
+    """`cost-aware` weighs what coming back takes from where a victim would land: a copy makes a dear load cheap."""
+    async with world.host(budget=800, host_budget=4000) as run:
+        await run.host.update_settings(Settings(eviction_policy="cost-aware"), ["eviction_policy"])
+        run.workers.load_s = {"dear": 10.0, "cheap": 0.1}
+        await run.have("dear", host_keep_alive_s=kept_s)
+        await run.have("cheap", host_keep_alive_s=0.0)
+        await run.have("third")
+        await use(run, "dear", "dear", "cheap", "cheap")
+        await run.load("third")
+        assert victim not in run.workers.resident

@@ -92,3 +92,13 @@ async def test_a_refused_load_falls_back(world: World) -> None:
         await run.host.models.pin("b", pinned=True)
         await run.have("large", 800, fallback_model="b")
         assert await run.infer("large", 5.0) == b"x" + mark("b")
+
+
+async def test_a_stream_falls_back_too(world: World) -> None:
+    """A streamed request to a model that cannot be loaded has one response, its fallback's."""
+    async with world.host() as run:
+        await run.have("a", fallback_model="b")
+        await run.have("b")
+        failing(run, "a")
+        found = [r async for r in run.host.inference.stream("a", "", b"x", 5.0)]
+        assert [(several, reply.payload) for several, reply in found] == [(False, b"x" + mark("b"))]

@@ -302,5 +302,11 @@ def statistics_pairs(statistics: host_pb2.Statistics) -> Pairs:
     yield "models", statistics.model_count
     yield "requests", f"{statistics.request_count}, {statistics.error_count} with an error"
     yield "in flight", f"{statistics.in_flight}, {statistics.queued} queued"
+    if statistics.host_tier_bytes:
+        budget = show_bytes(statistics.host_tier_budget_bytes)
+        yield (
+            "host memory",
+            f"{show_bytes(statistics.host_tier_bytes)} of {budget} for copies of weights",
+        )
     rate = statistics.download_bytes_per_second
     yield "downloads", f"{show_bytes(int(rate))}/s" if rate else ""

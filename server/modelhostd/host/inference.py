@@ -116,14 +116,20 @@ class Inference:
     ) -> AsyncGenerator[tuple[bool, InferReply], None]:
         """Send a request as :meth:`infer` does, and yield its responses, each with whether its model is decoupled.
 
-        Of a model that is not there is exactly one. Leaving the iterator early cancels the request.
+        Of a model that is not there is exactly one, and so it is of a fallback model. Leaving the iterator early cancels the request.
         """
         started = self._clock.monotonic()
-        route = await self._enter_when_ready(name, timeout_s, version)
+        try:
+            route = await self._enter_when_ready(name, timeout_s, version)
+        except ModelhostError as error:
+            if not (other := stand_ins.stand_in(self.model_for(name), error)):
+                raise
+            left = self._left(timeout_s, started)
+            yield False, await self._by_stand_in(other, error, name, payload, left, priority)
+            return
         waited = self._clock.monotonic() - started
         self._figures(route).load_ns += int(waited * 1e9)
-        if timeout_s is not None:
-            timeout_s = max(0.0, timeout_s - waited)
+        timeout_s = self._left(timeout_s, started)
         whole: InferReply | None = None
         self.in_flight += 1
         try:

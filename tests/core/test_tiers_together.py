@@ -1,0 +1,114 @@
+"""The planner's two places together, step by step: whatever is decided, neither ever holds more than it may."""
+
+from collections.abc import Sequence
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from modelhostd.core import host_tier as host_rules
+from modelhostd.core.eviction import COST_AWARE, LRU, Holding, Policy
+from modelhostd.core.host_tier import HOST
+from modelhostd.core.residency import DeviceView, Evict, Fits, Ledger, Want, over_budget, plan
+from modelhostd.core.resources import InstanceState
+
+SIZES = {"a": 40, "b": 30, "c": 30, "d": 20, "e": 10}
+MODELS = st.sampled_from(sorted(SIZES))
+
+
+class Tiers(RuleBasedStateMachine):
+    """A device and host memory, of which every decision of core is carried out at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = Ledger()
+        self.budgets = {"d": 70, HOST: 80}
+        self.policy = Policy()
+        self.now = 0.0
+        self.used: dict[str, float] = {}
+        self.pinned: set[str] = set()
+
+    def view(self, place: str) -> DeviceView:
+        on_device = self.ledger.of("d")
+        holdings = [
+            Holding(
+                model,
+                place,
+                size,
+                InstanceState.READY if model in on_device else InstanceState.WARM,
+                last_used=self.used[model],
+                second_last_use=self.used[model] - 1,
+                load_s=size / 10,
+                pinned=model in self.pinned,
+                bound=place == HOST and model in on_device,
+            )
+            for model, size in self.ledger.of(place).items()
+        ]
+        return DeviceView(place, self.budgets[place], holdings)
+
+    def leave(self, models: Sequence[str]) -> None:
+        """Take models off the device: to host memory where their copies are, if that is not above its budget."""
+        for model in models:
+            self.ledger.release("d", model)
+            if self.view(HOST).free_bytes < 0:
+                self.ledger.release(HOST, model)
+
+    @rule(model=MODELS, more=st.integers(0, 3))
+    def use(self, model: str, more: int) -> None:
+        """Load a model where it can be, with a copy where there is room for one; it may take less than predicted."""
+        self.now += 1
+        self.used[model] = self.now
+        if self.ledger.held("d", model):
+            return
+        views = {"d": self.view("d")}
+        decided = plan(Want(model, SIZES[model], since=self.now), views, self.now, self.policy)
+        if isinstance(decided, Evict):
+            self.leave(decided.victims)
+            views = {"d": self.view("d")}
+            decided = plan(Want(model, SIZES[model], since=self.now), views, self.now, self.policy)
+            assert isinstance(decided, Fits), "an eviction in vain"
+        if not isinstance(decided, Fits):
+            return
+        if not self.ledger.held(HOST, model):
+            room = host_rules.make_room(self.view(HOST), SIZES[model], self.now, self.policy)
+            if room is not None:
+                for victim in room.victims:
+                    self.ledger.release(HOST, victim)
+                self.ledger.hold(HOST, model, SIZES[model] - more)
+        self.ledger.reserve("d", model, SIZES[model])
+        self.ledger.true_up("d", model, SIZES[model] - more)
+
+    @rule(model=MODELS)
+    def unload(self, model: str) -> None:
+        self.ledger.release("d", model)
+        self.ledger.release(HOST, model)
+
+    @rule(model=MODELS)
+    def pin(self, model: str) -> None:
+        self.pinned ^= {model}
+
+    @rule(name=st.sampled_from([LRU, COST_AWARE]))
+    def choose(self, name: str) -> None:
+        self.policy = Policy(name)
+
+    @rule(place=st.sampled_from(["d", HOST]), size=st.integers(0, 90))
+    def set_budget(self, place: str, size: int) -> None:
+        """Change a budget and take out who is above it, as often as it takes."""
+        self.budgets[place] = size
+        leaving = over_budget(self.view("d"), self.now, self.policy, busy=True)
+        self.leave([h.model for h in leaving])
+        for model in host_rules.over_budget(self.view(HOST), self.now, self.policy):
+            self.ledger.release(HOST, model)
+
+    @invariant()
+    def nothing_is_above_its_budget(self) -> None:
+        """But for what cannot go: pinned models, and in host memory the copies of what is on the device."""
+        device, host = self.view("d"), self.view(HOST)
+        stays = sum(h.bytes for h in device.holdings if h.held)
+        assert self.ledger.used("d") <= max(self.budgets["d"], stays)
+        bound = sum(h.bytes for h in host.holdings if h.bound or h.held)
+        assert self.ledger.used(HOST) <= max(self.budgets[HOST], bound)
+
+
+TestTiers = Tiers.TestCase
+TestTiers.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
