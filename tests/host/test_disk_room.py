@@ -208,6 +208,22 @@ async def test_a_disk_that_fills_up_in_the_middle_pauses(world: World) -> None:
         await run.end(operation)
 
 
+async def test_a_budget_that_is_imported_acts_at_once(world: World) -> None:
+    """As one that is set."""
+    async with world.host() as run:
+        await set_budget(run, 700)
+        document = b"".join([chunk async for chunk in run.host.registry_io.export()])
+        await set_budget(run, 0)
+        assert world.files.budget_bytes == 0
+        await run.host.registry_io.apply(
+            await run.host.registry_io.read(document),
+            conflict="SKIP",
+            include_settings=True,
+            dry_run=False,
+        )
+        assert world.files.budget_bytes == 700
+
+
 async def test_the_budget_of_the_configuration_holds_from_the_first_moment(world: World) -> None:
     """Before any download of the last run goes on."""
     async with world.host() as run:

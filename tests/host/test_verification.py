@@ -285,3 +285,24 @@ async def test_a_deep_check_that_repairs_judges_as_a_verification_does(world: Wo
         await run.end(await run.host.storage.check(deep=True, repair=True))
         assert run.host.models.get("a").state is ArtifactState.QUARANTINED
         assert ("a", 1) not in world.files.trees
+
+
+async def test_damage_that_cannot_be_put_away_is_told_all_the_same(world: World) -> None:
+    """The disk does not let the tree go: the row says QUARANTINED, the next start takes it away."""
+    error = ModelhostError(Reason.STORAGE_ERROR, "EIO", {"path": "p", "cause": "EIO"})
+
+    async def fails(model: str, version: int, *, keep_bytes: bool = False) -> int:
+        raise error
+
+    async with world.host() as run:
+        await run.have("a")
+        world.files.flip("a", 1, "model.safetensors")
+        delete, world.files.delete_artifact = world.files.delete_artifact, fails  # type: ignore[method-assign]
+        done = await run.end(await run.host.verification.verify("a"))
+        assert len(done.result["findings"]) == 1
+        assert run.host.models.get("a").state is ArtifactState.QUARANTINED
+        assert ("a", 1) in world.files.trees
+        world.files.delete_artifact = delete  # type: ignore[method-assign]
+    async with world.host() as run:
+        assert ("a", 1) not in world.files.trees
+        await run.end(await run.host.transfers.download("a"))

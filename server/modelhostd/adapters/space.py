@@ -111,6 +111,7 @@ class SpaceLedger:
             advice += " or raise settings.disk_budget_bytes"
         return ModelhostError(
             Reason.INSUFFICIENT_DISK_SPACE,
-            f"{needed} bytes are needed below {path} and {bound}; {advice}, then download again",
+            f"{needed} bytes are needed below {path} and {bound}; {advice}: a download that waits goes "
+            "on by itself then, all else is to be asked for again",
             {"path": path, "neededBytes": str(needed), "freeBytes": str(available)},
         )

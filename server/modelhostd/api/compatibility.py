@@ -69,6 +69,6 @@ class Compatibility:
 
     async def _free_disk_bytes(self) -> int | None:
         try:
-            return (await self._host.storage.use()).free_bytes
+            return (await self._host.storage.use()).room.available_bytes
         except ModelhostError:
             return None

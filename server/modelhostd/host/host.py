@@ -228,7 +228,6 @@ class Host:
         return updated
 
     def _pump(self) -> None:
-        self.space.settings_changed()
         self.transfers.settings_changed()
         self.residency.enforce_budgets()
 

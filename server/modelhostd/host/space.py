@@ -13,7 +13,7 @@ import structlog
 
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.registry import model_edit
-from modelhostd.core.resources import Model
+from modelhostd.core.resources import Event, Kind, Model
 from modelhostd.core.state import Edit
 from modelhostd.core.storage import (
     Clearance,
@@ -53,6 +53,11 @@ class Space:
         self._departures = departures
         self._one = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        registry.subscribe(self._published)
+
+    def _published(self, events: Sequence[Event]) -> None:
+        if any(event.kind is Kind.SETTINGS for event in events):
+            self.settings_changed()
 
     def settings_changed(self) -> None:
         """Act on the budget from now on."""

@@ -156,7 +156,11 @@ class Verification:
         with self._departures.leaving([model_id]):
             await self._operations.settle(lambda: self._still(model_id, artifact, edit))
             # Out of sight, so that no load and no reader takes it; its good files stay for the next download.
-            await self._files.delete_artifact(model_id, artifact.version, keep_bytes=True)
+            try:
+                await self._files.delete_artifact(model_id, artifact.version, keep_bytes=True)
+            except ModelhostError as gone_wrong:
+                # Its row says what it is; the next start takes the files away.
+                log.error("damaged files are still there", message=gone_wrong.message)
 
     def _still(self, model_id: str, artifact: Artifact, edit: Edit) -> Sequence[Edit]:
         """Return the edit on the model as it is now, or none where the artifact has gone meanwhile."""
