@@ -93,3 +93,15 @@ def test_outputs_that_are_not_one_per_item_are_a_bug():
     """What cannot be told apart is not guessed."""
     with pytest.raises(ValueError, match="not one of 3 items"):
         split({"y": np.zeros((2, 2), np.float32)}, [1, 2])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_compiled_model_answers_the_same(tiny):
+    """What torch compiled while the model was loaded answers as the model does; it is not moved between tiers."""
+    plain, made = load(tiny), load(tiny, options={"compile": True})
+    assert made.torch_module() is None
+    for texts in TEXTS:
+        want = plain.infer({"text": byte_strings(texts)}, InferContext())["embedding"]
+        got = made.infer({"text": byte_strings(texts)}, InferContext())["embedding"]
+        assert np.abs(got - want).max() <= 1e-5

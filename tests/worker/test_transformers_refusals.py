@@ -134,3 +134,10 @@ def test_unknown_options_and_precisions_are_refused(tiny):
     ):
         with pytest.raises(BadInputError):
             load(tiny, **more)
+
+
+def test_compile_is_true_or_false(tiny):
+    """Another value is refused before anything is read."""
+    with pytest.raises(BadInputError) as caught:
+        load(tiny, options={"compile": "yes"})
+    assert caught.value.field == "compile"

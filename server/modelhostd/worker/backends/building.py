@@ -61,6 +61,15 @@ def build(
     return model.eval()
 
 
+def compiled(model: Any) -> Any:
+    """Return what torch compiles of a model when it is first called with inputs of a kind."""
+    import torch._inductor.config as inductor
+
+    # Here, in the thread that loads: not in processes that would outlive it.
+    inductor.compile_threads = 1
+    return torch.compile(model, dynamic=True)
+
+
 def find_device(device: str) -> torch.device:
     """Return torch's device for the id of a device. Raises :class:`LoadError` where torch cannot use it."""
     found = devices.find_device(device)

@@ -18,16 +18,20 @@ from modelhostd.worker.backend import (
     HealthReport,
     InferContext,
     LoadContext,
+    LoadError,
     Output,
     Signature,
     Tensor,
 )
 from modelhostd.worker.backends import files, text
-from modelhostd.worker.backends.building import build, find_device
+from modelhostd.worker.backends.building import build, compiled, find_device
 from modelhostd.worker.backends.pooling import read_recipe
 from modelhostd.worker.backends.tasks import FeatureExtraction, Task, TextClassification
 
-OPTIONS = {"feature-extraction": ("pooling", "normalize"), "text-classification": ()}
+OPTIONS = {
+    "feature-extraction": ("pooling", "normalize", "compile"),
+    "text-classification": ("compile",),
+}
 
 CANARY = "The quick brown fox jumps over the lazy dog."
 CANARY_TOLERANCE = 1e-2
@@ -39,7 +43,9 @@ class TransformersBackend(Backend):
 
     Inputs: BYTES ``text`` [-1] or [-1, 1], or INT64 ``input_ids`` and ``attention_mask`` (and
     ``token_type_ids`` where the model has them) [-1, -1]. Texts are cut at the model's longest input.
-    Options: ``pooling`` and ``normalize`` for embeddings, over what the model's files say.
+    Options: ``pooling`` and ``normalize`` for embeddings, over what the model's files say; ``compile`` to have
+    torch compile the model while it is loaded, which takes minutes. A compiled model is not kept in host memory: it would be
+    compiled again each time that its weights come back to another place.
     """
 
     tasks = frozenset(OPTIONS)
@@ -48,6 +54,8 @@ class TransformersBackend(Backend):
 
     def __init__(self) -> None:
         self._model: Any = None
+        self._call: Any = None
+        """The model, or what torch compiled of it."""
         self._tokenizer: Any = None
         self._task: Task
         self._limits: text.TextLimits
@@ -96,7 +104,14 @@ class TransformersBackend(Backend):
         )
         self._max_batch_size = context.max_batch_size
         self._device = find_device(context.device)
+        compiles = context.options.get("compile", False)
+        if not isinstance(compiles, bool):
+            raise BadInputError("compile", "true or false", compiles)
         self._model = build(context, config, self._task.mapping(), may_lack=self._task.may_lack)
+        self._call = self._model
+        if compiles:
+            self._call = compiled(self._model)
+            warm_up(self)
 
     def signature(self) -> Signature:
         """Return text in, the task's outputs out."""
@@ -137,7 +152,7 @@ class TransformersBackend(Backend):
             for rows, batch in batches:
                 context.check_cancelled()
                 on_device = {name: part.to(self._device) for name, part in batch.items()}
-                for name, part in self._task.run(self._model, on_device).items():
+                for name, part in self._task.run(self._call, on_device).items():
                     if name not in answers:
                         answers[name] = np.empty((items, *part.shape[1:]), part.dtype)
                     answers[name][rows] = part
@@ -165,7 +180,7 @@ class TransformersBackend(Backend):
 
     def unload(self) -> None:
         """Drop the model, and give device memory back to the driver."""
-        self._model = self._tokenizer = self._canary = None
+        self._model = self._call = self._tokenizer = self._canary = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -175,11 +190,22 @@ class TransformersBackend(Backend):
         return 0 if self._model is None else files.measure(self._model)
 
     def torch_module(self) -> Any | None:
-        """Return the model."""
-        return self._model
+        """Return the model, unless it is compiled."""
+        return self._model if self._call is self._model else None
 
     def is_poisoned(self, error: BaseException) -> bool:
         """Whether CUDA reported a fault other than a lack of memory."""
         if isinstance(error, torch.OutOfMemoryError):
             return False
         return isinstance(error, RuntimeError) and "CUDA error" in str(error)
+
+
+def warm_up(backend: TransformersBackend) -> None:
+    """Have what is compiled for one item and for several be there before requests are."""
+    for count in (1, 2, 3):
+        texts = np.empty(count, object)
+        texts[:] = [CANARY.encode() * (number + 1) for number in range(count)]
+        try:
+            backend.infer({"text": Tensor("BYTES", texts)}, InferContext())
+        except Exception as error:
+            raise LoadError(f"torch could not compile the model: {error}") from error
