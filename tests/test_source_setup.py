@@ -9,7 +9,8 @@ from modelhostd.config_load import load
 from modelhostd.config_values import ConfigError
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.origins import Origin, parse_target
-from modelhostd.core.sources import SCHEMES, parse_source
+from modelhostd.core.source_uris import SCHEMES
+from modelhostd.core.sources import parse_source
 from modelhostd.source_setup import SERVICE_CREDENTIAL, SourceSetup
 
 HUB = Origin("https", "huggingface.co", 443)

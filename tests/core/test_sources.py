@@ -7,15 +7,14 @@ from hypothesis import strategies as st
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.names import ID
 from modelhostd.core.resources import Source
+from modelhostd.core.source_uris import SCHEMES, split_uri
 from modelhostd.core.sources import (
-    SCHEMES,
     canonical,
     derive_model_id,
     hub_repo,
     not_implemented,
     parse_source,
     scheme_of,
-    split_uri,
 )
 from tests.core.attempt import attempt
 
