@@ -268,9 +268,7 @@ class Traffic:
             name=operation.name, timeout=_duration(CALL_S)
         )
         done = await self._operations.WaitOperation(wait, timeout=CALL_S)
-        # A deletion takes the row first: until its files are gone, a check may see their tree.
-        found = [f for f in done.check_storage_result.findings if f.kind != "stray_tree"]
-        if found:
+        if found := done.check_storage_result.findings:
             raise Told(f"a check beside the traffic found {found}")
 
     async def _infer(self) -> None:
