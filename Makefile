@@ -139,9 +139,7 @@ bench-downloads: $(READY) ## downloads beside nginx, aria2c and huggingface_hub,
 	@$(PY) bench/figures.py --part downloads --output bench/RESULTS.md $(ARGS)
 
 .PHONY: bench-gpu
-bench-gpu: ## measure what needs a GPU (not there yet)
-	$(call script,bench/gpu.py)
-	@$(MAKE) $(READY)
+bench-gpu: $(READY) ## images on a GPU beside its own limits and other loaders (on sim-0 without one)
 	@$(PY) bench/gpu.py $(ARGS)
 
 .PHONY: soak
