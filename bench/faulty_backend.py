@@ -88,8 +88,10 @@ class FaultyBackend(Backend):
     def _eat(self) -> None:
         """Take memory until there is none, and keep it."""
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + ROOM_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        # Asked again (the host tries once more after it has made room) the limit of the first time holds.
+        if resource.getrlimit(resource.RLIMIT_AS)[1] == resource.RLIM_INFINITY:
+            limit = pages * resource.getpagesize() + ROOM_BYTES
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         while True:
             self._eaten.append(bytearray(MIB))
 
