@@ -3,6 +3,7 @@
 The library would map the files, cannot tell how far it is, and cannot be cancelled.
 """
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,18 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 _BUILD = threading.Lock()
 """While the library builds a model it changes torch's default dtype and initialisers for all threads."""
+
+
+def prepare() -> Mapping[str, str]:
+    """Have the libraries be quiet and use the cores that there are; return their versions."""
+    import transformers
+
+    quiet: Any = transformers.utils.logging
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return {"torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def build(

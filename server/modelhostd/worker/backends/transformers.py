@@ -4,7 +4,6 @@ Safetensors only, from the model's own folder only, and never with code of the m
 here, not by the library: it maps the file, cannot tell how far it is, and cannot be cancelled.
 """
 
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -24,7 +23,7 @@ from modelhostd.worker.backend import (
     Tensor,
 )
 from modelhostd.worker.backends import files, text
-from modelhostd.worker.backends.building import build, compiled, find_device
+from modelhostd.worker.backends.building import build, compiled, find_device, prepare
 from modelhostd.worker.backends.pooling import read_recipe
 from modelhostd.worker.backends.tasks import FeatureExtraction, Task, TextClassification
 
@@ -71,12 +70,7 @@ class TransformersBackend(Backend):
         # Names are looked up on first use: each of these imports what stands behind it.
         _ = (transformers.AutoConfig, transformers.AutoTokenizer, transformers.MODEL_MAPPING)
         _ = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-        quiet: Any = transformers.utils.logging
-        quiet.set_verbosity_error()
-        quiet.disable_progress_bar()
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(len(os.sched_getaffinity(0)))
-        return {"torch": torch.__version__, "transformers": transformers.__version__}
+        return prepare()
 
     def load(self, context: LoadContext) -> None:
         """Load tokenizer, configuration and weights."""

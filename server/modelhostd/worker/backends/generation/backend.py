@@ -24,7 +24,7 @@ from modelhostd.worker.backend import (
     TensorSpec,
 )
 from modelhostd.worker.backends import files, text
-from modelhostd.worker.backends.building import build, find_device
+from modelhostd.worker.backends.building import build, find_device, prepare
 from modelhostd.worker.backends.generation import parameters
 from modelhostd.worker.backends.generation.chat import ChatTemplate
 from modelhostd.worker.backends.generation.engine import Engine, Generation
@@ -92,7 +92,7 @@ class TextGenerationBackend(Backend):
 
         _ = (transformers.AutoConfig, transformers.AutoTokenizer, transformers.DynamicCache)
         _ = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-        return {"torch": torch.__version__, "transformers": transformers.__version__}
+        return prepare()
 
     def load(self, context: LoadContext) -> None:
         """Load tokenizer, configuration, chat template and weights."""
