@@ -57,13 +57,17 @@ class Live:
 
 
 @asynccontextmanager
-async def live(tmp_path: Path, *, on_demand: bool, real: bool = True) -> AsyncIterator[Live]:
+async def live(
+    tmp_path: Path, *, on_demand: bool, real: bool = True, **options: object
+) -> AsyncIterator[Live]:
     """Load a model of the trouble backend into a worker and watch it; judge at the end."""
     workers = ProcessWorkers(HASTY) if real else None
     clock = SystemClock() if real else None
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(
-            World(tmp_path).host(real_workers=workers, real_clock=clock)
+            World(tmp_path).host(
+                real_workers=workers, real_clock=clock, health_interval_s=0.2 if options else 60.0
+            )
         )
         host = running.host
         config = ApiConfig(
@@ -85,7 +89,9 @@ async def live(tmp_path: Path, *, on_demand: bool, real: bool = True) -> AsyncIt
             return (await http.get("/healthz")).status
 
         truth = Truth(channel, healthz, barrier, on_demand=on_demand)
-        await running.have("m", backend="trouble", load_on_demand=on_demand)
+        await running.have(
+            "m", backend="trouble", load_on_demand=on_demand, backend_options=options
+        )
         await running.load("m")
         await stack.enter_async_context(watching(truth))
         yield Live(running, workers or running.workers, server, http, truth)
@@ -169,6 +175,26 @@ async def test_a_blocked_model_is_not_ready_however_it_is_asked(tmp_path: Path) 
         await truth.poll()
         assert not truth.polls[-1].said
         await host.residency.unblock("m")
+        await truth.poll()
+        assert truth.polls[-1].said
+
+
+async def test_a_model_that_fails_its_checks_is_not_ready_until_it_is_loaded_anew(
+    tmp_path: Path,
+) -> None:
+    """From the bad canary on everybody says no, also when it cannot come back; a good load ends that."""
+    sign = tmp_path / "sick"
+    async with live(tmp_path, on_demand=True, check=f"file:{sign}") as scene:
+        truth = scene.truth
+        await truth.poll()
+        assert truth.polls[-1].said
+        sign.touch()
+        await truth.poll_until(lambda: "LOAD_FAILED" in truth.reasons)
+        assert not truth.polls[-1].said
+        await truth.caught_up()
+        assert truth.reasons.index("HEALTH") < truth.reasons.index("UNHEALTHY")
+        sign.unlink()
+        await scene.running.load("m")
         await truth.poll()
         assert truth.polls[-1].said
 

@@ -22,6 +22,7 @@ from modelhost.v1.event_service_pb2_grpc import EventServiceStub
 DEADLINE_S = 20.0
 
 State = instances_pb2.Instance
+Health = instances_pb2.Health
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
@@ -126,7 +127,10 @@ class Truth:
             return
         self._instances.pop(name, None)
         if resource is not None:
-            self._instances[name] = resource.instance.state
+            instance = resource.instance
+            sick = instance.state == State.READY and instance.health.status == Health.UNHEALTHY
+            # What fails its checks is as good as one that failed to load: whoever asks is told no.
+            self._instances[name] = State.FAILED if sick else instance.state
         newest = list(self._instances.values())[-1:]
         self.states.append((sequence, newest[0] if newest else None))
         self.reasons.append(reason)
