@@ -75,6 +75,13 @@ def test_a_line_that_gets_better_is_noticed() -> None:
     assert run(ramp, lambda n: n * 50e6, AGAIN_S + 3, start=2.0)[-1] == 8
 
 
+def test_a_first_try_that_misleads_is_made_good_soon() -> None:
+    """What held up the first try, and no more than that, costs some seconds."""
+    ramp = Ramp(8)
+    run(ramp, lambda _: 50e6, 1.0)
+    assert run(ramp, lambda n: n * 50e6, 4.0, start=1.0)[-1] == 8
+
+
 def test_a_failed_connection_makes_one_less() -> None:
     """And no more are tried for a while."""
     ramp = Ramp(8)

@@ -33,8 +33,9 @@ GAIN_BYTES_MIN = 64 << 10
 ATTEMPTS_MAX = 1000
 RESTARTS_MAX = 3
 """How often a file may change at the source while it is fetched."""
-BEHIND_BYTES_MAX = 32 << 20
-"""How far the hashing may fall behind before more connections are of no use."""
+BEHIND_BYTES_MAX = 256 << 20
+"""How far the hashing may fall behind before more connections are of no use. Pieces of several connections may be
+closed all at once, 8 of 32 MiB: that alone is no reason."""
 
 
 class _NoRanges(Exception):

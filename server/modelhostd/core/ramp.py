@@ -15,8 +15,9 @@ GAIN = 1.25
 FAST = 150e6
 """Bytes a second: a connection that brings them is not what limits. More of them were no faster on loopback
 and took some 10 to 15 % more processor time."""
-AGAIN_S = 15.0
-"""When another try is made after one that did not help: lines change."""
+AGAIN_FIRST_S, AGAIN_S = 2.0, 15.0
+"""When another try is made after one that did not help: soon after the first, which anything may have held up,
+later after each further one. Lines change."""
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Ramp:
     _since: float | None = None
     _bytes: int = 0
     _quiet_until: float = 0.0
+    _again_s: float = AGAIN_FIRST_S
 
     def sample(self, now: float, done_bytes: int, *, all_bring: bool = True) -> int:
         """Take the bytes done at monotonic time ``now``; return how many connections there should be.
@@ -48,9 +50,10 @@ class Ramp:
         if self._before:
             if rate < self._best * GAIN:
                 self.wanted, self._before = self._before, 0
-                self._quiet_until = now + AGAIN_S
+                self._quiet_until = now + self._again_s
+                self._again_s = min(AGAIN_S, 2 * self._again_s)
                 return self.wanted
-            self._before = 0
+            self._before, self._again_s = 0, AGAIN_FIRST_S
         self._best = rate
         slow = 0 < rate < FAST * self.wanted
         if now >= self._quiet_until and slow and self.wanted < self.limit:
