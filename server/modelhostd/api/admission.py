@@ -57,11 +57,12 @@ class _Count:
 class Gate:
     """The way in for one method's calls, with its counters at hand: each call passes it twice."""
 
-    __slots__ = ("_admission", "_count", "_group", "_group_count", "_method", "_shared")
+    __slots__ = ("_admission", "_count", "_group_count", "_method", "_name", "_shared")
 
     def __init__(self, admission: "Admission", group: Group, method: str) -> None:
         self._admission = admission
-        self._group = group
+        # Not the group: an enum's value is a call in Python.
+        self._name = group.value
         self._method = method
         self._group_count = admission.counts[group]
         self._count = _Count()
@@ -69,10 +70,10 @@ class Gate:
 
     def enter(self) -> None:
         """Count a call in, or raise QUEUE_FULL with a RetryInfo."""
-        limit = self._admission.limit_of[self._group.value]
+        limit = self._admission.limit_of[self._name]
         under_way = self._group_count.value
         if under_way >= limit:
-            raise _full(self._group.value, under_way, limit)
+            raise _full(self._name, under_way, limit)
         if self._shared:
             share = max(1, int(limit * METHOD_SHARE))
             if self._count.value >= share:
