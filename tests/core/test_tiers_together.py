@@ -86,6 +86,7 @@ class Tiers(RuleBasedStateMachine):
     @rule(model=MODELS)
     def pin(self, model: str) -> None:
         self.pinned ^= {model}
+        self.enforce()
 
     @rule(name=st.sampled_from([LRU, COST_AWARE]))
     def choose(self, name: str) -> None:
@@ -93,8 +94,11 @@ class Tiers(RuleBasedStateMachine):
 
     @rule(place=st.sampled_from(["d", HOST]), size=st.integers(0, 90))
     def set_budget(self, place: str, size: int) -> None:
-        """Change a budget and take out who is above it, as often as it takes."""
         self.budgets[place] = size
+        self.enforce()
+
+    def enforce(self) -> None:
+        """Take out who is above a budget."""
         leaving = over_budget(self.view("d"), self.now, self.policy, busy=True)
         self.leave([h.model for h in leaving])
         for model in host_rules.over_budget(self.view(HOST), self.now, self.policy):
