@@ -184,6 +184,9 @@ class WorkerConfig:
     """Backends that may be used, by the name of their entry point."""
     arena_bytes: int = key(256 * MIB, values.size, least=MIB, most=64 * GIB)
     """Memory for tensors under way between the daemon and one worker."""
+    host_ready_bytes: int = key(0, values.size, most=1024 * GIB)
+    """Host memory that each worker takes for weights at its start and keeps: a load into it is several times as
+    fast. More than that is taken and given back as models come and go."""
     start_timeout_s: float = key(120.0, values.seconds, live=True, least=1, most=3600)
     """How long a worker may take to import its libraries."""
     hang_timeout_s: float = key(60.0, values.seconds, live=True, least=1, most=86400)

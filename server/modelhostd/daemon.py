@@ -358,6 +358,7 @@ def _workers_config(config: Config) -> WorkersConfig:
     return WorkersConfig(
         backends=config.worker.backends,
         arena_bytes=config.worker.arena_bytes,
+        host_ready_bytes=config.worker.host_ready_bytes,
         max_message_bytes=config.limits.inference_message_bytes,
         start_timeout_s=config.worker.start_timeout_s,
         hang_timeout_s=config.worker.hang_timeout_s,

@@ -17,10 +17,14 @@ log = logging.getLogger("modelhostd.worker")
 class Imaging:
     """What the loads of a worker share."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, ready_bytes: int = 0) -> None:
+        """Prepare; ``ready_bytes`` of host memory are taken now, in a thread, and kept."""
         self._device = device
+        self._ready_bytes = ready_bytes
         self._lock = threading.Lock()
         self._images: Images | None = None
+        if ready_bytes:
+            _ = self.images
 
     @property
     def images(self) -> "Images":
@@ -29,7 +33,7 @@ class Imaging:
             if self._images is None:
                 from modelhostd.worker.image.images import Images
 
-                self._images = Images(self._device)
+                self._images = Images(self._device, self._ready_bytes)
             return self._images
 
     def close(self, image: "Image | None") -> None:
@@ -61,6 +65,10 @@ class Draft:
             # What a backend holds on the device beside its module would stay there without it.
             if image.host_bytes and (not keep or backend.measured_bytes > image.device_bytes):
                 image.release_host()
+        elif self._image is not None:
+            # Memory was taken and there is nothing to move: what is still in use of it stays as it is.
+            self._image.evict()
+            self._image.release_host()
         image_or_none, self._image = self._image, None
         return image_or_none
 

@@ -116,7 +116,7 @@ class Worker:
         cores = len(os.sched_getaffinity(0))
         threads = hello.executor_threads or max(2, min(MAX_THREADS, cores))
         self._executor = Executor(threads, hello.queue_limit, box, exit_now)
-        imaging = Imaging(hello.device)
+        imaging = Imaging(hello.device, hello.host_ready_bytes)
         self._residents = Residents(hello.device, self._executor, imaging, self._control, box)
         self._loader = Loader(
             hello.device, found, self._executor, self._residents, imaging, self._control, box

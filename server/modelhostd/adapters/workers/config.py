@@ -60,6 +60,8 @@ class WorkersConfig:
     """Further folders that a worker imports from, after the installed packages."""
     arena_bytes: int = 64 * MIB
     """Size of each of a worker's two arenas; taken from RAM as long as the worker lives."""
+    host_ready_bytes: int = 0
+    """Host memory for weights that each worker takes at its start and keeps; more comes and goes with models."""
     max_message_bytes: int = 64 * MIB
     """Largest encoded request or response."""
     inline_bytes: int = 256 * MIB

@@ -33,6 +33,7 @@ class Control(Commands):
             max_message_bytes=config.max_message_bytes,
             queue_limit=config.queue_limit,
             executor_threads=config.executor_threads,
+            host_ready_bytes=config.host_ready_bytes,
             heartbeat_interval_ms=max(1, round(config.heartbeat_interval_s * 1000)),
             log_level=config.log_level,
         )

@@ -101,10 +101,13 @@ class TransformersBackend(Backend):
         compiles = context.options.get("compile", False)
         if not isinstance(compiles, bool):
             raise BadInputError("compile", "true or false", compiles)
+        if compiles:
+            # It is not imaged, so what it is read into is its own, and it goes to the device here.
+            context.memory = None
         self._model = build(context, config, self._task.mapping(), may_lack=self._task.may_lack)
         self._call = self._model
         if compiles:
-            self._call = compiled(self._model)
+            self._call = compiled(self._model.to(self._device))
             warm_up(self)
 
     def signature(self) -> Signature:

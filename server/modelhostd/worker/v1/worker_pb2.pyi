@@ -63,6 +63,7 @@ class HelloRequest(_message.Message):
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     LOG_LEVEL_FIELD_NUMBER: _builtins.int
     BACKENDS_FIELD_NUMBER: _builtins.int
+    HOST_READY_BYTES_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this protocol that the daemon speaks; the worker answers with its own and ends when they differ."""
     device: _builtins.str
@@ -81,6 +82,8 @@ class HelloRequest(_message.Message):
     """Milliseconds between two HEARTBEAT frames."""
     log_level: _builtins.str
     """Lowest level that is written to standard error: `debug`, `info`, `warning`, `error`."""
+    host_ready_bytes: _builtins.int
+    """Host memory for weights to take now and keep, in bytes; 0 = as models come and go."""
     @_builtins.property
     def backends(self) -> _containers.RepeatedCompositeFieldContainer[Global___AllowedBackend]:
         """Backends that may serve a model here, as the operator allowed them."""
@@ -98,10 +101,11 @@ class HelloRequest(_message.Message):
         heartbeat_interval_ms: _builtins.int = ...,
         log_level: _builtins.str = ...,
         backends: _abc.Iterable[Global___AllowedBackend] | None = ...,
+        host_ready_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "device", b"device", "executor_threads", b"executor_threads", "heartbeat_interval_ms", b"heartbeat_interval_ms", "log_level", b"log_level", "max_message_bytes", b"max_message_bytes", "protocol_version", b"protocol_version", "queue_limit", b"queue_limit", "request_arena_bytes", b"request_arena_bytes", "response_arena_bytes", b"response_arena_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "device", b"device", "executor_threads", b"executor_threads", "heartbeat_interval_ms", b"heartbeat_interval_ms", "host_ready_bytes", b"host_ready_bytes", "log_level", b"log_level", "max_message_bytes", b"max_message_bytes", "protocol_version", b"protocol_version", "queue_limit", b"queue_limit", "request_arena_bytes", b"request_arena_bytes", "response_arena_bytes", b"response_arena_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

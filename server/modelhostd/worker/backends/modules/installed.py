@@ -55,7 +55,8 @@ class InstalledModuleBackend(ModuleBackend):
             raise UnsupportedModelError(f"{kind.__qualname__} is no torch.nn.Module")
         inputs, outputs = (_specs(module, side) for side in ("inputs", "outputs"))
         _give(module, files.read_weights(context, PRECISIONS.get(context.precision)))
-        return module.eval().to(self._device), inputs, outputs
+        # Left in RAM, its parameters views of what was read: the worker puts it on its device.
+        return module.eval(), inputs, outputs
 
     def run(self, tensors: Mapping[str, torch.Tensor]) -> Sequence[Any]:
         """Call the module by names."""

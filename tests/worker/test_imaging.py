@@ -1,0 +1,74 @@
+"""From a backend's load to an image: what each kind of backend ends up with."""
+
+import pytest
+import torch
+
+from modelhostd.worker.backend import LoadContext
+from modelhostd.worker.imaging import Draft, Imaging
+from tests.worker.torch_backend import TorchBackend
+
+
+def loaded(device, **options):
+    """Return a loaded backend, its image and what the images of its worker share."""
+    imaging = Imaging(device)
+    draft = Draft(imaging)
+    backend = TorchBackend()
+    keep = options.pop("keep", True)
+    backend.load(
+        LoadContext("m", "nowhere", "awkward", device, options=options, memory=draft.memory)
+    )
+    return backend, draft.finish(backend, keep=keep), imaging.images
+
+
+def taken(images):
+    """Return what is held in the host arena and on the device."""
+    return images._arena.taken_bytes, images._device.arena.taken_bytes
+
+
+def test_an_opaque_backend_has_no_image():
+    """Without a module there is nothing to keep; memory that it took and uses stays until it goes."""
+    imaging = Imaging("sim-0")
+    draft = Draft(imaging)
+    part = draft.memory(8192)
+    part.prepare(0, 8192)
+    part.filled(0, 8192)
+    mine = part.tensor[:16]
+    del part
+    image = draft.finish(TorchBackend(), keep=True)
+    assert image.host_bytes == 0
+    assert taken(imaging.images) == (8192, 0)
+    mine.fill_(3)
+    del mine
+    imaging.close(image)
+    assert taken(imaging.images) == (0, 0)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(True, True), (False, False)])
+def test_host_memory_is_held_only_where_it_may_be(keep, kept):
+    """Without leave to keep it the image goes as soon as the slab is full."""
+    backend, image, images = loaded("sim-0", keep=keep)
+    host, device = taken(images)
+    assert (host > 0, device > 0) == (kept, True)
+    assert (image.host_bytes > 0) == kept
+    backend.unload()
+    images.close(image)
+    assert taken(images) == (0, 0)
+
+
+def test_what_cannot_be_imaged_is_loaded_all_the_same(monkeypatch):
+    """A module with tensors of a type of its own serves; it is only not kept when it leaves."""
+
+    class Other(torch.Tensor):
+        pass
+
+    imaging = Imaging("sim-0")
+    draft = Draft(imaging)
+    backend = TorchBackend()
+    backend.load(LoadContext("m", "nowhere", "awkward", "sim-0", memory=draft.memory))
+    backend.torch_module().register_buffer("own", torch.rand(3).as_subclass(Other))
+    image = draft.finish(backend, keep=True)
+    assert image.host_bytes == image.device_bytes == 0
+    assert backend.infer({}, None)["out"].shape == (8,)
+    backend.unload()
+    imaging.close(image)
+    assert taken(imaging.images) == (0, 0)
