@@ -37,6 +37,7 @@ BUGS = (
     Bug("leftovers_stay", "kill_loop.py", 400, "a start left behind"),
     Bug("cancellation_swallowed", "kill_loop.py", 60, "cancelled and not gone"),
     Bug("unchecked_bytes_published", "kill_loop.py", 200, "half a model is visible"),
+    Bug("journal_claims_more", "download_loop.py", 100, "claims wrong bytes|child ended by itself"),
     Bug("directory_not_synced", "durable.py", 20, "a power cut could take .*its name"),
     Bug("commit_not_synced", "power_cut.py", 60, "acknowledged and lost|was told of"),
     Bug("lock_outlives_its_daemon", "daemon_loop.py", 5, "is in use by process"),

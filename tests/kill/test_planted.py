@@ -11,7 +11,13 @@ from tests.kill import programs
 from tests.kill.planting import BUGS, PATCHES, Bug, StalePatch, copied, plant
 
 SEED = int(os.environ.get("MODELHOST_TEST_SEED", "1"))
-CLEAN = {"kill_loop.py": 60, "durable.py": 20, "power_cut.py": 20, "daemon_loop.py": 3}
+CLEAN = {
+    "kill_loop.py": 60,
+    "download_loop.py": 60,
+    "durable.py": 20,
+    "power_cut.py": 20,
+    "daemon_loop.py": 3,
+}
 TIMEOUT_S = 300.0
 
 
