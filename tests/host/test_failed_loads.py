@@ -44,6 +44,9 @@ async def test_what_can_never_load_is_tried_once(world: World, reason: Reason) -
             await world.clock.advance(100.0)
         assert loads(run) == 1
         assert not run.host.inference.ready("a")
+        await run.end(await run.host.residency.unload("a"))
+        assert not run.host.inference.ready("a")
+        assert (await refused(run)).reason is reason
 
 
 @pytest.mark.parametrize("what", ["config", "files", "LoadModel", "unblock"])

@@ -215,10 +215,9 @@ class Inference:
         have = model.available
         if not self._accepting or have is None or not self._on_demand(model):
             return False
-        if instance is not None and instance.state in (
-            InstanceState.BLOCKED,
-            InstanceState.FAILED,
-        ):
+        no_use = (InstanceState.BLOCKED, InstanceState.FAILED)
+        failed = instance is not None and instance.state in no_use
+        if failed or not self._residency.loads.is_worth(model):
             other = self._registry.committed.models.get(model.config.fallback_model)
             # One that does not load has no stand-in of its own here.
             return other is not None and not stand_in and self.ready(other.id, stand_in=True)

@@ -55,8 +55,12 @@ class LoadPlans:
     def check_worth(self, model: Model) -> None:
         """Raise what the model's last load failed with, if a request is not to try another one yet."""
         refusal = self._occupancy.refusal(model)
-        if refusal is not None and model.id not in self._occupancy.host.warm:
+        if refusal is not None:
             raise refusal
+
+    def is_worth(self, model: Model) -> bool:
+        """Whether a request may try to load the model now, as far as its last load goes."""
+        return self._occupancy.refusal(model) is None
 
     def plan(self, model_id: str, device: str = "") -> tuple[rules.Plan, int]:
         """Return what a load would do now, and the bytes it would take; changes nothing.

@@ -107,7 +107,7 @@ class Occupancy:
     def refusal(self, model: Model) -> ModelhostError | None:
         """Return why a request does not make the model load again now, if its last load failed."""
         known, artifact = self.failed.get(model.id), model.available
-        if known is None or artifact is None:
+        if known is None or artifact is None or self.host.usable(model) is not None:
             return None
         return known.refusal(artifact.version, model.edit, self.registry.clock.monotonic())
 
