@@ -201,3 +201,18 @@ async def test_batches_are_in_the_statistics(at: OipScene) -> None:
     assert sum(size * count for size, count in batches.items()) == sum(counts) * 4
     assert sum(batches.values()) == statistics.execution_count
     assert max(batches) == 8
+
+
+async def test_a_client_asks_for_the_highest_classes(at: OipScene) -> None:
+    """``class_count`` gives texts of value and index in place of the tensor, for each item."""
+    values = np.array([[0.5, -1.0, 3.0], [2.0, 2.0, 1.0]], np.float32)
+    tensor = triton_aio.InferInput("x", [2, 3], "FP32")
+    tensor.set_data_from_numpy(values)
+    async with triton_aio.InferenceServerClient(at.serving.target) as client:
+        assert "classification" in (await client.get_server_metadata()).extensions
+        wanted = [triton_aio.InferRequestedOutput("x", class_count=2)]
+        answer = await client.infer("i", [tensor], outputs=wanted)
+    assert answer.as_numpy("x").tolist() == [
+        [b"3.000000:2", b"0.500000:0"],
+        [b"2.000000:0", b"2.000000:1"],
+    ]
