@@ -1,6 +1,7 @@
 """Operations by themselves: begun, watched, waited for, cancelled, ended, forgotten."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -128,7 +129,9 @@ async def test_a_watch_that_history_overtakes_goes_on(clock: FakeClock) -> None:
     states.append((await anext(watch)).state)
     table.record(operation.id)
     states += [o.state async for o in watch]
-    assert states == [OperationState.QUEUED, OperationState.RUNNING, OperationState.SUCCEEDED]
+    # Where all that took longer than between two samples, one comes in between.
+    each = [state for state, _ in itertools.groupby(states)]
+    assert each == [OperationState.QUEUED, OperationState.RUNNING, OperationState.SUCCEEDED]
     await table.registry.close()
 
 
