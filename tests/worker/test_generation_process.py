@@ -178,3 +178,23 @@ async def test_a_health_check_takes_its_turn_between_tokens(workers):
     health, message = await workers.check("cpu", "g-1", 1)
     assert health.name == "HEALTHY", message
     await one.aclose()
+
+
+async def test_a_model_that_came_back_from_host_memory_writes_the_same(workers, folder):
+    """Demoted and promoted on a device with slabs, it goes on as before, streams included."""
+    load = spec("s", backend="text-generation", task="text-generation", model_dir=folder)
+    loaded = await workers.load("sim-0", load, ignore)
+    assert loaded.host_bytes > 0
+    payload = request(max_tokens=20, model="s")
+
+    async def write():
+        return await read(workers.stream_infer("sim-0", "s-1", 1, payload, timeout_s=None))
+
+    before = await write()
+    for _ in range(2):
+        assert await workers.demote("sim-0", "s-1", 1) == loaded.host_bytes
+        with pytest.raises(ModelhostError) as caught:
+            await write()
+        assert caught.value.reason is Reason.MODEL_NOT_LOADED
+        await workers.promote("sim-0", "s-1", 1, ignore)
+        assert await write() == before
