@@ -20,6 +20,7 @@ from modelhost.v1 import (
     event_service_pb2,
     events_pb2,
     host_service_pb2,
+    inference_service_pb2,
     instances_pb2,
     model_service_pb2,
     models_pb2,
@@ -35,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 
 METHODS = {
+    "InferenceService": "Embed Classify Generate",
     "ModelService": """CreateModel GetModel ListModels UpdateModel DeleteModel DeleteModelFiles InspectSource
         ListModelFiles DownloadModel VerifyModel UploadModelFiles CheckCompatibility ListCatalogModels""",
     "ResidencyService": """LoadModel UnloadModel ReloadModel PlanLoad GetInstance ListInstances
@@ -51,6 +53,7 @@ METHODS = {
 SERVICES: tuple[ServiceDescriptor, ...] = tuple(
     service
     for module in (
+        inference_service_pb2,
         model_service_pb2,
         residency_service_pb2,
         operation_service_pb2,
@@ -142,8 +145,9 @@ def test_methods_that_start_work_can_be_repeated(method: MethodDescriptor) -> No
     repeatable = options.idempotency_level != descriptor_pb2.MethodOptions.IDEMPOTENCY_UNKNOWN
     guarded = any("request_id" in m.fields_by_name for m in nested(method.input_type))
     etagged = "etag" in method.input_type.fields_by_name or method.name.startswith("Update")
-    # A file that was restored is no longer there to be restored again.
-    assert repeatable or guarded or etagged or method.name == "RestoreQuarantined"
+    # Inference starts nothing that lasts; a file that was restored is not there to be restored again.
+    lasts = options.Extensions[options_pb2.right] != options_pb2.INFER
+    assert repeatable or guarded or etagged or not lasts or method.name == "RestoreQuarantined"
 
 
 # --- in keeping with core -----------------------------------------------------------------------------

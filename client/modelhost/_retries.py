@@ -11,6 +11,7 @@ from modelhost.oip import open_inference_pb2
 from modelhost.v1 import (
     event_service_pb2,
     host_service_pb2,
+    inference_service_pb2,
     model_service_pb2,
     operation_service_pb2,
     residency_service_pb2,
@@ -42,7 +43,7 @@ def services() -> Iterator[ServiceDescriptor]:
     """Yield every service of the contract."""
     for module in (
         *(model_service_pb2, residency_service_pb2, operation_service_pb2),
-        *(event_service_pb2, host_service_pb2, open_inference_pb2),
+        *(event_service_pb2, host_service_pb2, inference_service_pb2, open_inference_pb2),
     ):
         yield from module.DESCRIPTOR.services_by_name.values()
 

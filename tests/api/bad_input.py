@@ -13,6 +13,7 @@ from modelhost.oip import open_inference_pb2
 from modelhost.v1 import (
     event_service_pb2,
     host_service_pb2,
+    inference_service_pb2,
     model_service_pb2,
     operation_service_pb2,
     residency_service_pb2,
@@ -21,7 +22,7 @@ from tests.api.support import CALL_S
 
 _FILES = (
     *(model_service_pb2, residency_service_pb2, operation_service_pb2, event_service_pb2),
-    *(host_service_pb2, open_inference_pb2, health_pb2),
+    *(host_service_pb2, inference_service_pb2, open_inference_pb2, health_pb2),
 )
 METHODS: Mapping[str, MethodDescriptor] = {
     method.name: method

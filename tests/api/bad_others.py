@@ -13,6 +13,7 @@ from modelhost.v1 import (
     event_service_pb2,
     events_pb2,
     host_service_pb2,
+    inference_service_pb2,
     instances_pb2,
     operation_service_pb2,
     operations_pb2,
@@ -23,6 +24,7 @@ from modelhostd.api.unimplemented import UNIMPLEMENTED_METHODS
 from tests.api.bad_input import Bad
 from tests.api.bad_models import MODEL
 
+_i = inference_service_pb2
 UNKNOWN_OPERATION = f"operations/{uuid.UUID(int=7)}"
 
 
@@ -228,6 +230,19 @@ _ROWS = [
     Bad("delete by path", "DeleteQuarantined",
         host_service_pb2.DeleteQuarantinedRequest(name="quarantine/../blobs"),
         "INVALID_ARGUMENT", ("quarantine/{id}",)),
+    # --- inference by task; the model is one of feature-extraction
+    Bad("embed nothing", "Embed", _i.EmbedRequest(model=MODEL), "INVALID_ARGUMENT", ("texts", "1024"),
+        {"field": "texts", "actual": "0"}),
+    Bad("embed too much", "Embed", _i.EmbedRequest(model=MODEL, texts=["x"] * 1025),
+        "INVALID_ARGUMENT", ("texts", "1024", "1025")),
+    Bad("embed by a bare id", "Embed", _i.EmbedRequest(model="minilm", texts=["x"]),
+        "INVALID_ARGUMENT", ("models/{id}",), {"field": "model"}),
+    Bad("embed by unknown", "Embed", _i.EmbedRequest(model="models/no", texts=["x"]),
+        "MODEL_NOT_FOUND", ("unknown model: 'no'",)),
+    Bad("classify by unknown", "Classify", _i.ClassifyRequest(model="models/no", texts=["x"]),
+        "MODEL_NOT_FOUND", ("unknown model: 'no'",)),
+    Bad("generate by unknown", "Generate", _i.GenerateRequest(model="models/no", prompt="x"),
+        "MODEL_NOT_FOUND", ("unknown model: 'no'",)),
     # --- inference
     *(
         Bad(f"{method} of unknown", method, request(name="no"), "MODEL_NOT_FOUND",

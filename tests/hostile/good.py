@@ -15,6 +15,7 @@ from modelhost.v1 import (
     event_service_pb2,
     events_pb2,
     host_service_pb2,
+    inference_service_pb2,
     model_service_pb2,
     models_pb2,
     operation_service_pb2,
@@ -56,6 +57,7 @@ def _model(name: str = "") -> models_pb2.Model:
 
 _FILTER = events_pb2.EventFilter(kinds=[1, 3], names=[M], models=[M], reasons=["CREATED"])
 
+_i = inference_service_pb2
 _m, _r, _o, _e, _h = (
     model_service_pb2,
     residency_service_pb2,
@@ -70,6 +72,7 @@ def good(operations: Sequence[str]) -> Mapping[str, Sequence[Message]]:
     some = [
         *_of_models(),
         *_of_residency(),
+        *_of_inference(),
         *_of_events_and_host(),
         *_of_others(),
         *(of_operation for name in operations for of_operation in _of_operation(name)),
@@ -127,6 +130,16 @@ def _of_residency() -> Sequence[Message]:
         _r.PinModelRequest(name=M),
         _r.UnpinModelRequest(name=M),
         _r.UnblockModelRequest(name=M),
+    ]
+
+
+def _of_inference() -> Sequence[Message]:
+    sampling = _i.SamplingParameters(max_tokens=4, temperature=0.5, seed=1, stop=["x"])
+    return [
+        _i.EmbedRequest(model=M, texts=["a", "b"]),
+        _i.ClassifyRequest(model=M, texts=["a"], top_k=2),
+        _i.GenerateRequest(model=M, prompt="a", sampling=sampling),
+        _i.GenerateRequest(model=M, messages=[_i.ChatMessage(role="user", content="a")]),
     ]
 
 

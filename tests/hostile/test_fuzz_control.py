@@ -19,6 +19,7 @@ from modelhost.oip import open_inference_pb2
 from modelhost.v1 import (
     event_service_pb2,
     host_service_pb2,
+    inference_service_pb2,
     model_service_pb2,
     operation_service_pb2,
     residency_service_pb2,
@@ -43,7 +44,7 @@ NEWER = {"grpc.reflection.v1.ServerReflection"}
 
 _FILES = (
     *(model_service_pb2, residency_service_pb2, operation_service_pb2, event_service_pb2),
-    *(host_service_pb2, open_inference_pb2, health_pb2, reflection_pb2),
+    *(host_service_pb2, inference_service_pb2, open_inference_pb2, health_pb2, reflection_pb2),
 )
 _RAW = ("ModelInfer", "ModelStreamInfer")  # test_fuzz_inference.py
 METHODS: Sequence[MethodDescriptor] = [

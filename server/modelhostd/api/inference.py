@@ -127,14 +127,17 @@ class InferenceService(Repository, Refusals):
     async def model_infer(self, request: bytes, call: Call) -> bytes:
         """Route one encoded ModelInferRequest and return the worker's encoded answer."""
         head = scan(request)
-        answer = await self._infer(head, request, call)
-        size = len(answer)
+        answer = await self.infer(head, request, call)
+        self.count_unread(head.model_name, len(answer), call)
+        return answer
+
+    def count_unread(self, model: str, size: int, call: Call) -> None:
+        """Count the bytes of a call's answer until its client has them, or raise QUEUE_FULL."""
+        # gRPC holds what is above a window until the client reads it, long after a method has returned.
         if size > WINDOW_BYTES:
-            # gRPC holds the rest until the client reads it, long after this method has returned.
-            self.unread.take(size, head.model_name[:64])
+            self.unread.take(size, model[:64])
             returned: Any = lambda _: self.unread.give_back(size)  # noqa: E731  (the stubs' type is odd)
             call.context.add_done_callback(returned)
-        return answer
 
     def model_stream_infer(
         self, requests: AsyncIterator[bytes], call: Call
@@ -144,13 +147,14 @@ class InferenceService(Repository, Refusals):
         def infer(
             head: RequestHead, request: bytes
         ) -> AsyncGenerator[tuple[bool, InferReply], None]:
-            return self._stream(head, request, call)
+            return self.stream(head, request, call)
 
         return oip_stream.answers(requests, infer, self.unread, call)
 
-    async def _stream(
+    async def stream(
         self, head: RequestHead, request: bytes, call: Call
     ) -> AsyncGenerator[tuple[bool, InferReply], None]:
+        """Route one encoded ModelInferRequest; see :meth:`modelhostd.host.inference.Inference.stream`."""
         size = len(request)
         self.budget.take(size, head.model_name[:64])
         try:
@@ -167,7 +171,8 @@ class InferenceService(Repository, Refusals):
         finally:
             self.budget.give_back(size)
 
-    async def _infer(self, head: RequestHead, request: bytes, call: Call) -> bytes:
+    async def infer(self, head: RequestHead, request: bytes, call: Call) -> bytes:
+        """Route one encoded ModelInferRequest, counted in the budget, and return the worker's encoded answer."""
         size = len(request)
         self.budget.take(size, head.model_name[:64])
         try:

@@ -29,6 +29,7 @@ from modelhostd.api.operations import operation_service
 from modelhostd.api.reflection import reflection_services
 from modelhostd.api.residency import residency_service
 from modelhostd.api.statistics import Gauges, Statistics
+from modelhostd.api.tasks import task_service
 from modelhostd.api.wrapper import Wrapper
 from modelhostd.core.rpc_stats import RpcStats
 from modelhostd.host import Host
@@ -139,14 +140,15 @@ def build(host: Host, config: ApiConfig) -> "ApiServer":
     if isinstance(events.servicer, EventService):
         watching = events.servicer
         gauges.subscriber_count = lambda: watching.watcher_count
-    if isinstance(inference.servicer, InferenceService):
-        budget = inference.servicer.budget
-        gauges.inference_bytes = lambda: budget.used
-        server.inference_limit = inference.servicer.set_limit
+    oip = inference.servicer
+    assert isinstance(oip, InferenceService)
+    gauges.inference_bytes = lambda: oip.budget.used
+    server.inference_limit = oip.set_limit
     compatibility = Compatibility(host, facts.installed, facts.backend_tasks)
     # gRPC asks them in this order for each call, the one with the most calls first.
     server.services = (
         inference,
+        task_service(host, oip, config.limits.inference_message_bytes),
         model_service(host, compatibility),
         residency_service(host),
         operation_service(host),

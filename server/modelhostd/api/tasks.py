@@ -1,0 +1,100 @@
+"""InferenceService: Embed, Classify and Generate, on the way that ModelInfer and ModelStreamInfer take."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from modelhost.v1 import inference_service_pb2
+from modelhostd.api import task_tensors
+from modelhostd.api.admission import Group
+from modelhostd.api.calls import Call
+from modelhostd.api.inference import InferenceService
+from modelhostd.api.methods import Service
+from modelhostd.core import names
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.oip_scan import RequestHead
+from modelhostd.host import Host
+
+_pb = inference_service_pb2
+
+MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+"""Of a request: two million empty texts, which are refused after 30 ms of parsing."""
+
+METHOD_OF = {
+    "feature-extraction": "Embed",
+    "text-classification": "Classify",
+    "text-generation": "Generate",
+}
+"""What is called for a model, by its task."""
+
+
+def task_service(host: Host, inference: InferenceService, message_bytes_max: int) -> Service:
+    """Return the service to offer; ``inference`` is what does its work."""
+    calls = ("Embed", "Classify")
+    limit = min(MESSAGE_BYTES_MAX, message_bytes_max)
+    return Service(
+        _pb.DESCRIPTOR.services_by_name["InferenceService"],
+        TaskService(host, inference),
+        groups=dict.fromkeys(calls, Group.INFERENCE),
+        limits=dict.fromkeys((*calls, "Generate"), limit),
+        # As of ModelInfer: the caller's deadline bounds it.
+        timeouts=dict.fromkeys(calls),
+    )
+
+
+class TaskService:
+    """See InferenceService in the contract."""
+
+    def __init__(self, host: Host, inference: InferenceService) -> None:
+        self._host = host
+        self._inference = inference
+
+    async def embed(self, request: _pb.EmbedRequest, call: Call) -> bytes:
+        """Return the encoded EmbedResponse."""
+        name = self._model(request.model, "feature-extraction")
+        asked = task_tensors.embed_request(name, request.texts)
+        answer = await self._ask(name, asked, call)
+        encoded = task_tensors.embed_response(answer, len(request.texts))
+        self._inference.count_unread(name, len(encoded), call)
+        return encoded
+
+    async def classify(self, request: _pb.ClassifyRequest, call: Call) -> _pb.ClassifyResponse:
+        """Return the highest scores of each text."""
+        name = self._model(request.model, "text-classification")
+        asked = task_tensors.classify_request(name, request.texts, request.top_k)
+        answer = await self._ask(name, asked, call)
+        return task_tensors.classify_response(answer, len(request.texts))
+
+    async def generate(
+        self, request: _pb.GenerateRequest, call: Call
+    ) -> AsyncGenerator[_pb.GenerateResponse, None]:
+        """Yield the pieces of a text; the next one is asked for when the client has taken this one."""
+        name = self._model(request.model, "text-generation")
+        asked = task_tensors.generate_request(name, request)
+        replies = self._inference.stream(RequestHead(name, "", ""), asked, call)
+        async with aclosing(replies):
+            async for _, reply in replies:
+                yield task_tensors.generate_response(task_tensors.Answer(name, reply.payload))
+
+    async def _ask(self, name: str, asked: bytes, call: Call) -> task_tensors.Answer:
+        head = RequestHead(name, "", "")
+        return task_tensors.Answer(name, await self._inference.infer(head, asked, call))
+
+    def _model(self, name: str, task: str) -> str:
+        """Return the id in ``models/{model}``, a model's or a slot's.
+
+        Raises INVALID_ARGUMENT for a malformed name and for a model of another task, MODEL_NOT_FOUND.
+        """
+        key = names.parse("models", "model", name)
+        found = self._host.inference.model_for(key).task
+        if found and found != task:
+            other = METHOD_OF.get(found)
+            instead = (
+                f"call {other}" if other else "call ModelInfer, for which ModelMetadata says how"
+            )
+            raise ModelhostError(
+                Reason.INVALID_ARGUMENT,
+                f"{METHOD_OF[task]} takes models of the task {task}; '{key}' is of the task {found}: "
+                f"{instead}",
+                {"field": "model", "expected": task, "actual": found},
+            )
+        return key
