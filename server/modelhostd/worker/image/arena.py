@@ -138,7 +138,7 @@ class HostArena:
                 self._ready = _merge([*self._ready, taken])
                 self._trim()
             else:
-                self._map.madvise(MADV_REMOVE, taken.start, taken.length)
+                self._advise(taken.start, taken.length, MADV_REMOVE)
 
     def fault_ahead(self) -> None:
         """Fault what shall be ready and is not, in a thread of its own. Call it once."""
@@ -157,7 +157,7 @@ class HostArena:
         """Allocate and map pages. Raises ``MemoryError`` where there are none."""
         try:
             os.posix_fallocate(self._descriptor, start, length)
-            self._map.madvise(MADV_POPULATE_WRITE, start, length)
+            self._advise(start, length, MADV_POPULATE_WRITE)
         except OSError as error:
             raise MemoryError(f"no memory for {length} bytes of an image") from error
 
@@ -168,6 +168,12 @@ class HostArena:
             raise OSError(ctypes.get_errno(), "mprotect of an image")
 
     # --- inside ---------------------------------------------------------------------------------
+
+    def _advise(self, start: int, length: int, advice: int) -> None:
+        # Not by mmap.madvise, which keeps the interpreter's lock: a GiB takes a tenth of a second and more.
+        address = ctypes.c_void_p(self._address + start)
+        if _LIBC.madvise(address, ctypes.c_size_t(length), advice) != 0:
+            raise OSError(ctypes.get_errno(), "madvise of the host arena")
 
     def _choose(self, length: int, offered: list[_Range]) -> tuple[int, int]:
         """Return where a block of ``length`` goes, and how many of its first bytes are ready there.
@@ -192,7 +198,7 @@ class HostArena:
         while over > 0 and self._ready:
             last = self._ready.pop()
             kept = max(0, last.length - over)
-            self._map.madvise(MADV_REMOVE, last.start + kept, last.length - kept)
+            self._advise(last.start + kept, last.length - kept, MADV_REMOVE)
             over -= last.length - kept
             if kept:
                 self._ready.append(_Range(last.start, kept))

@@ -36,8 +36,10 @@ class Images:
 
     def close(self, image: Image) -> None:
         """End an image whose module is gone. What somebody still holds a view of goes when they let go."""
-        gc.collect()
-        self._lingering = [other for other in (*self._lingering, image) if not other.close()]
+        if not image.close() or self._lingering:
+            # In cycles of what is gone there may be views, and a collection holds everything up: only then.
+            gc.collect()
+            self._lingering = [other for other in (*self._lingering, image) if not other.close()]
         if self._lingering:
             log.warning(
                 "%d images are held by views that outlive their models", len(self._lingering)
