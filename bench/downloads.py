@@ -55,7 +55,7 @@ class Site:
     sha256: dict[str, str]
     """Repository -> the digest of its large file, which is also its name there."""
     shown: str
-    """On which kind of file system all this is."""
+    """On which kind of file system all this is, and what is missing."""
 
 
 def figures(effort: Effort) -> Sequence[Figure]:
@@ -163,10 +163,13 @@ def _site(root: Path, size: int, far: int) -> Iterator[Site]:
         }
         with LoopbackHub({**repos, SMALL: Repo(many)}) as hub, contextlib.ExitStack() as stack:
             port = int(hub.cdn.rpartition(":")[2])
-            if file_server.installed():
+            shown = f", {_kind(scratch)}"
+            if not file_server.installed():
+                shown += ", nginx not installed"
+            else:
                 port = stack.enter_context(file_server.serving(scratch / "nginx", files))
                 stack.enter_context(_through(hub, port))
-            yield Site(scratch, hub, port, sha256, f", {_kind(scratch)}")
+            yield Site(scratch, hub, port, sha256, shown)
 
 
 @contextmanager
