@@ -149,7 +149,7 @@ def settled(host: Client) -> None:
 def ask(host: Client, name: str) -> list[float]:
     """Return the scores that a classifier gives the first sentence."""
     (found,) = host.classify(name, SENTENCES[:1])
-    return list(found.scores)
+    return [one.score for one in sorted(found.labels, key=lambda one: one.index)]
 
 
 def resident(host: Client) -> list[str]:

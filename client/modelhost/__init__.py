@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from modelhost._async.client import AsyncClient
     from modelhost._async.events import AsyncWatch
+    from modelhost._async.generation import AsyncTextStream
     from modelhost._async.holds import AsyncLease
     from modelhost._async.operations import AsyncOperationHandle
     from modelhost._batch import Outcome
@@ -34,9 +35,11 @@ if TYPE_CHECKING:
         Unimplemented,
         Unreachable,
     )
-    from modelhost._inference import Classification
+    from modelhost._generation import Generation, Sampling
+    from modelhost._inference import Classification, Label
     from modelhost._sync.client import Client
     from modelhost._sync.events import Watch
+    from modelhost._sync.generation import TextStream
     from modelhost._sync.holds import Lease
     from modelhost._sync.operations import OperationHandle
     from modelhost._watch import Reset, WatchItem
@@ -46,6 +49,7 @@ __all__ = [
     "AsyncClient",
     "AsyncLease",
     "AsyncOperationHandle",
+    "AsyncTextStream",
     "AsyncWatch",
     "Cancelled",
     "Classification",
@@ -53,8 +57,10 @@ __all__ = [
     "Code",
     "Conflict",
     "DataLoss",
+    "Generation",
     "Internal",
     "InvalidArgument",
+    "Label",
     "Lease",
     "ModelhostError",
     "NotFound",
@@ -67,6 +73,8 @@ __all__ = [
     "QueueFull",
     "Reset",
     "ResourceExhausted",
+    "Sampling",
+    "TextStream",
     "Timeout",
     "Unavailable",
     "Unimplemented",
@@ -80,13 +88,18 @@ _HOMES = {
     "AsyncClient": "modelhost._async.client",
     "AsyncLease": "modelhost._async.holds",
     "AsyncOperationHandle": "modelhost._async.operations",
+    "AsyncTextStream": "modelhost._async.generation",
     "AsyncWatch": "modelhost._async.events",
     "Classification": "modelhost._inference",
     "Client": "modelhost._sync.client",
+    "Generation": "modelhost._generation",
+    "Label": "modelhost._inference",
     "Lease": "modelhost._sync.holds",
     "OperationHandle": "modelhost._sync.operations",
     "Outcome": "modelhost._batch",
     "Reset": "modelhost._watch",
+    "Sampling": "modelhost._generation",
+    "TextStream": "modelhost._sync.generation",
     "Watch": "modelhost._sync.events",
     "WatchItem": "modelhost._watch",
 }

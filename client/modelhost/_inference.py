@@ -1,30 +1,48 @@
 """What the client makes of the answers of models for the common tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from modelhost import _names
 from modelhost._errors import InvalidArgument, invalid
 from modelhost._tensors import Array
+from modelhost.v1 import inference_service_pb2 as pb
 
 TEXT = "text"
 EMBEDDING = "embedding"
-LABEL = "label"
-SCORES = "scores"
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One class of a classifier, for one text."""
+
+    name: str
+    """Its name, or its number as a text where the model has no names."""
+    score: float
+    """Its probability, from 0 to 1, to six decimals."""
+    index: int
+    """Its number in the model, from 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Classification:
     """What a classifier says of one text."""
 
-    label: str
-    """The name of the best class."""
-    score: float
-    """Its probability, from 0 to 1."""
-    scores: tuple[float, ...]
-    """The probabilities of all classes, in the model's order."""
+    labels: tuple[Label, ...]
+    """The likeliest classes, the highest scores first."""
+
+    @property
+    def label(self) -> str:
+        """The name of the likeliest class."""
+        return self.labels[0].name
+
+    @property
+    def score(self) -> float:
+        """The score of the likeliest class."""
+        return self.labels[0].score
 
 
 def embeddings(model: str, outputs: Mapping[str, Array], count: int) -> npt.NDArray[np.float32]:
@@ -35,14 +53,23 @@ def embeddings(model: str, outputs: Mapping[str, Array], count: int) -> npt.NDAr
     return array.astype(np.float32, copy=False)
 
 
-def classifications(model: str, outputs: Mapping[str, Array], count: int) -> list[Classification]:
-    """Return what a classifier says of ``count`` texts. Raises InvalidArgument."""
-    labels, scores = outputs.get(LABEL), outputs.get(SCORES)
-    if labels is None or scores is None or labels.shape != (count,) or scores.shape[:1] != (count,):
-        raise _other(model, "text-classification", f"{LABEL} and {SCORES}", outputs)
+def classify_request(model: str, texts: Iterable[str], top_k: int) -> pb.ClassifyRequest:
+    """Return the request for the labels of texts. Raises InvalidArgument."""
+    if isinstance(texts, str | bytes):
+        raise invalid("texts", "a list of strings", "one string; put it in a list")
+    try:
+        return pb.ClassifyRequest(
+            model=f"models/{_names.model_id(model)}", texts=texts, top_k=top_k
+        )
+    except (TypeError, ValueError) as error:
+        raise invalid("texts, top_k", "strings, and a number of 32 bits", f"{error}") from None
+
+
+def classifications(response: pb.ClassifyResponse) -> list[Classification]:
+    """Return what a classifier says of each text."""
     return [
-        Classification(label.decode("utf-8", "replace"), max(row), tuple(row))
-        for label, row in zip(labels.tolist(), scores.tolist(), strict=True)
+        Classification(tuple(Label(one.name, one.score, one.index) for one in found.labels))
+        for found in response.classifications
     ]
 
 

@@ -1,11 +1,17 @@
 """Inference through the client: arrays out, arrays in."""
 
+import threading
+from collections.abc import Iterator
+
+import grpc
 import numpy as np
 import pytest
 
-from modelhost import Classification, InvalidArgument
+from modelhost import AsyncClient, Client, Generation, InvalidArgument, Label
 from modelhost.oip import open_inference_pb2 as oip
+from modelhost.v1 import inference_service_pb2 as pb
 from tests.client.double import Double
+from tests.support import DEADLINE_S
 
 
 def answer_with(**arrays: np.ndarray):
@@ -72,22 +78,103 @@ def test_embed_refuses_what_is_no_embedding(double: Double, both, outputs) -> No
 
 
 def test_classify_returns_labels_and_scores(double: Double, both) -> None:
-    """Each text gets its best label with its score, and the scores of all classes."""
-    response = answer_with(scores=np.array([[0.25, 0.75], [0.5, 0.5]]))
-    response.outputs.add(name="label", datatype="BYTES", shape=[2])
-    response.raw_output_contents.append(b"\x03\x00\x00\x00bad\x04\x00\x00\x00good")
-    double.on("ModelInfer", response)
-    assert both(lambda c: c.classify("m", ["a", "b"])) == [
-        Classification("bad", 0.75, (0.25, 0.75)),
-        Classification("good", 0.5, (0.5, 0.5)),
+    """Each text gets its likeliest labels with their scores and numbers, the best of them by itself."""
+    response = pb.ClassifyResponse()
+    response.classifications.add(
+        labels=[{"name": "good", "score": 0.75, "index": 1}, {"name": "bad"}]
+    )
+    response.classifications.add(labels=[{"name": "bad", "score": 0.5}])
+    double.on("Classify", response)
+    first, second = both(lambda c: c.classify("m", ["a", "b"], top_k=2))
+    assert first.labels == (Label("good", 0.75, 1), Label("bad", 0.0, 0))
+    assert (first.label, first.score) == ("good", 0.75)
+    assert second.label == "bad"
+    assert double.requests("Classify") == [
+        pb.ClassifyRequest(model="models/m", texts=["a", "b"], top_k=2)
     ]
 
 
-def test_classify_refuses_what_is_no_classifier(double: Double, both) -> None:
-    """A model that answers otherwise is told by what came."""
-    double.on("ModelInfer", answer_with(embedding=np.ones((1, 3))))
-    with pytest.raises(InvalidArgument, match="text-classification"):
-        both(lambda c: c.classify("m", ["a"]))
+@pytest.mark.parametrize("texts", ["one", [1]])
+def test_classify_refuses_what_is_no_list_of_texts(both, texts) -> None:
+    """One bare string would be one text for each letter."""
+    with pytest.raises(InvalidArgument, match="texts"):
+        both(lambda c: c.classify("m", texts))
+
+
+STOP = pb.GenerateResponse.STOP
+PIECES = [
+    pb.GenerateResponse(text="a", input_token_count=3, output_token_count=1),
+    pb.GenerateResponse(text="", input_token_count=3, output_token_count=2),
+    pb.GenerateResponse(text="é", input_token_count=3, output_token_count=3, finish_reason=STOP),
+]
+
+
+def test_generate_returns_the_whole_text(double: Double, both) -> None:
+    """With token counts and why it ended; parameters that are given go along, a prompt as it is."""
+    double.on("Generate", PIECES)
+    made = both(lambda c: c.generate("slots/m", "hi", max_tokens=5, temperature=0, stop="."))
+    assert made == Generation("aé", "stop", 3, 3)
+    (sent,) = double.requests("Generate")
+    assert sent.model == "models/m"
+    assert sent.sampling == pb.SamplingParameters(max_tokens=5, temperature=0, stop=["."])
+    assert sent.sampling.HasField("temperature")
+    assert not sent.sampling.HasField("seed")
+
+
+def test_generate_streams_pieces(double: Double, client: Client) -> None:
+    """Pieces come as texts, empty ones left out; the result is known at any time, and whole at the end."""
+    double.on("Generate", PIECES)
+    said = [{"role": "user", "content": "hi"}]
+    with client.generate("m", said, stream=True) as pieces:
+        assert next(pieces) == "a"
+        assert pieces.result == Generation("a", "", 3, 1)
+        assert list(pieces) == ["é"]
+        assert pieces.result == Generation("aé", "stop", 3, 3)
+    assert double.requests("Generate")[0].messages[0].content == "hi"
+
+
+async def test_generate_streams_pieces_to_asyncio(double: Double) -> None:
+    """The asynchronous twin does the same."""
+    double.on("Generate", PIECES)
+    async with AsyncClient(double.target) as client:
+        pieces = client.generate("m", "hi", stream=True)
+        assert [piece async for piece in pieces] == ["a", "é"]
+        assert pieces.result.finish_reason == "stop"
+        assert (await client.generate("m", "hi")).text == "aé"
+
+
+def test_a_closed_text_ends_the_work(double: Double, client: Client) -> None:
+    """Leaving the block cancels the call, so that the daemon learns of it."""
+    gone = threading.Event()
+
+    def endless(request: object, context: grpc.ServicerContext) -> Iterator[pb.GenerateResponse]:
+        context.add_callback(gone.set)
+        yield PIECES[0]
+        gone.wait(DEADLINE_S)
+
+    double.on("Generate", endless)
+    with client.generate("m", "hi", stream=True) as pieces:
+        assert next(pieces) == "a"
+    assert gone.wait(DEADLINE_S)
+    assert list(pieces) == []
+    assert pieces.result.text == "a"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "named"),
+    [
+        ("x", {"colour": 1}, "colour"),
+        ("x", {"max_tokens": "many"}, "max_tokens"),
+        ("x", {"seed": 2**70}, "seed"),
+        ("x", {"stop": [1]}, "stop"),
+        ([{"role": "user", "content": 1}], {}, r"prompt\[0\]"),
+        ([{"role": "user", "content": "a", "more": "b"}], {}, r"prompt\[0\]"),
+    ],
+)
+def test_generate_refuses_by_name(both, prompt, sampling, named: str) -> None:
+    """What no request can hold is told before anything is sent."""
+    with pytest.raises(InvalidArgument, match=named):
+        both(lambda c: c.generate("m", prompt, **sampling))
 
 
 def test_ready_and_health(double: Double, both) -> None:

@@ -51,6 +51,7 @@ def test_the_check_finds_a_stale_twin(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ("Client", "AsyncClient"),
         ("OperationHandle", "AsyncOperationHandle"),
+        ("TextStream", "AsyncTextStream"),
         ("Watch", "AsyncWatch"),
     ],
 )

@@ -2,11 +2,13 @@
 # ruff: noqa: ASYNC109 - a timeout is sent with the call, so that the daemon keeps it, too
 
 from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from modelhost import _inference, _names, _tensors
+from modelhost import _generation, _inference, _names, _tensors
+from modelhost._async.generation import AsyncTextStream
 from modelhost._async.transport import AsyncTransport
 from modelhost.oip import open_inference_pb2
 
@@ -63,20 +65,62 @@ class AsyncInference:
         return _inference.embeddings(model, outputs, len(array))
 
     async def classify(
-        self, model: str, texts: Iterable[str], *, timeout: float | None = None
+        self, model: str, texts: Iterable[str], *, top_k: int = 5, timeout: float | None = None
     ) -> list[_inference.Classification]:
-        """Return for each text its best label, the score of it, and those of all classes.
+        """Return for each text its ``top_k`` likeliest labels with their scores, the highest first.
 
-        For models of the task ``text-classification``; raises InvalidArgument for another.
+        For models of the task ``text-classification``; raises InvalidArgument for another, as Classify
+        of the contract does.
         """
-        array = _tensors.text_array(texts)
-        outputs = await self.infer(
-            model,
-            {_inference.TEXT: array},
-            outputs=[_inference.LABEL, _inference.SCORES],
-            timeout=timeout,
+        request = _inference.classify_request(model, texts, top_k)
+        seconds = self._transport.options.infer_timeout if timeout is None else timeout
+        response = await self._transport.unary(self._transport.tasks.Classify, request, seconds)
+        return _inference.classifications(response)
+
+    @overload
+    async def generate(
+        self,
+        model: str,
+        prompt: _generation.Prompt,
+        *,
+        stream: Literal[False] = False,
+        timeout: float | None = None,
+        **sampling: Unpack[_generation.Sampling],
+    ) -> _generation.Generation: ...
+
+    @overload
+    def generate(
+        self,
+        model: str,
+        prompt: _generation.Prompt,
+        *,
+        stream: Literal[True],
+        timeout: float | None = None,
+        **sampling: Unpack[_generation.Sampling],
+    ) -> AsyncTextStream: ...
+
+    def generate(
+        self,
+        model: str,
+        prompt: _generation.Prompt,
+        *,
+        stream: bool = False,
+        timeout: float | None = None,
+        **sampling: Unpack[_generation.Sampling],
+    ) -> Any:
+        """Write a text on, or answer in a conversation: a list of ``{"role": ..., "content": ...}``.
+
+        Returns the whole text, or with ``stream`` its pieces as they come. ``max_tokens``,
+        ``temperature``, ``stop`` and the others are those of SamplingParameters; what is not given is the
+        model's default. For models of the task ``text-generation``; raises InvalidArgument for another,
+        and for ``messages`` where the model has no chat template. ``timeout`` is for the whole text.
+        """
+        request = _generation.generate_request(model, prompt, sampling)
+        seconds = self._transport.options.infer_timeout if timeout is None else timeout
+        pieces = AsyncTextStream(
+            self._transport.stream(self._transport.tasks.Generate, request, seconds)
         )
-        return _inference.classifications(model, outputs, len(array))
+        return pieces if stream else pieces.read_all()
 
     async def metadata(
         self, model: str, *, version: int = 0

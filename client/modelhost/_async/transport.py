@@ -16,6 +16,7 @@ from modelhost._status import error_from_rpc
 from modelhost.oip.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from modelhost.v1.event_service_pb2_grpc import EventServiceStub
 from modelhost.v1.host_service_pb2_grpc import HostServiceStub
+from modelhost.v1.inference_service_pb2_grpc import InferenceServiceStub
 from modelhost.v1.model_service_pb2_grpc import ModelServiceStub
 from modelhost.v1.operation_service_pb2_grpc import OperationServiceStub
 from modelhost.v1.residency_service_pb2_grpc import ResidencyServiceStub
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from modelhost.oip.open_inference_pb2_grpc import GRPCInferenceServiceAsyncStub
     from modelhost.v1.event_service_pb2_grpc import EventServiceAsyncStub
     from modelhost.v1.host_service_pb2_grpc import HostServiceAsyncStub
+    from modelhost.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub
     from modelhost.v1.model_service_pb2_grpc import ModelServiceAsyncStub
     from modelhost.v1.operation_service_pb2_grpc import OperationServiceAsyncStub
     from modelhost.v1.residency_service_pb2_grpc import ResidencyServiceAsyncStub
@@ -116,6 +118,11 @@ class AsyncTransport:
     def inference(self) -> "GRPCInferenceServiceAsyncStub":
         """GRPCInferenceService."""
         return GRPCInferenceServiceStub(self.channel)
+
+    @functools.cached_property
+    def tasks(self) -> "InferenceServiceAsyncStub":
+        """InferenceService: inference by task."""
+        return InferenceServiceStub(self.channel)
 
     async def unary(
         self,

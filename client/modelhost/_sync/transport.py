@@ -15,6 +15,7 @@ from modelhost._status import RpcFailure, error_from_rpc
 from modelhost.oip.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from modelhost.v1.event_service_pb2_grpc import EventServiceStub
 from modelhost.v1.host_service_pb2_grpc import HostServiceStub
+from modelhost.v1.inference_service_pb2_grpc import InferenceServiceStub
 from modelhost.v1.model_service_pb2_grpc import ModelServiceStub
 from modelhost.v1.operation_service_pb2_grpc import OperationServiceStub
 from modelhost.v1.residency_service_pb2_grpc import ResidencyServiceStub
@@ -120,6 +121,11 @@ class Transport:
     def inference(self) -> GRPCInferenceServiceStub:
         """GRPCInferenceService."""
         return GRPCInferenceServiceStub(self.channel)
+
+    @functools.cached_property
+    def tasks(self) -> InferenceServiceStub:
+        """InferenceService: inference by task."""
+        return InferenceServiceStub(self.channel)
 
     def unary(
         self, method: "grpc.UnaryUnaryMultiCallable[Q, R]", request: Q, timeout: float | None = None

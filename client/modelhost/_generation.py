@@ -1,0 +1,73 @@
+"""What is asked of text generation, and what comes of it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from modelhost import _names
+from modelhost._enums import name_of
+from modelhost._errors import invalid
+from modelhost.v1 import inference_service_pb2 as pb
+
+Prompt = str | Sequence[dict[str, str]]
+"""A text to go on from, or a conversation: ``{"role": ..., "content": ...}`` for each message."""
+
+
+class Sampling(TypedDict, total=False):
+    """How text is made; see SamplingParameters of the contract for ranges and defaults."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    stop: str | Iterable[str]
+    ignore_eos: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A text that a model has made."""
+
+    text: str
+    finish_reason: str
+    """``stop`` (the model, or a stop text, ended it), ``length``; empty where it is not at its end."""
+    input_tokens: int
+    """Tokens of the prompt."""
+    output_tokens: int
+    """Tokens of the text."""
+
+
+def generate_request(model: str, prompt: Prompt, sampling: Sampling) -> pb.GenerateRequest:
+    """Return the request for a text. Raises InvalidArgument."""
+    request = pb.GenerateRequest(model=f"models/{_names.model_id(model)}")
+    if isinstance(prompt, str):
+        request.prompt = prompt
+    else:
+        for number, message in enumerate(prompt):
+            try:
+                request.messages.add(**message)
+            except (TypeError, ValueError):
+                expected = "a dict of the texts role and content"
+                raise invalid(f"prompt[{number}]", expected, repr(message)[:100]) from None
+    fields = request.sampling.DESCRIPTOR.fields_by_name
+    for name, value in sampling.items():
+        if name not in fields:
+            raise invalid(name, f"one of {', '.join(fields)}", repr(value)[:100])
+        try:
+            if name == "stop":
+                request.sampling.stop.extend([value] if isinstance(value, str) else value)  # type: ignore[arg-type]
+            else:
+                setattr(request.sampling, name, value)
+        except (TypeError, ValueError) as error:
+            raise invalid(name, "a value that the contract holds", f"{error}"[:100]) from None
+    return request
+
+
+def read_piece(piece: pb.GenerateResponse) -> Generation:
+    """Return what a piece says: its text, and the counts up to it."""
+    number = piece.finish_reason
+    word = name_of(pb.GenerateResponse.FinishReason, number).lower() if number else ""
+    return Generation(piece.text, word, piece.input_token_count, piece.output_token_count)
