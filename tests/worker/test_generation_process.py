@@ -1,6 +1,7 @@
 """Text generation through a real worker process: streams, whole answers, cancellation, neighbours."""
 
 import asyncio
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -133,6 +134,17 @@ async def test_a_deadline_ends_a_text(workers):
     with pytest.raises(ModelhostError) as caught:
         await read(stream(workers, max_tokens=LONG, timeout_s=0.003))
     assert caught.value.reason is Reason.DEADLINE_EXCEEDED
+
+
+async def test_a_deadline_ends_a_text_that_nobody_reads(workers):
+    """A stream that rests, because its reader does, is ended when its time is up."""
+    (worker,) = workers._workers()
+    responses = stream(workers, max_tokens=LONG, ignore_eos="true", timeout_s=2.0)
+    with contextlib.suppress(ModelhostError):
+        # On a machine that is swamped the time may be up before.
+        await anext(responses)
+    await wait_until_async(lambda: worker.in_flight == 0)
+    await responses.aclose()
 
 
 async def test_generating_does_not_hold_up_a_neighbour(workers):

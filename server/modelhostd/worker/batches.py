@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from modelhostd.worker import oip
 from modelhostd.worker.backend import Cancelled, InferContext, Output, Tensor
@@ -18,6 +19,15 @@ from modelhostd.worker.tensors import as_tensor
 from modelhostd.worker.v1 import worker_pb2
 
 log = logging.getLogger("modelhostd.worker")
+
+
+LOOK = 256
+"""Waiting requests that are looked at for one batch."""
+
+
+def joinable(job: object) -> TypeGuard[InferJob]:
+    """Whether a job may run together with others: a request that wants one answer."""
+    return isinstance(job, InferJob) and not job.streaming
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeGuard
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.worker import batches, failures, stepping
@@ -23,9 +22,6 @@ from modelhostd.worker.wire.blackbox import BlackBox
 log = logging.getLogger("modelhostd.worker")
 
 POISONED_EXIT = 70
-
-LOOK = 256
-"""Waiting requests that are looked at for one batch."""
 
 Key = tuple[str, int]
 Job = InferJob | CheckJob | StepJob
@@ -171,6 +167,12 @@ class Executor:
                 if entry is not None:
                     self._call_step(entry)
 
+    def look_again(self) -> None:
+        """Have requests that rest be looked at: a deadline may pass while nothing of theirs runs."""
+        with self._lock:
+            for entry in self._entries.values():
+                self._call_step(entry)
+
     def drain(self) -> None:
         """Refuse what comes from now on, and return when all that was accepted is answered."""
         with self._lock:
@@ -194,7 +196,7 @@ class Executor:
             or self._handed is not None
             or len(self._queue)
             or self._draining
-            or not _joinable(job)
+            or not batches.joinable(job)
             or job.request in self._early
             or entry.hosted.batch_delay_ns
             or not entry.quick
@@ -244,7 +246,7 @@ class Executor:
         if not hosted.batch_delay_ns:
             return
         count = self._queue.count(job.key)
-        if count >= hosted.batch_limit or not _joinable(job):
+        if count >= hosted.batch_limit or not batches.joinable(job):
             entry.due_ns = 0
         elif count == 1:
             entry.due_ns = time.monotonic_ns() + hosted.batch_delay_ns
@@ -294,7 +296,7 @@ class Executor:
                 error = None
                 if self._open(entry, job, activity):
                     jobs = []
-            elif hosted.batch_limit > 1 and len(self._queue) and _joinable(job):
+            elif hosted.batch_limit > 1 and len(self._queue) and batches.joinable(job):
                 together, refused = self._gather(entry, job)
                 jobs = [*together, *refused]
                 error = batches.run(together, hosted, activity)
@@ -353,7 +355,9 @@ class Executor:
         """
         hosted = entry.hosted
         with self._lock:
-            others = self._queue.more(first.key, min(hosted.batch_limit, LOOK) - 1, _joinable)
+            others = self._queue.more(
+                first.key, min(hosted.batch_limit, batches.LOOK) - 1, batches.joinable
+            )
         if not others:
             return [first], []
         batch = batches.form([(None, first), *others], hosted)
@@ -387,10 +391,6 @@ class Executor:
         """Return the seconds until some request has waited for company long enough; None = none waits."""
         due = [e.due_ns for key, e in self._entries.items() if e.due_ns and self._queue.count(key)]
         return max(0.0, (min(due) - time.monotonic_ns()) / 1e9) if due else None
-
-
-def _joinable(job: Job) -> TypeGuard[InferJob]:
-    return isinstance(job, InferJob) and not job.streaming
 
 
 def exit_now(code: int) -> None:

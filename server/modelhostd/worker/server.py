@@ -227,6 +227,7 @@ class Worker:
         interval_s = self._limits.heartbeat_interval_ms / 1000
         pause = threading.Event()
         while not pause.wait(interval_s):
+            self._executor.look_again()
             header = worker_pb2.HeartbeatHeader(queued=self._executor.queued)
             activities = (
                 *self._executor.activities,
