@@ -13,6 +13,7 @@ from modelhostd.core.resources import (
     DeviceKind,
     Instance,
     InstanceState,
+    Isolation,
     Kind,
     ModelConfig,
     Settings,
@@ -269,3 +270,22 @@ async def test_the_machine_has_the_last_word(world: World) -> None:
         await settle()
         assert set(run.workers.warm) == {"b"}
         true(run)
+
+
+async def test_a_copy_belongs_to_its_own_worker(world: World) -> None:
+    """A crash takes along the copies of that worker alone: not of a model that has a process of its own."""
+    async with world.host(host_budget=2000) as run:
+        await run.have("own", isolation=Isolation.PROCESS)
+        await run.have("shared")
+        for model in ("own", "shared"):
+            await run.load(model)
+            await run.end(await run.host.residency.unload(model, keep_warm=True))
+        run.workers.crash("sim-0")
+        await settle()
+        assert set(run.host.occupancy.host.warm) == {"own"}
+        true(run)
+        run.workers.crash("sim-0", model="own")
+        await settle()
+        assert not run.host.occupancy.host.warm
+        true(run)
+        assert await run.infer("own", 5.0) == b"x"
