@@ -19,6 +19,7 @@ from modelhost.cli import (
     pull,
     registry,
     residency,
+    run,
     sources,
     storage,
     top,
@@ -40,7 +41,7 @@ SECTIONS: Mapping[str, Sequence[click.Command]] = {
         *(residency.load, residency.unload, residency.ps, top.top, residency.pin, residency.unpin),
         *(residency.plan, host.budget, holds.lease, holds.slots, holds.switch),
     ),
-    "Use": (infer.infer,),
+    "Use": (run.run, infer.infer),
     "Work and events": (
         *(operations.ops, operations.pause, operations.resume, operations.cancel),
         observe.events,

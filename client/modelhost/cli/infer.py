@@ -75,7 +75,7 @@ def infer(
             version=version or 0,
             datatypes=datatypes,
             parameters={
-                key: _scalar(value) for key, value in to_pairs(parameters, "--parameter").items()
+                key: scalar(value) for key, value in to_pairs(parameters, "--parameter").items()
             },
         )
     _show(session.output, model, answer)
@@ -135,7 +135,8 @@ def _to_array(name: str, value: Any, datatype: str) -> "Array":
     )
 
 
-def _scalar(text: str) -> bool | int | float | str:
+def scalar(text: str) -> bool | int | float | str:
+    """Return the number or truth value that a text is in JSON, else the text."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -166,7 +167,7 @@ def _show(output: Output, model: str, answer: "Mapping[str, Array]") -> None:
     for name, array in answer.items():
         for index, row in enumerate(array.tolist() if array.ndim else [array.tolist()]):
             values = plain_values(row)
-            output.line([name, index, _short(values) if output.table else _exact(values)])
+            output.line([name, index, short_row(values) if output.table else _exact(values)])
 
 
 def plain_values(value: Any) -> Any:
@@ -184,7 +185,7 @@ def _exact(values: Any) -> str:
     return values if isinstance(values, str) else json.dumps(values, ensure_ascii=False)
 
 
-def _short(values: Any) -> str:
+def short_row(values: Any) -> str:
     """Return the first few values of a row, and how many there are."""
     if not isinstance(values, list) or len(values) <= SHOWN_VALUES:
         return _exact(values)
