@@ -130,8 +130,8 @@ BANS = (
     ),
     *(Ban(f"{m}.{f}", _UNPICKLE) for m in ("pickle", "cPickle", "dill") for f in ("load", "loads")),
     Ban("pickle.Unpickler", _UNPICKLE),
-    # The bench measures it beside ours, with weights_only and a file that it wrote itself.
-    Ban("torch.load", _UNPICKLE, allowed=("bench/residency.py",)),
+    # Benches compare with it: with weights_only, on files they wrote themselves.
+    Ban("torch.load", _UNPICKLE, where=("client", "server", "protos")),
     Ban("torch.jit.load", _UNPICKLE),
     Ban("numpy.load", "numpy.load may unpickle; read the header and the bytes", where=("server",)),
     Ban("eval", _CODE),
@@ -147,7 +147,7 @@ BANS = (
         "httpx2 with the policy for connections",
         where=("client", "server"),
     ),
-    Ban("asyncio.get_event_loop", "asyncio.get_running_loop", where=("client", "server", "tests")),
+    Ban("asyncio.get_event_loop", "asyncio.get_running_loop", where=("client", "server", "protos")),
     Ban("datetime.datetime.utcnow", "datetime.now(UTC): utcnow has no time zone"),
 )
 BANNED_KEYWORDS = {
