@@ -90,7 +90,14 @@ def told(double: Double) -> Double:
     double.on("UpdateSettings", settings_pb2.Settings())
     double.on("GetHost", host_pb2.Host(version="9.9", hostname="box", pid=7, sequence=40))
     double.on("ListOperations", operation_service_pb2.ListOperationsResponse(operations=[RUNNING]))
-    for method in ("DownloadModel", "LoadModel", "UnloadModel", "DeleteModel", "DeleteModelFiles"):
+    for method in (
+        "DownloadModel",
+        "LoadModel",
+        "ReloadModel",
+        "UnloadModel",
+        "DeleteModel",
+        "DeleteModelFiles",
+    ):
         double.on(method, DONE)
     for method in ("GetOperation", "CancelOperation", "PauseOperation", "ResumeOperation"):
         double.on(method, RUNNING)

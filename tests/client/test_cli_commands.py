@@ -20,6 +20,7 @@ from tests.client.told import DONE, ID, NAME, RUNNING
 
 ASKS = [
     (["pull", "mini"], "DownloadModel", {"name": "models/mini"}),
+    (["pull", "mini", "--refresh"], "DownloadModel", {"name": "models/mini", "refresh": True}),
     (
         ["pull", "hf://o/mini", "--name", "mini", "--rate-limit", "5MB", "--priority", "2", "--allow-unsafe"],
         "DownloadModel",
@@ -40,6 +41,8 @@ ASKS = [
     (["rm", "mini", "--force"], "DeleteModel", {"name": "models/mini", "force": True}),
     (["rm", "mini", "--files"], "DeleteModelFiles", {"model": "models/mini"}),
     (["load", "mini", "--device", "cpu", "--download"], "LoadModel", {"name": "models/mini", "device": "devices/cpu", "download": True}),
+    (["reload", "mini"], "ReloadModel", {"name": "models/mini"}),
+    (["reload", "mini", "--version", "1"], "ReloadModel", {"name": "models/mini", "version": 1}),
     (["unload", "mini", "--keep-warm"], "UnloadModel", {"name": "models/mini", "keep_warm": True}),
     (["unload", "--all"], "UnloadModel", {"name": "models/mini"}),
     (["unload", "mini", "--force"], "UnloadModel", {"name": "models/mini", "force": True}),

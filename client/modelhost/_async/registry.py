@@ -27,6 +27,7 @@ class AsyncRegistry(AsyncOperations):
         priority: int = 0,
         rate_limit_bytes_per_second: int = 0,
         allow_unsafe: bool = False,
+        refresh: bool = False,
         wait: bool = True,
         progress: Report | bool | None = None,
         timeout: float | None = None,
@@ -35,8 +36,9 @@ class AsyncRegistry(AsyncOperations):
 
         ``source`` is a URI (``hf://org/name@revision``) or the id of a model that is registered; ``name``
         the id it is to have, by default the source's last segment in lower case. A model of the same id
-        and source is no error: what is on disk already is not fetched again. ``task`` and the patterns
-        only count for a model that is new. ``revision`` may stand behind the URI instead
+        and source is no error: what is on disk already is not fetched again, and its source is asked for
+        a newer revision only with ``refresh``. ``task`` and the patterns only count for a model that is
+        new. ``revision`` may stand behind the URI instead
         (``hf://org/name@revision``); ``more_uris`` are further files of the same model where ``source``
         is the URL of one file.
 
@@ -60,6 +62,7 @@ class AsyncRegistry(AsyncOperations):
             priority=priority,
             rate_limit_bytes_per_second=rate_limit_bytes_per_second,
             allow_unsafe=allow_unsafe,
+            refresh=refresh,
         )
         operation = await self._transport.unary(self._transport.models.DownloadModel, request)
         return await self._handle(operation, wait=wait, progress=progress, timeout=timeout)

@@ -24,6 +24,7 @@ class Batches(Registry):
         priority: int = 0,
         rate_limit_bytes_per_second: int = 0,
         allow_unsafe: bool = False,
+        refresh: bool = False,
         progress: Report | bool | None = None,
         timeout: float | None = None,
     ) -> list[Outcome]:
@@ -45,6 +46,7 @@ class Batches(Registry):
                     priority=priority,
                     rate_limit_bytes_per_second=rate_limit_bytes_per_second,
                     allow_unsafe=allow_unsafe,
+                    refresh=refresh,
                     wait=False,
                 )
             except ModelhostError as error:

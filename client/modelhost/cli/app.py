@@ -38,8 +38,9 @@ SECTIONS: Mapping[str, Sequence[click.Command]] = {
     ),
     "Disk": (storage.storage, storage.verify, storage.prune, storage.quarantine),
     "Memory": (
-        *(residency.load, residency.unload, residency.ps, top.top, residency.pin, residency.unpin),
-        *(residency.plan, host.budget, holds.lease, holds.slots, holds.switch),
+        *(residency.load, residency.reload, residency.unload, residency.ps, top.top),
+        *(residency.pin, residency.unpin, residency.plan, host.budget),
+        *(holds.lease, holds.slots, holds.switch),
     ),
     "Use": (run.run, infer.infer),
     "Work and events": (

@@ -83,7 +83,8 @@ def outdated(context: click.Context, models: tuple[str, ...]) -> None:
     """Compare models, by default all, with what their sources have now.
 
     The exit code is 1 where a source could not be asked, else 5 where a model is outdated, else 0.
-    `modelhost show MODEL` lists the versions that are kept.
+    `modelhost pull --refresh MODEL` fetches the new revision beside the one that is there, `modelhost
+    reload MODEL` has it served; `modelhost show MODEL` lists the versions that are kept.
     """
     from modelhost._freshness import Freshness
     from modelhost._names import short

@@ -39,6 +39,7 @@ from modelhost.cli.session import Command, Session, complete_models, pass_sessio
 @click.option(
     "--allow-unsafe", is_flag=True, help="Fetch files that can run code, too (operators)."
 )
+@click.option("--refresh", is_flag=True, help="Ask for a newer revision of what is on disk, too.")
 @click.option("-d", "--detach", is_flag=True, help="Do not wait; print the operation.")
 @pass_session
 def pull(
@@ -53,6 +54,7 @@ def pull(
     priority: int,
     rate_limit: str,
     allow_unsafe: bool,
+    refresh: bool,
     detach: bool,
 ) -> None:
     """Download models, and register first those that are new.
@@ -75,6 +77,7 @@ def pull(
         "priority": priority,
         "rate_limit_bytes_per_second": to_bytes(rate_limit, "--rate"),
         "allow_unsafe": allow_unsafe,
+        "refresh": refresh,
         "wait": False,
     }
     one: dict[str, Any] = {"task": task, "revision": revision, "more_uris": more_uris}

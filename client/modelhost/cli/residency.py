@@ -1,4 +1,4 @@
-"""load, unload, ps, pin, unpin, plan: what is in memory."""
+"""load, reload, unload, ps, pin, unpin, plan: what is in memory."""
 
 import click
 
@@ -32,6 +32,25 @@ def load(
                 session.output.line([short(handle.name), short(handle.model)])
             return
         ended(session, follow(session, handle))
+
+
+@click.command(cls=Command)
+@model_argument
+@click.option(
+    *("--version", "version"),
+    default=0,
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="Which files. Default: the newest.",
+)
+@pass_session
+def reload(session: Session, model: str, version: int) -> None:
+    """Replace what is loaded by a model's newest files, or go back to a version that is kept.
+
+    `modelhost pull --refresh MODEL` brings newer files; `modelhost show MODEL` lists the versions.
+    """
+    with session.client() as client:
+        ended(session, follow(session, client.reload(model, version=version, wait=False)))
 
 
 @click.command(cls=Command)

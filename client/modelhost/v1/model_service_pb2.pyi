@@ -540,6 +540,7 @@ class DownloadModelRequest(_message.Message):
     RATE_LIMIT_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
     ALLOW_UNSAFE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REFRESH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model, `models/{model}`."""
     priority: _builtins.int
@@ -550,6 +551,10 @@ class DownloadModelRequest(_message.Message):
     """Whether files that can run code when loaded (pickles) may come, too. Needs the right OPERATE."""
     request_id: _builtins.str
     """Makes the call safe to repeat; see CreateModelRequest."""
+    refresh: _builtins.bool
+    """Whether to ask the source although files of it are on disk: a newer revision is fetched beside
+    them, and where it has none the operation has the artifact that is there.
+    """
     def __init__(
         self,
         *,
@@ -558,10 +563,11 @@ class DownloadModelRequest(_message.Message):
         rate_limit_bytes_per_second: _builtins.int = ...,
         allow_unsafe: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        refresh: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_unsafe", b"allow_unsafe", "name", b"name", "priority", b"priority", "rate_limit_bytes_per_second", b"rate_limit_bytes_per_second", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_unsafe", b"allow_unsafe", "name", b"name", "priority", b"priority", "rate_limit_bytes_per_second", b"rate_limit_bytes_per_second", "refresh", b"refresh", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

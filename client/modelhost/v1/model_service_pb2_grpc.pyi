@@ -87,8 +87,9 @@ class ModelServiceStub:
     """
     DownloadModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.DownloadModelRequest, _operations_pb2.Operation]
     """Brings the files of the model's source to disk: plans, fetches what is missing, verifies,
-    publishes as a new artifact. A loaded model serves its old one until ReloadModel. Where the
-    source's revision is on disk already, the operation is SUCCEEDED at once.
+    publishes as a new artifact. A loaded model serves its old one until ReloadModel. Where files of
+    the source are on disk already, the source is not asked and the operation is SUCCEEDED at once;
+    `refresh` asks it, and brings a newer revision.
 
     Fails at once with MODEL_NOT_FOUND, WRONG_STATE (the model has no source),
     CONFLICTING_OPERATION, QUEUE_FULL, REQUEST_ID_REUSED, PERMISSION_DENIED (`allow_unsafe` without
@@ -187,8 +188,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """
     DownloadModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.DownloadModelRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Brings the files of the model's source to disk: plans, fetches what is missing, verifies,
-    publishes as a new artifact. A loaded model serves its old one until ReloadModel. Where the
-    source's revision is on disk already, the operation is SUCCEEDED at once.
+    publishes as a new artifact. A loaded model serves its old one until ReloadModel. Where files of
+    the source are on disk already, the source is not asked and the operation is SUCCEEDED at once;
+    `refresh` asks it, and brings a newer revision.
 
     Fails at once with MODEL_NOT_FOUND, WRONG_STATE (the model has no source),
     CONFLICTING_OPERATION, QUEUE_FULL, REQUEST_ID_REUSED, PERMISSION_DENIED (`allow_unsafe` without
@@ -338,8 +340,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Brings the files of the model's source to disk: plans, fetches what is missing, verifies,
-        publishes as a new artifact. A loaded model serves its old one until ReloadModel. Where the
-        source's revision is on disk already, the operation is SUCCEEDED at once.
+        publishes as a new artifact. A loaded model serves its old one until ReloadModel. Where files of
+        the source are on disk already, the source is not asked and the operation is SUCCEEDED at once;
+        `refresh` asks it, and brings a newer revision.
 
         Fails at once with MODEL_NOT_FOUND, WRONG_STATE (the model has no source),
         CONFLICTING_OPERATION, QUEUE_FULL, REQUEST_ID_REUSED, PERMISSION_DENIED (`allow_unsafe` without

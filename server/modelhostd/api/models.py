@@ -154,6 +154,7 @@ class ModelService:
             model_id(self._state, "name", request.name),
             priority=request.priority,
             rate_limit=request.rate_limit_bytes_per_second,
+            refresh=request.refresh,
             allow_unsafe=request.allow_unsafe,
             principal=call.principal,
             request=convert_from.request(call.method, request),
