@@ -216,8 +216,10 @@ def _lived(sizes: Sequence[int], trace: policies.Trace) -> tuple[list[_Request],
 
 
 def _fitted(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """Return milliseconds a byte and fixed ones, by least squares; the mean where there is one size."""
-    if len({size for size, _ in points}) < 2:
-        return 0.0, statistics.mean(ms for _, ms in points)
-    line = statistics.linear_regression([s for s, _ in points], [ms for _, ms in points])
-    return line.slope, line.intercept
+    """Return milliseconds a byte and fixed ones: medians of slopes and offsets (Theil-Sen), which a few slow
+    loads on a busy machine do not move.
+    """
+    pairs = [(a, b) for a in points for b in points if b[0] > a[0]]
+    slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairs]
+    slope = max(0.0, statistics.median(slopes)) if slopes else 0.0
+    return slope, max(0.0, statistics.median(ms - slope * size for size, ms in points))
