@@ -233,8 +233,6 @@ _HINTS: Mapping[str, str] = {
     "GATED": "accept the licence at the source, and give the daemon a token (HF_TOKEN)",
     "AUTHENTICATION_REQUIRED": "give the daemon a token for the source; `modelhost sources` shows which it has",
     "SOURCE_NOT_ALLOWED": "who runs the daemon may allow it in its configuration: {setting}",
-    "OFFLINE": "the daemon is configured to stay offline",
-    "UNSAFE_FILE": "`--allow-unsafe`, if you trust the source",
     "SEQUENCE_COMPACTED": "start again with the whole state: `modelhost events --snapshot`",
     "SEQUENCE_IN_FUTURE": "start again with the whole state: `modelhost events --snapshot`",
     "PERMISSION_DENIED": "ask through the admin socket (`modelhost status` shows where it is): `--target unix:PATH`",

@@ -120,7 +120,7 @@ def test_the_summary_tells_each_and_the_exit_code_that_one_failed(three: Double,
         "none\t\tfailed\tMODEL_NOT_FOUND",
         f"good\tgood\twell\t{brought}",
     ]
-    assert "modelhost: bad: bad: expected a, got b [CHECKSUM_MISMATCH]" in done.stderr
+    assert "modelhost: bad: expected a, got b [CHECKSUM_MISMATCH]" in done.stderr
     assert "modelhost: none: no such model [MODEL_NOT_FOUND]" in done.stderr
     assert "download good: succeeded" in done.stderr
 

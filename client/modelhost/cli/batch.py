@@ -101,7 +101,10 @@ class Batch:
             if (error := outcome.error) is not None:
                 codes.add(exit_code(error))
                 reason = f" [{error.reason}]" if error.reason else ""
-                error_note([f"modelhost: {outcome.asked}: {error.message}{reason}"])
+                # Most messages begin with what was asked for.
+                named = error.message.startswith(outcome.asked)
+                told = error.message if named else f"{outcome.asked}: {error.message}"
+                error_note([f"modelhost: {told}{reason}"])
                 if error.hint:
                     error_note([f"  next: {error.hint}"])
         if codes:

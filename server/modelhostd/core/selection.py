@@ -286,7 +286,8 @@ def _check_rest(
             Reason.UNSAFE_FILE,
             f"{shown} its weights as pickles only ({printable_or_plain(pickles[0])}"
             f"{f' and {len(pickles) - 1} more' if len(pickles) > 1 else ''}), and a pickle can run code "
-            "when it is loaded; use a revision or repository with safetensors",
+            "when it is loaded; use a revision or repository with safetensors, or, if you trust it, "
+            "allow_unsafe (`modelhost pull --allow-unsafe`, operators)",
             {"source": source, "file": printable_or_plain(pickles[0]), "cause": "pickle"},
         )
     foreign = [path for path in paths if why.get(path, "").startswith("a copy for ")]
