@@ -271,7 +271,7 @@ async def test_cancel_leaves_nothing_visible(world: World) -> None:
 
 
 async def test_pause_and_resume(world: World) -> None:
-    """A paused download keeps its operation and goes on where it stood."""
+    """A paused download keeps its operation, has no rate and no end in sight, and goes on where it stood."""
     async with world.host() as run:
         await run.add("a")
         hold = world.downloads.hold("hf://org/a")
@@ -279,6 +279,8 @@ async def test_pause_and_resume(world: World) -> None:
         await hold.reached.wait()
         paused = await run.host.transfers.pause(operation.id)
         assert paused.state is OperationState.PAUSED
+        assert paused.progress.done_bytes > 0
+        assert (paused.progress.bytes_per_second, paused.progress.eta_s) == (0.0, None)
         assert run.host.models.get("a").state is ArtifactState.PAUSED
         world.downloads.unhold("hf://org/a")
         await run.host.transfers.resume(operation.id)

@@ -348,7 +348,9 @@ class Transfers:
             ]
         now = self._registry.clock.time()
         paused = op_rules.moved(operation, OperationState.PAUSED, now)
-        progress = replace(self._operations.progress(key), retry=None)
+        progress = replace(
+            self._operations.progress(key), bytes_per_second=0.0, eta_s=None, retry=None
+        )
         self._operations.report(key, progress)
         return [
             op_rules.edit(replace(paused, progress=progress)),
