@@ -86,5 +86,5 @@ def test_every_kind_of_source_is_looked_at_and_pulled(
             assert caught.value.metadata["setting"] == "downloads.http_hosts"
             states = {one.scheme: one.state for one in client.host().sources}
     assert {scheme for scheme, state in states.items() if state == 2} >= {
-        *("hf", "github", "ollama", "s3", "gs")
+        *("hf", "https", "github", "ollama", "file", "s3", "gs")
     }

@@ -33,7 +33,7 @@ from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.manifest import Manifest
 from modelhostd.core.resources import ModelFile, Phase, Progress, Source
 from modelhostd.core.safetensors_header import Header, predicted_bytes
-from modelhostd.core.sources import not_implemented, scheme_of
+from modelhostd.core.sources import not_implemented, offered_as, scheme_of
 from modelhostd.core.tasks import task_of
 from modelhostd.ports import DownloadJob, Fetched, FileProgress, RemoteFile, SourceFacts
 
@@ -98,11 +98,11 @@ class SourceDownloads:
             return predict(adapter, connections, facts)
 
         async with ticking(canceller, connections, None, None):
-            return await self._contacts.asking(scheme_of(source), cancellable(canceller, ask))
+            return await self._contacts.asking(offered_as(source), cancellable(canceller, ask))
 
     async def fetch(self, job: DownloadJob, report: Callable[[Progress], None]) -> Fetched:
         """Plan, fetch what is missing, check, publish; all of it before the deadline, if there is one."""
-        scheme = scheme_of(job.source)
+        scheme = offered_as(job.source)
 
         def told(progress: Progress) -> None:
             self._contacts.progressed(scheme, progress)
@@ -139,7 +139,7 @@ class SourceDownloads:
             held.callback(self._meters.pop, job.operation, None)
             async with ticking(canceller, connections, meter, report):
                 facts = await self._contacts.asking(
-                    scheme_of(job.source), cancellable(canceller, ask)
+                    offered_as(job.source), cancellable(canceller, ask)
                 )
                 digests = (file.sha256 for file in facts.files if file.sha256)
                 held.enter_context(self._store.hold(digests))

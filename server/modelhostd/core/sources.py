@@ -88,6 +88,12 @@ def scheme_of(source: Source) -> str:
     return source.uri.partition("://")[0]
 
 
+def offered_as(source: Source) -> str:
+    """Return the scheme under which an operator allows a source, and GetHost tells of it."""
+    scheme = scheme_of(source)
+    return "https" if scheme == "http" else scheme
+
+
 def host_of(source: Source) -> str:
     """Return whose limits a source falls under: its host, or its scheme where that means one place."""
     scheme, _, rest = source.uri.partition("://")
