@@ -243,6 +243,8 @@ _ROWS = [
         "MODEL_NOT_FOUND", ("unknown model: 'no'",)),
     Bad("generate by unknown", "Generate", _i.GenerateRequest(model="models/no", prompt="x"),
         "MODEL_NOT_FOUND", ("unknown model: 'no'",)),
+    Bad("describe unknown", "DescribeModel", _i.DescribeModelRequest(model="models/no"),
+        "MODEL_NOT_FOUND", ("unknown model: 'no'",)),
     # --- inference
     *(
         Bad(f"{method} of unknown", method, request(name="no"), "MODEL_NOT_FOUND",

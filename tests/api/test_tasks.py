@@ -20,7 +20,7 @@ from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.raw_tensors import pack_texts, unpack_texts
 from modelhostd.core.registry import ModelSpec
 from modelhostd.core.resources import Source
-from modelhostd.ports import LoadSpec
+from modelhostd.ports import LoadSpec, TensorSpec
 from tests.api.oip_scene import OipScene, oip_scene
 from tests.api.serving import serving
 from tests.api.support import CALL_S, Failure, failure
@@ -70,7 +70,8 @@ async def at(tmp_path: Path) -> AsyncIterator[Scene]:
             run.world.downloads.add(uri, files, task=task, predicted_bytes=100)
             await run.host.models.create(ModelSpec(source=Source(uri=uri)), model)
             await run.end(await run.host.transfers.download(model))
-        services = [task_service(run.host, scene.service, 2**20)]
+        addresses = ["unix:/run/x.sock", "127.0.0.1:9999"]
+        services = [task_service(run.host, scene.service, 2**20, lambda: addresses)]
         async with serving(services) as server:
             yield Scene(scene, InferenceServiceStub(server.channel()))
 
@@ -297,6 +298,33 @@ async def test_a_model_of_another_task_is_told(
     assert found.metadata["actual"] == TASKS[model]
     assert instead in found.message
     assert not at.oip.run.host.registry.committed.instances
+
+
+# --- what a model takes --------------------------------------------------------------------------
+
+
+async def test_a_model_says_what_to_send_and_what_comes_back(at: Scene) -> None:
+    """It is loaded for it; tensors have their descriptions, and its method and address are in the examples."""
+    workers = at.oip.run.workers
+    workers.inputs["e"] = (TensorSpec("text", "BYTES", (-1,), "UTF-8 texts"),)
+    workers.outputs["e"] = (TensorSpec("embedding", "FP32", (-1, 2), "of length 1"),)
+    found = await at.stub.DescribeModel(pb.DescribeModelRequest(model="models/e"), timeout=CALL_S)
+    assert (found.model, found.version, found.task) == ("models/e", 1, "feature-extraction")
+    assert (found.method, found.streams) == ("Embed", False)
+    (text,) = found.inputs
+    assert (text.name, text.datatype, list(text.shape)) == ("text", "BYTES", [-1])
+    assert (text.description, found.outputs[0].description) == ("UTF-8 texts", "of length 1")
+    made = {one.tool: one.text for one in found.examples}
+    assert made.keys() == {"python", "tritonclient", "buf curl"}
+    assert 'host.embed("e"' in made["python"]
+    assert "127.0.0.1:9999" in made["tritonclient"]
+
+
+async def test_a_model_of_any_tensors_has_examples_of_some(at: Scene) -> None:
+    """What nobody has words for is shown by ModelInfer."""
+    found = await at.stub.DescribeModel(pb.DescribeModelRequest(model="models/d"), timeout=CALL_S)
+    assert (found.method, list(found.inputs)) == ("", [])
+    assert all("infer" in one.text.lower() for one in found.examples)
 
 
 # --- texts as tensors -----------------------------------------------------------------------------

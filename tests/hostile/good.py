@@ -139,6 +139,7 @@ def _of_inference() -> Sequence[Message]:
         _i.EmbedRequest(model=M, texts=["a", "b"]),
         _i.ClassifyRequest(model=M, texts=["a"], top_k=2),
         _i.GenerateRequest(model=M, prompt="a", sampling=sampling),
+        _i.DescribeModelRequest(model=M),
         _i.GenerateRequest(model=M, messages=[_i.ChatMessage(role="user", content="a")]),
     ]
 

@@ -11,6 +11,7 @@ from modelhost import _generation, _inference, _names, _tensors
 from modelhost._async.generation import AsyncTextStream
 from modelhost._async.transport import AsyncTransport
 from modelhost.oip import open_inference_pb2
+from modelhost.v1 import inference_service_pb2
 
 
 class AsyncInference:
@@ -121,6 +122,16 @@ class AsyncInference:
             self._transport.stream(self._transport.tasks.Generate, request, seconds)
         )
         return pieces if stream else pieces.read_all()
+
+    async def describe(
+        self, model: str, *, timeout: float | None = None
+    ) -> inference_service_pb2.ModelDescription:
+        """Return what to send to a model and what comes back, with examples; loads it where need be."""
+        request = inference_service_pb2.DescribeModelRequest(
+            model=f"models/{_names.model_id(model)}"
+        )
+        seconds = self._transport.options.infer_timeout if timeout is None else timeout
+        return await self._transport.unary(self._transport.tasks.DescribeModel, request, seconds)
 
     async def metadata(
         self, model: str, *, version: int = 0

@@ -129,19 +129,25 @@ def ls(
 
 @click.command(cls=Command)
 @model_argument
+@click.option(
+    "--usage", is_flag=True, help="Load it where need be, and say what it takes and gives."
+)
 @pass_session
-def show(session: Session, model: str) -> None:
-    """Show one model: its files, its config, and its instance if it is loaded."""
+def show(session: Session, model: str, usage: bool) -> None:
+    """Show one model: its files, its config; if it is loaded its instance, what it takes and gives."""
     from modelhost.cli import views, views_memory
+    from modelhost.cli.usage import find_usage, show_usage
 
     output = session.output
     with session.client() as client:
         found = client.get(model)
         instances = client.instances(found.name)
+        description = find_usage(client, model, instances, wanted=usage)
     if output.json:
-        output.document(
-            {"model": to_dict(found), "instances": [to_dict(instance) for instance in instances]}
-        )
+        told = {"model": to_dict(found), "instances": [to_dict(instance) for instance in instances]}
+        if description is not None:
+            told["usage"] = to_dict(description)
+        output.document(told)
         return
     output.pairs(views.model_pairs(found))
     for instance in instances:
@@ -150,6 +156,8 @@ def show(session: Session, model: str) -> None:
     if found.artifacts:
         output.blank()
         output.rows(found.artifacts, views.ARTIFACT_COLUMNS)
+    if description is not None:
+        show_usage(output, description)
 
 
 @click.command(cls=Command)

@@ -445,3 +445,145 @@ class GenerateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class DescribeModelRequest(_message.Message):
+    """See InferenceService.DescribeModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model, `models/{model}`. Required."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeModelRequest: _TypeAlias = DescribeModelRequest  # noqa: Y015
+
+@_typing.final
+class ModelDescription(_message.Message):
+    """What to send to a model, and what comes back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Tensor(_message.Message):
+        """One input or output, as ModelInfer takes and gives it."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        DATATYPE_FIELD_NUMBER: _builtins.int
+        SHAPE_FIELD_NUMBER: _builtins.int
+        DESCRIPTION_FIELD_NUMBER: _builtins.int
+        name: _builtins.str
+        """Its name."""
+        datatype: _builtins.str
+        """The type of its elements: `FP32`, `INT64`, `BYTES`, ..."""
+        description: _builtins.str
+        """What is in it, in words; also what may be sent in its place."""
+        @_builtins.property
+        def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """The sizes, -1 = any; the first is the batch's where `max_batch_size` says that there is one."""
+
+        def __init__(
+            self,
+            *,
+            name: _builtins.str = ...,
+            datatype: _builtins.str = ...,
+            shape: _abc.Iterable[_builtins.int] | None = ...,
+            description: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["datatype", b"datatype", "description", b"description", "name", b"name", "shape", b"shape"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Example(_message.Message):
+        """A whole program or command that works as it stands, with the model's own names and sizes."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TOOL_FIELD_NUMBER: _builtins.int
+        TEXT_FIELD_NUMBER: _builtins.int
+        tool: _builtins.str
+        """What it is for: `python` (the client of modelhost), `tritonclient` (Python), `buf curl` (a shell).
+        Clients expect others.
+        """
+        text: _builtins.str
+        """Its text, of several lines."""
+        def __init__(
+            self,
+            *,
+            tool: _builtins.str = ...,
+            text: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "tool", b"tool"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    STREAMS_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model, `models/{model}`; of a slot, its model."""
+    version: _builtins.int
+    """The version in service, from 1."""
+    task: _builtins.str
+    """What it does, in the words of `pipeline_tag`."""
+    method: _builtins.str
+    """The method of InferenceService for it: `Embed`, `Classify` or `Generate`. Empty = ModelInfer only."""
+    max_batch_size: _builtins.int
+    """The most items of one request; 0 = no bound of its own."""
+    streams: _builtins.bool
+    """Whether one request may have several answers, which ModelStreamInfer gives as they come."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelDescription.Tensor]:
+        """What ModelInfer takes; empty = any tensors."""
+
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelDescription.Tensor]:
+        """What ModelInfer gives; empty = what was sent."""
+
+    @_builtins.property
+    def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelDescription.Example]:
+        """Examples to copy. One that would have to hold very many numbers is left out."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        task: _builtins.str = ...,
+        method: _builtins.str = ...,
+        inputs: _abc.Iterable[Global___ModelDescription.Tensor] | None = ...,
+        outputs: _abc.Iterable[Global___ModelDescription.Tensor] | None = ...,
+        max_batch_size: _builtins.int = ...,
+        streams: _builtins.bool = ...,
+        examples: _abc.Iterable[Global___ModelDescription.Example] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "inputs", b"inputs", "max_batch_size", b"max_batch_size", "method", b"method", "model", b"model", "outputs", b"outputs", "streams", b"streams", "task", b"task", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelDescription: _TypeAlias = ModelDescription  # noqa: Y015

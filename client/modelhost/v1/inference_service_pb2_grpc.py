@@ -60,6 +60,11 @@ class InferenceServiceStub(object):
                 request_serializer=modelhost_dot_v1_dot_inference__service__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=modelhost_dot_v1_dot_inference__service__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.DescribeModel = channel.unary_unary(
+                '/modelhost.v1.InferenceService/DescribeModel',
+                request_serializer=modelhost_dot_v1_dot_inference__service__pb2.DescribeModelRequest.SerializeToString,
+                response_deserializer=modelhost_dot_v1_dot_inference__service__pb2.ModelDescription.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -101,6 +106,14 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribeModel(self, request, context):
+        """Says what to send to a model and what comes back, of whichever task it is, with examples to copy.
+        Loads the model where need be, as a request would: only a loaded one knows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -118,6 +131,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=modelhost_dot_v1_dot_inference__service__pb2.GenerateRequest.FromString,
                     response_serializer=modelhost_dot_v1_dot_inference__service__pb2.GenerateResponse.SerializeToString,
+            ),
+            'DescribeModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeModel,
+                    request_deserializer=modelhost_dot_v1_dot_inference__service__pb2.DescribeModelRequest.FromString,
+                    response_serializer=modelhost_dot_v1_dot_inference__service__pb2.ModelDescription.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -211,6 +229,33 @@ class InferenceService(object):
             '/modelhost.v1.InferenceService/Generate',
             modelhost_dot_v1_dot_inference__service__pb2.GenerateRequest.SerializeToString,
             modelhost_dot_v1_dot_inference__service__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelhost.v1.InferenceService/DescribeModel',
+            modelhost_dot_v1_dot_inference__service__pb2.DescribeModelRequest.SerializeToString,
+            modelhost_dot_v1_dot_inference__service__pb2.ModelDescription.FromString,
             options,
             channel_credentials,
             insecure,

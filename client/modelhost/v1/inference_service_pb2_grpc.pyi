@@ -58,6 +58,10 @@ class InferenceServiceStub:
     does not read holds up its own text only. An error after some pieces ends the stream; what came
     before it stands.
     """
+    DescribeModel: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.DescribeModelRequest, _inference_service_pb2.ModelDescription]
+    """Says what to send to a model and what comes back, of whichever task it is, with examples to copy.
+    Loads the model where need be, as a request would: only a loaded one knows.
+    """
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -87,6 +91,10 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     comes in pieces as it is made. Cancelling the call ends the work between two tokens. A client that
     does not read holds up its own text only. An error after some pieces ends the stream; what came
     before it stands.
+    """
+    DescribeModel: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.DescribeModelRequest, _inference_service_pb2.ModelDescription]  # type: ignore[assignment]
+    """Says what to send to a model and what comes back, of whichever task it is, with examples to copy.
+    Loads the model where need be, as a request would: only a loaded one knows.
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -132,6 +140,16 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         comes in pieces as it is made. Cancelling the call ends the work between two tokens. A client that
         does not read holds up its own text only. An error after some pieces ends the stream; what came
         before it stands.
+        """
+
+    @_abc_1.abstractmethod
+    def DescribeModel(
+        self,
+        request: _inference_service_pb2.DescribeModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.ModelDescription, _abc.Awaitable[_inference_service_pb2.ModelDescription]]:
+        """Says what to send to a model and what comes back, of whichever task it is, with examples to copy.
+        Loads the model where need be, as a request would: only a loaded one knows.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -224,14 +224,14 @@ class InferenceService(Repository, Refusals):
         self, request: _oip.ModelMetadataRequest, call: Call
     ) -> _oip.ModelMetadataResponse:
         """Say what a model takes and gives, loading it as a request would."""
-        route, loaded = await self._loaded(request.name, request.version, call)
+        route, loaded = await self.loaded(request.name, request.version, call)
         return oip_answers.metadata(request.name, route, loaded)
 
     async def model_config(
         self, request: _oip.ModelConfigRequest, call: Call
     ) -> _oip.ModelConfigResponse:
         """Say how a model is configured, loading it as a request would."""
-        route, loaded = await self._loaded(request.name, request.version, call)
+        route, loaded = await self.loaded(request.name, request.version, call)
         device: Device | None = self._host.registry.committed.devices.get(route.device)
         config: model_config_pb2.ModelConfig = oip_answers.config(
             request.name, route, loaded, device
@@ -244,7 +244,7 @@ class InferenceService(Repository, Refusals):
         """Return counts and times, which never fall while a model is loaded."""
         return oip_answers.statistics(self._host, request.name, request.version)
 
-    async def _loaded(self, name: str, version: str, call: Call) -> tuple[Route, Loaded]:
+    async def loaded(self, name: str, version: str, call: Call) -> tuple[Route, Loaded]:
         """Return a model's route and what its worker says of it; loads the model where that is allowed.
 
         Only a loaded model knows its inputs, and clients ask for them before their first request.

@@ -148,7 +148,7 @@ def build(host: Host, config: ApiConfig) -> "ApiServer":
     # gRPC asks them in this order for each call, the one with the most calls first.
     server.services = (
         inference,
-        task_service(host, oip, config.limits.inference_message_bytes),
+        task_service(host, oip, config.limits.inference_message_bytes, lambda: server.addresses),
         model_service(host, compatibility),
         residency_service(host),
         operation_service(host),
