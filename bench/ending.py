@@ -2,7 +2,8 @@
 
 Ends by SIGTERM with nothing and with everything that could hold it up: watchers that never read, a health
 watcher without a window, a hung worker with a request in flight, a download whose source fell silent. Then
-SIGKILL, with 0, 1 and 2 GiB mapped by its worker, which also stands still for half of the rounds.
+SIGKILL, with 0, 1 and 2 GiB of arenas mapped by its worker (an idle one, so most of it has no memory), which also
+stands still for half of the rounds.
 
     python bench/ending.py --rounds 5
 """

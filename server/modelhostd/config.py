@@ -183,7 +183,8 @@ class WorkerConfig:
     backends: tuple[str, ...] = key(("transformers", "text-generation", "identity"), values.texts)
     """Backends that may be used, by the name of their entry point."""
     arena_bytes: int = key(256 * MIB, values.size, least=MIB, most=64 * GIB)
-    """Memory for tensors under way between the daemon and one worker."""
+    """Memory for tensors under way between the daemon and one worker, at most, each way. It is taken as it is needed,
+    32 MiB at a time, and kept as long as the worker lives."""
     host_ready_bytes: int = key(0, values.size, most=1024 * GIB)
     """Host memory that each worker takes for weights at its start and keeps: a load into it is several times as
     fast. More than that is taken and given back as models come and go."""

@@ -34,7 +34,11 @@ def main():
     while not loaded:
         for frame in decoder.feed(control.recv(65536)):
             loaded = answer(control, frame)
-    request = Decoder(frames.DATA_TO_WORKER).feed(data.recv(65536))[0]
+    decoder = Decoder(frames.DATA_TO_WORKER)
+    request = None
+    while request is None:
+        came = decoder.feed(data.recv(65536))
+        request = next((frame for frame in came if frame.kind == Kind.REQUEST), None)
     if MODE == "control-garbage":
         control.sendall(bytes(random.Random(1).randbytes(4096)))
     try:

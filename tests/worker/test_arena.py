@@ -38,18 +38,21 @@ def test_its_memory_comes_when_it_is_allocated(descriptor):
     assert os.fstat(descriptor).st_blocks * 512 == SIZE
     for writable in (True, False):
         end = Arena(descriptor, SIZE, writable=writable)
-        end.populate()
+        end.populate(0, SIZE)
         assert end.read(0, SIZE) == bytes(SIZE)
         end.close()
 
 
-def test_what_is_not_mapped_ahead_works_as_well(descriptor, monkeypatch):
-    """Only its beginning is mapped ahead; the end of a large arena is mapped when it is used."""
-    monkeypatch.setattr(arena, "_MAPPED_BYTES", 4096)
-    arena.allocate(descriptor, 0, SIZE)
+def test_memory_that_comes_later_leaves_the_rest_as_it_is(descriptor):
+    """A part is allocated and mapped while another one is in use, and what is mapped nowhere yet works as well."""
+    arena.allocate(descriptor, 0, SIZE // 2)
     ends = [Arena(descriptor, SIZE, writable=writable) for writable in (True, False)]
     for end in ends:
-        end.populate()
+        end.populate(0, 4096)
+    ends[0].write(SIZE // 2 - 10, b"what is in")
+    arena.allocate(descriptor, SIZE // 2, SIZE // 2)
+    assert os.fstat(descriptor).st_blocks * 512 == SIZE
+    assert ends[1].read(SIZE // 2 - 10, 20) == b"what is in" + bytes(10)
     ends[0].write(SIZE - 10, b"some bytes")
     assert ends[1].read(SIZE - 10, 10) == b"some bytes"
     for end in ends:

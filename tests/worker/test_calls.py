@@ -4,11 +4,12 @@ import time
 
 import pytest
 
+from modelhostd.adapters.workers.arenas import Arenas
 from modelhostd.adapters.workers.calls import READ_SHARE, Calls
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
-from modelhostd.worker.wire.arena import Arena, create
-from modelhostd.worker.wire.frames import Frame, Kind
+from modelhostd.worker.wire.arena import EXTENT_BYTES
+from modelhostd.worker.wire.frames import Frame, Kind, ProtocolError
 from tests.worker.harness import CONFIG, spec
 
 LARGEST = 2**64 - 1
@@ -30,13 +31,17 @@ class Sent:
 @pytest.fixture
 async def calls():
     """What is in flight in a worker that nobody started."""
-    arenas = [
-        Arena(create("test", CONFIG.arena_bytes), CONFIG.arena_bytes, writable=True)
-        for _ in range(2)
-    ]
-    made = Calls(CONFIG, "cpu", *arenas, lambda request: None)
+    arenas = Arenas("test", CONFIG.arena_bytes)
+    arenas.fill()
+    made = Calls(CONFIG, "cpu", arenas, lambda request: None)
     made.stream = Sent()
-    return made
+    made.begin()
+    (credit,) = frames.Decoder(frames.DATA_TO_WORKER).feed(made.stream.data)
+    ready = worker_pb2.CreditHeader.FromString(credit.header).response_ready_bytes
+    assert ready == min(CONFIG.arena_bytes, EXTENT_BYTES)
+    made.stream.data = b""
+    yield made
+    arenas.close()
 
 
 async def answer(calls, size, offset):
@@ -74,6 +79,19 @@ async def test_slots_go_back_by_themselves_before_they_are_many(calls):
     assert slots_in(credit) == [4096]
     (request,) = await answer(calls, 4096, 0)
     assert request.kind == Kind.REQUEST
+
+
+async def test_a_slot_where_there_is_no_memory_is_refused():
+    """A worker that names a part of its arena which has none yet broke the protocol: to read it could be a SIGBUS."""
+    arenas = Arenas("test", 2 * EXTENT_BYTES)
+    arenas.fill()
+    made = Calls(CONFIG, "cpu", arenas, lambda request: None)
+    made.stream = Sent()
+    made.begin()
+    await answer(made, 4096, EXTENT_BYTES // 2)
+    with pytest.raises(ProtocolError):
+        await answer(made, 4096, EXTENT_BYTES - 4095)
+    arenas.close()
 
 
 async def test_a_worker_cannot_have_taken_longer_than_its_answer_took(calls):

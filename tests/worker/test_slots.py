@@ -15,9 +15,15 @@ class SlotsMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.slots = Slots(SIZE)
-        self.pages = [0] * (SIZE // GRANULE_BYTES)
+        self.slots = Slots(0)
+        self.pages = []
         self.mine: list[tuple[int, int]] = []
+
+    @precondition(lambda self: len(self.pages) * GRANULE_BYTES < SIZE)
+    @rule(pages=st.integers(0, 16), odd=st.integers(0, GRANULE_BYTES - 1))
+    def extend(self, pages, odd):
+        self.pages += [0] * pages
+        self.slots.extend(len(self.pages) * GRANULE_BYTES + odd)
 
     @rule(length=st.integers(1, SIZE + GRANULE_BYTES))
     def allocate(self, length):
@@ -49,7 +55,8 @@ class SlotsMachine(RuleBasedStateMachine):
     @invariant()
     def bytes_add_up(self):
         assert self.slots.free_bytes == self.pages.count(0) * GRANULE_BYTES
-        assert sum(self.slots.taken.values()) + self.slots.free_bytes == SIZE
+        assert sum(self.slots.taken.values()) + self.slots.free_bytes == self.slots.size
+        assert self.slots.size == len(self.pages) * GRANULE_BYTES
 
 
 TestSlots = SlotsMachine.TestCase

@@ -68,10 +68,11 @@ class DataChannel(Channel):
     def __init__(
         self, sock: socket.socket, responses: Arena, arena_bytes: int, max_message_bytes: int
     ) -> None:
-        """Send on ``sock``; slots lie in the first ``arena_bytes`` of ``responses``."""
+        """Send on ``sock``; slots lie in ``responses`` where that has memory, its first ``arena_bytes`` at most."""
         super().__init__(sock, frames.DATA_TO_WORKER)
         self._arena = responses
-        self._slots = Slots(arena_bytes)
+        self._arena_bytes = arena_bytes
+        self._slots = Slots(0)
         self._slots_lock = threading.Lock()
         self._max_message_bytes = max_message_bytes
 
@@ -83,6 +84,13 @@ class DataChannel(Channel):
                     self._slots.free(offset)
                 except KeyError:
                     raise ProtocolError(f"no response slot at {offset}") from None
+
+    def extend(self, ready_bytes: int) -> None:
+        """Use so much of the arena from now on. Raises :class:`ProtocolError` for less than before or too much."""
+        with self._slots_lock:
+            if not self._slots.size <= ready_bytes <= self._arena_bytes:
+                raise ProtocolError(f"{ready_bytes} bytes of the response arena")
+            self._slots.extend(ready_bytes)
 
     def send_response(
         self,

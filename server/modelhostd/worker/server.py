@@ -26,7 +26,7 @@ from modelhostd.worker.readers import Readers, Received
 from modelhostd.worker.residents import Residents
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
-from modelhostd.worker.wire.arena import Arena
+from modelhostd.worker.wire.arena import EXTENT_BYTES, Arena
 from modelhostd.worker.wire.blackbox import PAGE_BYTES, BlackBox
 from modelhostd.worker.wire.frames import Frame, Kind, ProtocolError
 
@@ -175,6 +175,8 @@ class Worker:
             else:
                 credit = worker_pb2.CreditHeader.FromString(frame.header)
                 self._data.release(list(credit.slots))
+                if credit.response_ready_bytes:
+                    self._data.extend(credit.response_ready_bytes)
                 if credit.responses:
                     self._executor.add_credit(frame.request, credit.responses)
         return Received.QUICK if left else Received.NOTHING
@@ -304,5 +306,5 @@ def _map(descriptor: int, size: int, *, writable: bool) -> Arena:
         arena = Arena(descriptor, size, writable=writable)
     finally:
         os.close(descriptor)
-    arena.populate()
+    arena.populate(0, min(size, EXTENT_BYTES))
     return arena

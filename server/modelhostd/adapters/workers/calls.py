@@ -11,14 +11,15 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 
 from modelhostd.adapters.workers import errors
+from modelhostd.adapters.workers.arenas import Arenas
 from modelhostd.adapters.workers.call import Call, Reply
 from modelhostd.adapters.workers.config import WorkersConfig
+from modelhostd.adapters.workers.growth import Growth
 from modelhostd.adapters.workers.streams import FrameStream
 from modelhostd.core.errors import ModelhostError
 from modelhostd.ports import InferReply, LoadSpec
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
-from modelhostd.worker.wire.arena import Arena
 from modelhostd.worker.wire.frames import Frame, Kind, ProtocolError
 from modelhostd.worker.wire.slots import Slots
 
@@ -26,7 +27,7 @@ _LONGEST_S = 1e8
 """Three years: what callers give for "no deadline" in seconds may not fit into 64 bits of nanoseconds."""
 
 READ_SHARE, READ_SLOTS = 0.25, 64
-"""Of the response arena, what may be read and not given back yet, and in how many slots. They go back with the next
+"""Of the response arena's memory, what may be read and not given back yet, and in how many slots. They go back with the next
 request: a frame of their own wakes the worker once more, 20 to 40 us of the 1,500 of a request of 1 MiB."""
 STREAM_WINDOW = 8
 """Credit of a stream: small responses that may lie here unread. The worker waits beyond them."""
@@ -39,15 +40,16 @@ class Calls:
         self,
         config: WorkersConfig,
         device: str,
-        requests: Arena,
-        responses: Arena,
+        arenas: Arenas,
         send_cancel: Callable[[int], None],
     ) -> None:
         self._config = config
         self._device = device
-        self._requests = requests
-        self._responses = responses
-        self._slots = Slots(requests.size)
+        self._requests = arenas.requests.memory
+        self._responses = arenas.responses.memory
+        self._slots = Slots(0)
+        self._for_requests = Growth(arenas.requests, self._slots.extend)
+        self._for_responses = Growth(arenas.responses, self._tell_ready)
         self._send_cancel = send_cancel
         self._in_flight: dict[int, Call] = {}
         self._backlog: deque[Call] = deque()
@@ -58,6 +60,11 @@ class Calls:
         self._gone: Callable[[str], ModelhostError] | None = None
         self._loop = asyncio.get_running_loop()
         self.stream: FrameStream
+
+    def begin(self) -> None:
+        """Use what was allocated at the start; before the worker is greeted."""
+        self._for_requests.begin()
+        self._for_responses.begin()
 
     @property
     def count(self) -> int:
@@ -232,8 +239,10 @@ class Calls:
         if size >= frames.ARENA_MIN_BYTES:
             call.slot = self._slots.allocate(size)
             if call.slot is None:
+                self._for_requests.missed(size)
                 self._send_later(call, header, payload)
                 return
+            self._for_requests.used(call.slot + size)
             self._requests.write(call.slot, payload)
             header.slot_offset = call.slot
             header.slot_length = size
@@ -302,18 +311,21 @@ class Calls:
             payload = b"".join((*call.parts, payload))
             call.parts = ()
             call.size = 0
+            self._for_responses.missed(len(payload))
         header = worker_pb2.ResponseHeader.FromString(data)
         if header.total_length and header.total_length != len(payload):
             raise ProtocolError(f"{len(payload)} bytes of a response of {header.total_length}")
         if frame.flags & frames.ARENA:
             offset, length = header.slot_offset, header.slot_length
-            if offset + length > self._config.arena_bytes or not length:
+            end = offset + length
+            if end > self._for_responses.ready or not length:
                 raise ProtocolError(f"a response slot of {length} bytes at {offset}")
             # Abandoned or not: the slot goes back. Only the copy is spared.
             payload = b"" if call.abandoned else self._responses.read(offset, length)
             self._read_slots.append(offset)
             self._read_bytes += length
-            enough = self._config.arena_bytes * READ_SHARE
+            self._for_responses.used(end)
+            enough = self._for_responses.ready * READ_SHARE
             if self._read_bytes > enough or len(self._read_slots) >= READ_SLOTS:
                 self.stream.write(self._credit())
         return header, payload
@@ -324,3 +336,7 @@ class Calls:
         self._read_slots = []
         self._read_bytes = 0
         return frames.encode(Kind.CREDIT, 0, request, 0, header.SerializeToString())
+
+    def _tell_ready(self, ready: int) -> None:
+        header = worker_pb2.CreditHeader(response_ready_bytes=ready)
+        self.stream.write(frames.encode(Kind.CREDIT, 0, 0, 0, header.SerializeToString()))

@@ -59,7 +59,7 @@ class WorkersConfig:
     import_paths: tuple[str, ...] = ()
     """Further folders that a worker imports from, after the installed packages."""
     arena_bytes: int = 64 * MIB
-    """Size of each of a worker's two arenas; taken from RAM as long as the worker lives."""
+    """Size of each of a worker's two arenas at most; RAM is taken as it is needed, and kept as long as the worker lives."""
     host_ready_bytes: int = 0
     """Host memory for weights that each worker takes at its start and keeps; more comes and goes with models."""
     max_message_bytes: int = 64 * MIB

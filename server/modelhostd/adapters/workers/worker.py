@@ -101,6 +101,7 @@ class Worker:
         try:
             async with asyncio.timeout(timeout_s):
                 await asyncio.shield(self._filled)
+                self._calls.begin()
                 reply = await self._control.hello(self._config, self.device)
         except TimeoutError:  # is an OSError, too
             raise self._unfit(f"not ready {timeout_s:g} s after its start") from None
@@ -189,20 +190,19 @@ class Worker:
         size = self._config.arena_bytes
         self._arenas = arenas = Arenas(self.device, size)
         try:
-            process = processes.start(self._config, arenas.requests_fd, arenas.responses_fd)
+            process = processes.start(self._config, arenas.requests.fd, arenas.responses.fd)
         except BaseException:
             arenas.close()
             raise
         self._process = process
-        # Beside the interpreter's start: it takes a few hundred ms, and the worker maps them when greeted.
+        # Beside the interpreter's start: it may take 0.2 s, and the worker maps them when greeted.
         self._filled = self._loop.run_in_executor(None, arenas.fill)
-        self._box = BlackBox(arenas.responses.view(size, PAGE_BYTES))
+        self._box = BlackBox(arenas.responses.memory.view(size, PAGE_BYTES))
         self._stderr = StderrTail(f"{self.device} worker {process.pid}")
         self._calls = Calls(
             self._config,
             self.device,
-            arenas.requests,
-            arenas.responses,
+            arenas,
             lambda request: self._control.cancel(request, command=False),
         )
         self._control.stream = FrameStream(
@@ -317,7 +317,7 @@ class Worker:
         self._calls.fail_all(failure)
         self._box.release()
         self.exited.set_result(end)
-        # In a thread: it takes 50 to 350 ms for two arenas of 256 MiB, and nobody waits for it.
+        # In a thread: it takes up to a second per GiB, and nobody waits for it.
         await self._loop.run_in_executor(None, self._arenas.close)
 
     def _own(self, work: Coroutine[object, object, None]) -> "asyncio.Task[None]":

@@ -10,8 +10,8 @@ A worker inherits two stream sockets and two arenas at exec:
   data     REQUEST, CREDIT to the worker; RESPONSE, ERROR from it
   control  HELLO, LOAD, UNLOAD, DEMOTE, PROMOTE, CHECK, CANCEL to the worker; HELLO, LOAD_PROGRESS, LOADED,
            UNLOADED, DEMOTED, CHECKED, HEARTBEAT, ERROR from it
-  request arena   memory that the daemon allocates and writes, and the worker reads
-  response arena  memory that the worker allocates and writes, and the daemon reads; one page beyond its size
+  request arena   memory whose slots the daemon chooses and writes, and the worker reads
+  response arena  memory whose slots the worker chooses and writes, and the daemon reads; one page beyond its size
                   the worker notes what its threads do (`modelhostd/worker/wire/blackbox.py`)
 
 Each frame is a fixed header of 28 bytes (little-endian), then one of the messages below, then the raw payload:
@@ -29,6 +29,10 @@ requests' frames may stand between them.
 
 A slot of the request arena is free when the final frame of its request has arrived, cancelled or not; a slot of
 the response arena when the daemon gives it back by CREDIT. All of them are free when the worker is reaped.
+
+Both arenas get their memory from the daemon, from the beginning on and as it is needed; slots lie only where there
+is some. How far that is in the response arena the worker is told by CREDIT, before its first request and then each
+time that there is more.
 """
 
 from collections import abc as _abc
@@ -395,14 +399,17 @@ Global___ErrorHeader: _TypeAlias = ErrorHeader  # noqa: Y015
 
 @_typing.final
 class CreditHeader(_message.Message):
-    """CREDIT: what the daemon gives back. The frame's request id is 0 when only slots are returned."""
+    """CREDIT: what the daemon gives, or gives back. The frame's request id is 0 when it is for no request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RESPONSES_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
+    RESPONSE_READY_BYTES_FIELD_NUMBER: _builtins.int
     responses: _builtins.int
     """Credit that the worker may spend in addition, for the request of the frame."""
+    response_ready_bytes: _builtins.int
+    """Bytes of the response arena that have memory now, from its beginning; never less than before. 0 = as many as before."""
     @_builtins.property
     def slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Offsets of slots in the response arena that the daemon has read."""
@@ -412,10 +419,11 @@ class CreditHeader(_message.Message):
         *,
         responses: _builtins.int = ...,
         slots: _abc.Iterable[_builtins.int] | None = ...,
+        response_ready_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["responses", b"responses", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["response_ready_bytes", b"response_ready_bytes", "responses", b"responses", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

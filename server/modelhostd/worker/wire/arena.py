@@ -1,7 +1,8 @@
 """Tensor arenas: memory that a daemon and one worker share, as sealed memfds.
 
 The daemon makes and seals them before the worker is started; nobody can then truncate one under the other's feet
-(that would be a SIGBUS). Their memory comes with ``allocate``, beside the worker's start and before its first use.
+(that would be a SIGBUS). Their memory comes from the beginning on by ``allocate``, an extent beside the worker's start and
+more as it is needed; no slot lies where there is none yet, for to touch that could be a SIGBUS as well.
 Each end maps the arena that it only reads as read-only: a wild write in a worker cannot reach another request.
 """
 
@@ -13,13 +14,10 @@ import os
 _POPULATE_READ = 22
 _POPULATE_WRITE = 23
 
-
-_MAPPED_BYTES = 64 << 20
-"""Slots are taken from the beginning, so what lies beyond is seldom used, and is mapped when it is. Unmapping all of an
-arena takes each end tens to hundreds of ms per GiB when its process dies: that was most of the time until workers
-were gone after the daemon (bench/RESULTS.md)."""
-_STEP_BYTES = 4 << 20
-"""``madvise`` keeps the interpreter: 256 MiB at once would stop every other thread for 50 to 150 ms."""
+EXTENT_BYTES = 32 << 20
+"""What is allocated at once. Slots are taken from the beginning, so few workers ever need a second one; and giving an
+arena's pages back takes 0.3 to 0.9 s per GiB, by which a worker outlived a killed daemon (bench/RESULTS.md)."""
+_STEP_BYTES = 1 << 20
 
 
 def create(name: str, size: int) -> int:
@@ -39,11 +37,15 @@ def create(name: str, size: int) -> int:
 
 
 def allocate(fd: int, offset: int, length: int) -> None:
-    """Give part of an arena its memory. Takes about 80 ms per GiB and gives up the interpreter meanwhile.
+    """Give part of an arena, which nobody uses yet, its memory. Takes 2 s per GiB and more: call it in a thread.
 
-    Raises ``OSError`` where there is no memory.
+    Raises ``OSError`` where there is no memory, with nothing allocated.
     """
     os.posix_fallocate(fd, offset, length)
+    # The kernel clears pages when they are first used: by a write, as that gives up the interpreter and madvise does not.
+    zeros = bytes(_STEP_BYTES)
+    for start in range(0, length, _STEP_BYTES):
+        os.pwrite(fd, memoryview(zeros)[: length - start], offset + start)
 
 
 class Arena:
@@ -56,16 +58,13 @@ class Arena:
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         self.memory = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=protection)
 
-    def populate(self) -> None:
-        """Map the pages that are used most now, so that no request pays for it. In a thread: others have
-        their turn.
-        """
-        mapped = min(self.size, _MAPPED_BYTES)
+    def populate(self, offset: int, length: int) -> None:
+        """Map pages that are allocated, so that no request pays for it. In a thread: others have their turn."""
         # Kernels before 5.14 cannot; the pages are then mapped one by one when first used.
         with contextlib.suppress(OSError):
-            for offset in range(0, mapped, _STEP_BYTES):
-                length = min(_STEP_BYTES, mapped - offset)
-                self.memory.madvise(self._populate, offset, length)
+            for start in range(0, length, _STEP_BYTES):
+                step = min(_STEP_BYTES, length - start)
+                self.memory.madvise(self._populate, offset + start, step)
 
     def holds(self, offset: int, length: int) -> bool:
         """Whether a slot of these numbers lies inside: they come from the other end."""

@@ -9,7 +9,7 @@ import enum
 import struct
 from typing import NamedTuple
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 MAGIC = 0x686D
 _LAYOUT = struct.Struct("<HBBHHIQQ")

@@ -29,6 +29,15 @@ class Slots:
         """Offset -> length of each slot, the length rounded up to whole pages."""
         return dict(self._taken)
 
+    def extend(self, size: int) -> None:
+        """Manage ``size`` bytes from now on, at least as many as before."""
+        old, self.size = self.size, size // GRANULE_BYTES * GRANULE_BYTES
+        if self._ends and self._ends[-1] == old:
+            self._ends[-1] = self.size
+        elif old < self.size:
+            self._starts.append(old)
+            self._ends.append(self.size)
+
     def allocate(self, length: int) -> int | None:
         """Return the offset of a new slot of at least ``length`` (> 0) bytes; None = no room now."""
         need = -(-length // GRANULE_BYTES) * GRANULE_BYTES
