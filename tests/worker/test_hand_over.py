@@ -99,7 +99,7 @@ def test_ends_wait_for_it(executor, channel, end):
     leave = executor.drain if end == "drain" else lambda: executor.remove(KEY)
     leaving = threading.Thread(target=leave)
     leaving.start()
-    wait_until(lambda: executor._awaited == 1)
+    wait_until(lambda: executor.schedule.awaited == 1)
     assert leaving.is_alive()
     executor.serve(executor.readers[0])
     leaving.join(DEADLINE_S)

@@ -13,10 +13,11 @@ from modelhostd.core.resources import Phase
 from modelhostd.worker import failures
 from modelhostd.worker.backend import Backend
 from modelhostd.worker.channel import Channel
-from modelhostd.worker.executor import POISONED_EXIT, Executor, exit_now
+from modelhostd.worker.executor import Executor, exit_now
 from modelhostd.worker.imaging import Imaging
 from modelhostd.worker.jobs import Activity, Hosted
 from modelhostd.worker.process import free_memory
+from modelhostd.worker.runner import POISONED_EXIT
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
 from modelhostd.worker.wire.blackbox import ENTRIES, BlackBox

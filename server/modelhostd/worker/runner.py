@@ -1,0 +1,110 @@
+"""Runs what was taken from the queue: a request and those that join it, one that is begun, a step, or a check."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from modelhostd.worker import batches, failures
+from modelhostd.worker.entries import Entry
+from modelhostd.worker.jobs import Activity, InferJob
+from modelhostd.worker.schedule import Job, Schedule
+from modelhostd.worker.stepping import JobAnswer, StepJob
+
+log = logging.getLogger("modelhostd.worker")
+
+POISONED_EXIT = 70
+
+
+class Runner:
+    """What a thread does with a job, without the schedule's lock but where it says so."""
+
+    def __init__(self, schedule: Schedule, exit: Callable[[int], None]) -> None:
+        """``exit`` ends the process, for a device fault that nothing survives."""
+        self._schedule = schedule
+        self._exit = exit
+
+    def run(self, entry: Entry, job: Job, activity: Activity) -> list[Job]:
+        """Run a job, and those that fit to it; return all that are answered."""
+        hosted = entry.hosted
+        begin_ns = activity.begin(hosted.model)
+        jobs: list[Job] = [job]
+        try:
+            if isinstance(job, StepJob):
+                error = self._step(entry, job, activity)
+            elif entry.step is not None and isinstance(job, InferJob):
+                error = None
+                if self._open(entry, job, activity):
+                    jobs = []
+            elif hosted.batch_limit > 1 and len(self._schedule.queue) and batches.joinable(job):
+                together, refused = self._gather(entry, job)
+                jobs = [*together, *refused]
+                error = batches.run(together, hosted, activity)
+            else:
+                error = job.run(hosted, activity)
+        except OSError:
+            # The daemon's end of the socket is gone, and this process is about to be.
+            log.debug("an answer was not sent", exc_info=True)
+            error = None
+        if error is not None and hosted.backend.is_poisoned(error):
+            log.error("the device is in an undefined state; this worker ends", exc_info=error)
+            sys.stderr.flush()
+            self._exit(POISONED_EXIT)
+        activity.end()
+        entry.note_pace(begin_ns)
+        return jobs
+
+    def _open(self, entry: Entry, job: InferJob, activity: Activity) -> bool:
+        """Begin a request that steps will answer; whether it is not answered yet."""
+        if not job.prepare(entry.hosted):
+            return False
+
+        def ended(answer: JobAnswer) -> None:
+            with self._schedule.lock:
+                self._schedule.end_answer(entry, answer)
+
+        answer = JobAnswer(job, entry.hosted, ended)
+        entry.answers[job.ticket] = answer
+        if answer.begin(activity):
+            with self._schedule.lock:
+                self._schedule.call_step(entry)
+            return True
+        del entry.answers[job.ticket]
+        return False
+
+    def _step(self, entry: Entry, step: StepJob, activity: Activity) -> BaseException | None:
+        """Get the requests that were begun on by one step."""
+        error = step.run(entry.hosted, activity)
+        if error is not None:
+            # Of the step itself: what became of each request nobody can tell.
+            for answer in list(entry.answers.values()):
+                answer.fail(error)
+        elif step.again:
+            with self._schedule.lock:
+                if self._schedule.entries.get(step.key) is entry:
+                    self._schedule.call_step(entry)
+        return error
+
+    def _gather(self, entry: Entry, first: InferJob) -> tuple[list[InferJob], list[InferJob]]:
+        """Return the requests that run now, ``first`` among them, and those that were refused on the way.
+
+        What waits and does not fit goes back to its place.
+        """
+        hosted, schedule = entry.hosted, self._schedule
+        with schedule.lock:
+            others = schedule.queue.more(
+                first.key, min(hosted.batch_limit, batches.LOOK) - 1, batches.joinable
+            )
+        if not others:
+            return [first], []
+        batch = batches.form([(None, first), *others], hosted)
+        gone: list[InferJob] = []
+        with schedule.lock:
+            if schedule.entries.get(first.key) is entry:
+                schedule.queue.put_back(first.key, batch.left)
+                if batch.left and schedule.idle:
+                    schedule.work.notify()
+            else:
+                gone = [job for _, job in batch.left]
+        for job in gone:
+            job.refuse(failures.not_loaded(hosted.model))
+        return batch.together, [*batch.refused, *gone]
