@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from bench.loopback_hub import LoopbackHub, Repo
-from modelhost import Client
+from modelhost import Client, ModelhostError
 from modelhost._freshness import Freshness
 from tests.adapters.downloads_support import safetensors
 from tests.e2e.process import Daemon
@@ -36,3 +38,19 @@ def test_a_newer_revision_is_fetched_beside_the_old_when_asked_for(
 
         client.pull("m", refresh=True)
         assert [one.version for one in client.get("m").artifacts] == [1, 2]
+
+
+def test_what_came_with_allow_unsafe_is_compared_too(make_daemon: Callable[..., Daemon]) -> None:
+    """A source of pickles only is refused when it is looked at, unless that is asked for."""
+    repo = Repo({"config.json": b"{}", "pytorch_model.bin": b"\x80\x02}q\x00."})
+    with (
+        LoopbackHub({"org/p": repo}) as hub,
+        make_daemon("--set", "worker.backends=identity", HF_ENDPOINT=hub.endpoint) as daemon,
+        Client(daemon.admin) as client,
+    ):
+        with pytest.raises(ModelhostError, match="allow_unsafe"):
+            client.inspect("hf://org/p")
+        seen = client.inspect("hf://org/p", allow_unsafe=True)
+        assert "pytorch_model.bin" in {file.path for file in seen.files}
+        client.pull("hf://org/p", allow_unsafe=True)
+        assert [one.freshness for one in client.outdated(["p"])] == [Freshness.CURRENT]

@@ -97,11 +97,11 @@ class FakeDownloads:
 
     # The port.
 
-    async def inspect(self, source: Source) -> SourceFacts:
+    async def inspect(self, source: Source, *, allow_unsafe: bool = False) -> SourceFacts:
         """Answer from the repository in memory."""
         self.inspected.append(source)
         self._maybe_fail(source.uri, Phase.PLANNING)
-        return self._facts(source)
+        return self._facts(source, allow_unsafe=allow_unsafe)
 
     async def fetch(self, job: DownloadJob, report: Callable[[Progress], None]) -> Fetched:
         """Walk through the phases, then put the tree into the fake files in one step."""

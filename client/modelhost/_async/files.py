@@ -11,7 +11,7 @@ from modelhost._errors import ModelhostError, NotFound
 from modelhost._freshness import Compared, Freshness
 from modelhost._progress import Report, reporter
 from modelhost._upload import Sending
-from modelhost.v1 import model_service_pb2
+from modelhost.v1 import model_service_pb2, models_pb2
 
 Request = model_service_pb2.UploadModelFilesRequest
 
@@ -86,12 +86,8 @@ class AsyncFiles(AsyncRegistry):
                 continue
             key = model.source.SerializeToString(deterministic=True)
             if key not in asked:
-                request = model_service_pb2.InspectSourceRequest(source=model.source)
                 try:
-                    answer = await self._transport.unary(
-                        self._transport.models.InspectSource, request
-                    )
-                    asked[key] = answer.revision
+                    asked[key] = await self._newest(model.source)
                 except ModelhostError as error:
                     asked[key] = error
             newest = asked[key]
@@ -99,6 +95,18 @@ class AsyncFiles(AsyncRegistry):
                 yield _freshness.compared(model, "", newest)
             else:
                 yield _freshness.compared(model, newest)
+
+    async def _newest(self, source: models_pb2.Source) -> str:
+        """Return a source's revision, also of one whose files came with ``allow_unsafe`` only."""
+        ask = self._transport.models.InspectSource
+        request = model_service_pb2.InspectSourceRequest(source=source)
+        try:
+            return (await self._transport.unary(ask, request)).revision
+        except ModelhostError as error:
+            if error.reason != "UNSAFE_FILE":
+                raise
+        request.allow_unsafe = True
+        return (await self._transport.unary(ask, request)).revision
 
     async def _upload(
         self, requests: AsyncIterator[Request], timeout: float | None

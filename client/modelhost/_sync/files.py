@@ -11,7 +11,7 @@ from modelhost._freshness import Compared, Freshness
 from modelhost._progress import Report, reporter
 from modelhost._sync.registry import Registry
 from modelhost._upload import Sending
-from modelhost.v1 import model_service_pb2
+from modelhost.v1 import model_service_pb2, models_pb2
 
 Request = model_service_pb2.UploadModelFilesRequest
 
@@ -84,10 +84,8 @@ class Files(Registry):
                 continue
             key = model.source.SerializeToString(deterministic=True)
             if key not in asked:
-                request = model_service_pb2.InspectSourceRequest(source=model.source)
                 try:
-                    answer = self._transport.unary(self._transport.models.InspectSource, request)
-                    asked[key] = answer.revision
+                    asked[key] = self._newest(model.source)
                 except ModelhostError as error:
                     asked[key] = error
             newest = asked[key]
@@ -95,6 +93,18 @@ class Files(Registry):
                 yield _freshness.compared(model, "", newest)
             else:
                 yield _freshness.compared(model, newest)
+
+    def _newest(self, source: models_pb2.Source) -> str:
+        """Return a source's revision, also of one whose files came with ``allow_unsafe`` only."""
+        ask = self._transport.models.InspectSource
+        request = model_service_pb2.InspectSourceRequest(source=source)
+        try:
+            return (self._transport.unary(ask, request)).revision
+        except ModelhostError as error:
+            if error.reason != "UNSAFE_FILE":
+                raise
+        request.allow_unsafe = True
+        return (self._transport.unary(ask, request)).revision
 
     def _upload(
         self, requests: Iterator[Request], timeout: float | None

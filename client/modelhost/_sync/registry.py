@@ -236,11 +236,13 @@ class Registry(Operations):
         more_uris: Iterable[str] = (),
         allow_patterns: Iterable[str] = (),
         ignore_patterns: Iterable[str] = (),
+        allow_unsafe: bool = False,
         timeout: float | None = None,
     ) -> model_service_pb2.InspectSourceResponse:
         """Ask a source what a pull would fetch, and fetch nothing of it."""
         request = model_service_pb2.InspectSourceRequest(
-            source=_sources.make(source, revision, more_uris, allow_patterns, ignore_patterns)
+            source=_sources.make(source, revision, more_uris, allow_patterns, ignore_patterns),
+            allow_unsafe=allow_unsafe,
         )
         return self._transport.unary(self._transport.models.InspectSource, request, timeout)
 

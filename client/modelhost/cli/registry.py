@@ -181,6 +181,7 @@ def rm(session: Session, models: tuple[str, ...], force: bool, files: bool) -> N
 @url_option
 @include_option
 @exclude_option
+@click.option("--allow-unsafe", is_flag=True, help="Show what a pull with this option would fetch.")
 @pass_session
 def inspect(
     session: Session,
@@ -189,6 +190,7 @@ def inspect(
     more_uris: tuple[str, ...],
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    allow_unsafe: bool,
 ) -> None:
     """Ask a source what a pull would fetch, and fetch nothing."""
     from modelhost._text import show_bytes
@@ -202,6 +204,7 @@ def inspect(
             more_uris=more_uris,
             allow_patterns=include,
             ignore_patterns=exclude,
+            allow_unsafe=allow_unsafe,
         )
     if output.json:
         output.document(to_dict(found))

@@ -298,6 +298,9 @@ class InspectSourceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SOURCE_FIELD_NUMBER: _builtins.int
+    ALLOW_UNSAFE_FIELD_NUMBER: _builtins.int
+    allow_unsafe: _builtins.bool
+    """Whether to show what a download with `allow_unsafe` would fetch."""
     @_builtins.property
     def source(self) -> _models_pb2.Source:
         """The source, with revision and patterns."""
@@ -306,10 +309,11 @@ class InspectSourceRequest(_message.Message):
         self,
         *,
         source: _models_pb2.Source | None = ...,
+        allow_unsafe: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_unsafe", b"allow_unsafe", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

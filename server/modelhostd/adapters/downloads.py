@@ -85,7 +85,7 @@ class SourceDownloads:
         """Return what became of the last question to a source of a scheme."""
         return self._contacts.get(scheme)
 
-    async def inspect(self, source: Source) -> SourceFacts:
+    async def inspect(self, source: Source, *, allow_unsafe: bool = False) -> SourceFacts:
         """Ask a source what it has: files, sizes, licence, task, and the weights' memory by headers."""
         canceller = Canceller()
         adapter = self._adapter(source)
@@ -94,7 +94,9 @@ class SourceDownloads:
         def ask() -> SourceFacts:
             # Whoever asks waits for the answer: no network is one, too.
             patience = Patience(adapter.retry, canceller, lambda _: None, offline_waits=False)
-            facts = with_retries(lambda: adapter.plan(connections, source), patience)
+            facts = with_retries(
+                lambda: adapter.plan(connections, source, allow_unsafe=allow_unsafe), patience
+            )
             return predict(adapter, connections, facts)
 
         async with ticking(canceller, connections, None, None):

@@ -120,7 +120,9 @@ class ModelService:
         self, request: pb.InspectSourceRequest, call: Call
     ) -> pb.InspectSourceResponse:
         """See InspectSource in the contract."""
-        return _inspected(await self._host.models.inspect(convert_from.source(request.source)))
+        source = convert_from.source(request.source)
+        facts = await self._host.models.inspect(source, allow_unsafe=request.allow_unsafe)
+        return _inspected(facts)
 
     async def list_model_files(
         self, request: pb.ListModelFilesRequest, call: Call

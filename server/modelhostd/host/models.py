@@ -78,9 +78,10 @@ class Models:
         """Return where one file of an artifact is on this machine."""
         return str(self._files.model_dir(model_id, version) / path)
 
-    async def inspect(self, source: Source) -> SourceFacts:
+    async def inspect(self, source: Source, *, allow_unsafe: bool = False) -> SourceFacts:
         """Ask a source what a download would fetch, without a byte of weights."""
-        return await self._downloads.inspect(sources.canonical(source))
+        canonical = sources.canonical(source)
+        return await self._downloads.inspect(canonical, allow_unsafe=allow_unsafe)
 
     # --- changing -------------------------------------------------------------------------------
 

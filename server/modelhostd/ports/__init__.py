@@ -186,8 +186,8 @@ class Fetched:
 class Downloads(Protocol):
     """Sources and the way of their bytes into the blob store."""
 
-    async def inspect(self, source: Source) -> SourceFacts:
-        """Ask the source. Raises the reasons of DESIGN section 9 (GATED, SOURCE_NOT_FOUND, ...)."""
+    async def inspect(self, source: Source, *, allow_unsafe: bool = False) -> SourceFacts:
+        """Ask the source what a download would fetch. Raises GATED, SOURCE_NOT_FOUND, UNSAFE_FILE, ..."""
 
     async def fetch(self, job: DownloadJob, report: Callable[[Progress], None]) -> Fetched:
         """Plan, fetch, verify and publish one artifact; joinable work is the caller's business.
