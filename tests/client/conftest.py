@@ -99,7 +99,13 @@ def told(double: Double) -> Double:
         "DeleteModelFiles",
     ):
         double.on(method, DONE)
-    for method in ("GetOperation", "CancelOperation", "PauseOperation", "ResumeOperation"):
+    for method in (
+        "GetOperation",
+        "UpdateOperation",
+        "CancelOperation",
+        "PauseOperation",
+        "ResumeOperation",
+    ):
         double.on(method, RUNNING)
     double.on("CreateModel", MODEL)
     double.on("PinModel", MODEL)

@@ -1,10 +1,16 @@
 """ops, pause, resume, cancel: long work."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from modelhost.cli.follow import ended, follow
 from modelhost.cli.output import error_note, to_dict
+from modelhost.cli.registry import to_bytes
 from modelhost.cli.session import Command, Group, Session, pass_session
+
+if TYPE_CHECKING:
+    from modelhost.v1.operations_pb2 import Operation
 
 identity = click.argument("operation", metavar="OPERATION")
 
@@ -67,6 +73,25 @@ def wait(session: Session, operation: str) -> None:
         ended(session, follow(session, client.operation(operation)))
 
 
+@ops.command("update")
+@identity
+@click.option("--priority", type=click.IntRange(-100, 100), help="The higher, the earlier.")
+@click.option(
+    "--rate", metavar="SIZE", help="The most bytes a second (5MB) of a download; 0 = all."
+)
+@pass_session
+def update(session: Session, operation: str, priority: int | None, rate: str | None) -> None:
+    """Change what work that waits or runs was begun with."""
+    if priority is None and rate is None:
+        raise click.UsageError("what is to change? --priority or --rate")
+    limit = to_bytes(rate, "--rate") if rate is not None else None
+    with session.client() as client:
+        after = client.update_operation(
+            operation, priority=priority, rate_limit_bytes_per_second=limit
+        )
+    _told(session, after)
+
+
 @ops.command("pause")
 @identity
 @pass_session
@@ -116,16 +141,19 @@ def cancel(session: Session, operation: str) -> None:
 
 
 def _steer(session: Session, operation: str, verb: str) -> None:
+    with session.client() as client:
+        handle = client.operation(operation)
+        after = {"pause": handle.pause, "resume": handle.resume, "cancel": handle.cancel}[verb]()
+        _told(session, after, asked=after.cancel_requested and not handle.done)
+
+
+def _told(session: Session, after: "Operation", *, asked: bool = False) -> None:
     from modelhost._enums import name_of
     from modelhost._progress import title
     from modelhost.v1.operations_pb2 import Operation
 
-    with session.client() as client:
-        handle = client.operation(operation)
-        after = {"pause": handle.pause, "resume": handle.resume, "cancel": handle.cancel}[verb]()
     if session.output.json:
         session.output.document(to_dict(after))
         return
     state = name_of(Operation.State, after.state).lower()
-    asked = ", cancel requested" if after.cancel_requested and not handle.done else ""
-    session.output.say(f"{title(after)}: {state}{asked}")
+    session.output.say(f"{title(after)}: {state}{', cancel requested' if asked else ''}")
