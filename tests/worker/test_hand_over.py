@@ -1,39 +1,17 @@
 """A quick request that finds nothing waiting: past the queue, and for everybody else like any other that runs."""
 
 import threading
-import time
 
 import pytest
 
 from modelhostd.core.errors import Reason
 from modelhostd.worker import entries
 from modelhostd.worker import executor as executors
-from modelhostd.worker.backend import Signature
 from modelhostd.worker.backends.identity import IdentityBackend
-from modelhostd.worker.executor import Executor
-from modelhostd.worker.jobs import Hosted, InferJob
-from modelhostd.worker.wire.blackbox import PAGE_BYTES, BlackBox
 from tests.support import wait_until
-from tests.worker.harness import DEADLINE_S, encode, numbers
-
-KEY = "m-1", 1
-
-
-class Channel:
-    """Keeps what is answered, in order."""
-
-    def __init__(self):
-        self.answers = []
-
-    def send_response(self, request, generation, header, response, flags):
-        """Keep a response."""
-        del generation, header, response, flags
-        self.answers.append((request, "answered"))
-
-    def send_error(self, request, generation, error):
-        """Keep an error."""
-        del generation
-        self.answers.append((request, error.reason))
+from tests.worker import executor_scene
+from tests.worker.executor_scene import KEY, Channel, job
+from tests.worker.harness import DEADLINE_S
 
 
 @pytest.fixture
@@ -47,15 +25,9 @@ def executor(channel, monkeypatch):
     """An executor without threads of its own, whose one instance is quick, however slow this machine is."""
     monkeypatch.setattr(executors, "TURN_NS", 10**12)
     monkeypatch.setattr(entries, "QUICK_NS", 10**12)
-    made = Executor(1, 10, BlackBox(memoryview(bytearray(PAGE_BYTES))), lambda code: None)
-    made.add(Hosted("m-1", 1, "m", 1, "cpu", "identity", IdentityBackend(), Signature()))
+    made = executor_scene.executor()
+    made.add(executor_scene.hosted(IdentityBackend()))
     return made
-
-
-def job(channel, number):
-    """Return a request."""
-    payload = encode({"x": numbers(4)})
-    return InferJob(channel, number, 1, "m-1", "m", 0, payload, time.monotonic_ns(), None)
 
 
 def test_one_that_finds_nothing_waiting_is_run_by_who_read_it(executor, channel):

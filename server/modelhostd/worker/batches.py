@@ -42,7 +42,8 @@ class Batch:
 def form(waiting: Sequence[tuple[Place | None, InferJob]], hosted: Hosted) -> Batch:
     """Parse what waits and choose what runs now. The first has no place: it runs, unless it is refused."""
     ready = [(place, job) for place, job in waiting if job.prepare(hosted)]
-    refused = [job for _, job in waiting if not any(job is one for _, one in ready)]
+    kept = {id(job) for _, job in ready}
+    refused = [job for _, job in waiting if id(job) not in kept]
     if not ready:
         return Batch([], [], refused)
     chosen = set(choose([_candidate(job, hosted) for _, job in ready], hosted.batch_limit))
@@ -88,7 +89,7 @@ def run(jobs: Sequence[InferJob], hosted: Hosted, activity: Activity) -> BaseExc
         answers = split(outputs, [request.item_count for request in requests])
     except BaseException as error:
         if not isinstance(error, Cancelled):
-            if backend.is_poisoned(error):
+            if hosted.is_poisoned(error):
                 for job in jobs:
                     job.fail(hosted, error)
                 return error
@@ -143,7 +144,7 @@ def _run_alone(
     for job in jobs:
         activity.begin(hosted.model)
         error = job.run(hosted, activity)
-        if error is not None and hosted.backend.is_poisoned(error):
+        if error is not None and hosted.is_poisoned(error):
             # The daemon answers the others: this process is about to end.
             return error
     return None

@@ -16,6 +16,7 @@ class Entry:
 
     __slots__ = (
         "answers",
+        "begun",
         "due_ns",
         "hosted",
         "pace_ns",
@@ -37,6 +38,8 @@ class Entry:
         self.answers: dict[int, JobAnswer] = {}
         """Requests that were begun and are answered by steps."""
         self.step = StepJob(hosted.instance, hosted.generation) if hosted.backend.stepwise else None
+        self.begun = 0
+        """Requests that were begun since the last step."""
         self.step_waits = False
         """Whether the step is in the queue."""
 
@@ -45,7 +48,12 @@ class Entry:
         """Whether one more of its requests may start."""
         if self.due_ns and time.monotonic_ns() < self.due_ns:
             return False
-        return self.running < self.hosted.backend.concurrency
+        return self.has_room
+
+    @property
+    def has_room(self) -> bool:
+        """Whether fewer run than may at a time: one where they are begun and stepped."""
+        return self.running < (self.hosted.backend.concurrency if self.step is None else 1)
 
     @property
     def quick(self) -> bool:

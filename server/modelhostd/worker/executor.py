@@ -65,7 +65,8 @@ class Executor:
         for job in waiting:
             job.refuse(failures.not_loaded(entry.hosted.model))
         schedule.wait(lambda: entry.running == 0)
-        stepping.finish(entry.hosted, entry.answers)
+        error = stepping.finish(entry.hosted, entry.answers)
+        self._runner.end_if_poisoned(entry.hosted, error)
         return entry.hosted
 
     def submit(self, job: Job, *, here: bool = False) -> bool:

@@ -1,5 +1,6 @@
 """What a worker's threads run: one inference, or one health check."""
 
+import logging
 import threading
 import time
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
 from modelhostd.worker.wire.blackbox import BlackBox
 from modelhostd.worker.wire.frames import Kind
+
+log = logging.getLogger("modelhostd.worker")
 
 CREDIT_WAIT_S = 0.5
 CHECK_PRIORITY = 2**31 - 1
@@ -39,6 +42,14 @@ class Hosted:
     def key(self) -> tuple[str, int]:
         """What a request has to name."""
         return self.instance, self.generation
+
+    def is_poisoned(self, error: BaseException) -> bool:
+        """Whether nothing in this process can be trusted after what the backend raised, as it says itself."""
+        try:
+            return self.backend.is_poisoned(error)
+        except Exception:
+            log.exception("backend %s cannot tell what its failure means", self.backend_name)
+            return False
 
 
 @dataclass

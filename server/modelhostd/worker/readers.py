@@ -75,6 +75,9 @@ class Readers:
                 with self._lock:
                     self._turns += 1
                     if self._reader != index:
+                        if left:
+                            # The other one was not told of it, and the others when they could not take it.
+                            self._call_others()
                         return
 
     def _my_turn(self, index: int) -> bool:

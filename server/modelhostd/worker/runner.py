@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from modelhostd.worker import batches, failures
 from modelhostd.worker.entries import Entry
-from modelhostd.worker.jobs import Activity, InferJob
+from modelhostd.worker.jobs import Activity, Hosted, InferJob
 from modelhostd.worker.schedule import Job, Schedule
 from modelhostd.worker.stepping import JobAnswer, StepJob
 
@@ -32,8 +32,8 @@ class Runner:
             if isinstance(job, StepJob):
                 error = self._step(entry, job, activity)
             elif entry.step is not None and isinstance(job, InferJob):
-                error = None
-                if self._open(entry, job, activity):
+                opened, error = self._open(entry, job, activity)
+                if opened:
                     jobs = []
             elif hosted.batch_limit > 1 and len(self._schedule.queue) and batches.joinable(job):
                 together, refused = self._gather(entry, job)
@@ -45,18 +45,24 @@ class Runner:
             # The daemon's end of the socket is gone, and this process is about to be.
             log.debug("an answer was not sent", exc_info=True)
             error = None
-        if error is not None and hosted.backend.is_poisoned(error):
-            log.error("the device is in an undefined state; this worker ends", exc_info=error)
-            sys.stderr.flush()
-            self._exit(POISONED_EXIT)
+        self.end_if_poisoned(hosted, error)
         activity.end()
         entry.note_pace(begin_ns)
         return jobs
 
-    def _open(self, entry: Entry, job: InferJob, activity: Activity) -> bool:
-        """Begin a request that steps will answer; whether it is not answered yet."""
+    def end_if_poisoned(self, hosted: Hosted, error: BaseException | None) -> None:
+        """End the process where nothing in it can be trusted after what a backend raised."""
+        if error is not None and hosted.is_poisoned(error):
+            log.error("the device is in an undefined state; this worker ends", exc_info=error)
+            sys.stderr.flush()
+            self._exit(POISONED_EXIT)
+
+    def _open(
+        self, entry: Entry, job: InferJob, activity: Activity
+    ) -> tuple[bool, BaseException | None]:
+        """Begin a request that steps will answer; whether it is not answered yet, and what the backend raised."""
         if not job.prepare(entry.hosted):
-            return False
+            return False, None
 
         def ended(answer: JobAnswer) -> None:
             with self._schedule.lock:
@@ -64,12 +70,13 @@ class Runner:
 
         answer = JobAnswer(job, entry.hosted, ended)
         entry.answers[job.ticket] = answer
-        if answer.begin(activity):
+        error = answer.begin(activity)
+        if not answer.ended:
             with self._schedule.lock:
-                self._schedule.call_step(entry)
-            return True
+                self._schedule.count_begun(entry)
+            return True, None
         del entry.answers[job.ticket]
-        return False
+        return False, error
 
     def _step(self, entry: Entry, step: StepJob, activity: Activity) -> BaseException | None:
         """Get the requests that were begun on by one step."""
@@ -80,8 +87,7 @@ class Runner:
                 answer.fail(error)
         elif step.again:
             with self._schedule.lock:
-                if self._schedule.entries.get(step.key) is entry:
-                    self._schedule.call_step(entry)
+                self._schedule.call_step(entry)
         return error
 
     def _gather(self, entry: Entry, first: InferJob) -> tuple[list[InferJob], list[InferJob]]:

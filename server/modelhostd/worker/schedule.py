@@ -8,11 +8,17 @@ from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.worker import batches, failures
 from modelhostd.worker.entries import Entry
 from modelhostd.worker.fairqueue import FairQueue
-from modelhostd.worker.jobs import CheckJob, InferJob
+from modelhostd.worker.jobs import CHECK_PRIORITY, CheckJob, InferJob
 from modelhostd.worker.stepping import JobAnswer, StepJob
 
 Key = tuple[str, int]
 Job = InferJob | CheckJob | StepJob
+
+MOST_BEGUN = 16
+"""Requests that are begun between two steps of an instance, however many wait. One of a long prompt takes some
+milliseconds, and those who read wait for the step."""
+OVERDUE_PRIORITY = CHECK_PRIORITY - 1
+"""Of a step that has let so many pass."""
 
 
 class Schedule:
@@ -102,13 +108,24 @@ class Schedule:
 
     def call_step(self, entry: Entry) -> None:
         """Have the requests that were begun get on, or be looked at."""
-        if entry.step is None or entry.step_waits or not entry.answers:
+        step = entry.step
+        if step is None or entry.step_waits or not entry.answers:
+            return
+        if self.entries.get(step.key) is not entry:
+            # It goes: who removes it makes its last steps.
             return
         entry.step_waits = True
-        step = entry.step
         self.queue.push(step.key, step.ticket, step.priority, step, forced=True)
         if self.idle and entry.free:
             self.work.notify()
+
+    def count_begun(self, entry: Entry) -> None:
+        """Note that a request was begun that steps will answer, and see to it that they get their turn."""
+        entry.begun += 1
+        self.call_step(entry)
+        step = entry.step
+        if entry.begun == MOST_BEGUN and step is not None and self.queue.remove(step.ticket):
+            self.queue.push(step.key, step.ticket, OVERDUE_PRIORITY, step, forced=True)
 
     def take(self, fit: Callable[[Entry], bool]) -> tuple[Entry, Job] | None:
         """Take the next job of an instance that is ``fit``, as one that runs."""
@@ -137,7 +154,12 @@ class Schedule:
 
     def next_due_s(self) -> float | None:
         """Return the seconds until some request has waited for company long enough; None = none waits."""
-        due = [e.due_ns for key, e in self.entries.items() if e.due_ns and self.queue.count(key)]
+        due = [
+            entry.due_ns
+            for key, entry in self.entries.items()
+            # Where all that may run do, who ends one of them looks again.
+            if entry.due_ns and entry.has_room and self.queue.count(key)
+        ]
         return max(0.0, (min(due) - time.monotonic_ns()) / 1e9) if due else None
 
     def _hold(self, entry: Entry, job: Job) -> None:
@@ -155,6 +177,7 @@ class Schedule:
         entry.due_ns = 0
         if job is entry.step:
             entry.step_waits = False
+            entry.begun = 0
         entry.running += 1
         self.running += 1
         return entry, job

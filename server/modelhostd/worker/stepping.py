@@ -85,8 +85,8 @@ class JobAnswer(Answer):
         """Whether nobody waits any more."""
         return self.ended or self.job.unwanted()
 
-    def begin(self, activity: Activity) -> bool:
-        """Hand the request to the backend; whether it is to be answered later."""
+    def begin(self, activity: Activity) -> BaseException | None:
+        """Hand the request to the backend; return what that raised. It may have ``ended`` then, or is answered later."""
         job, hosted = self.job, self._hosted
         context = InferContext(
             parameters=job.parsed.parameters,
@@ -98,8 +98,9 @@ class JobAnswer(Answer):
             hosted.backend.begin(job.parsed.inputs, context, self)
         except BaseException as error:
             self.fail(error)
+            return error
         self._open = not self.ended
-        return self._open
+        return None
 
     def send(self, outputs: Mapping[str, Output], *, last: bool) -> None:
         """Send a response."""
@@ -142,8 +143,11 @@ class JobAnswer(Answer):
             self._on_end(self)
 
 
-def finish(hosted: Hosted, answers: Mapping[int, JobAnswer]) -> None:
-    """Answer what is open of an instance that goes: streams were told to end, whole texts are finished."""
+def finish(hosted: Hosted, answers: Mapping[int, JobAnswer]) -> BaseException | None:
+    """Answer what is open of an instance that goes: streams were told to end, whole texts are finished.
+
+    Returns what the backend raised, if it did.
+    """
     error: BaseException | None = None
     try:
         while answers and hosted.backend.step():
@@ -153,3 +157,4 @@ def finish(hosted: Hosted, answers: Mapping[int, JobAnswer]) -> None:
         log.exception("model %s failed on its last requests", hosted.model)
     for answer in list(answers.values()):
         answer.fail(error or RuntimeError("the backend left a request without an answer"))
+    return error
