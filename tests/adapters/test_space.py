@@ -54,6 +54,17 @@ def test_two_downloads_cannot_promise_the_same_space(home: Home) -> None:
     assert space.room().available_bytes == 900
 
 
+def test_what_can_never_fit_is_not_told_to_free_some(home: Home) -> None:
+    """Beyond the whole budget, or the whole disk, no deletion helps: what helps is said."""
+    space = ledger(home, free=1000, total=5000, reserve=100)
+    assert "larger disk" in short(space, 4901).message
+    space.limit(800)
+    error = short(space, 801)
+    assert "settings.disk_budget_bytes to at least 801" in error.message
+    assert "free 1" not in error.message
+    assert "larger disk" in short(space, 4901).message
+
+
 def test_the_budget_counts_what_is_there(home: Home, tmp_path: Path) -> None:
     """Blobs, parts, verified files and quarantine; a hole in a part is no byte."""
     space = ledger(home, free=10 * GIB, total=20 * GIB)

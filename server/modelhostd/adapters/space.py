@@ -109,9 +109,14 @@ class SpaceLedger:
         if budget := self._budget_bytes:
             bound += f" within the budget of {budget}"
             advice += " or raise settings.disk_budget_bytes"
+        after = "a download that waits goes on by itself then, all else is to be asked for again"
+        if needed > self.free_bytes()[1] - self._reserve_bytes:
+            advice, after = "it needs a larger disk", "free room would not be enough"
+        elif needed > room.most_bytes:
+            advice = f"raise settings.disk_budget_bytes to at least {needed}"
+            after = "then ask again, free room alone would not be enough"
         return ModelhostError(
             Reason.INSUFFICIENT_DISK_SPACE,
-            f"{needed} bytes are needed below {path} and {bound}; {advice}: a download that waits goes "
-            "on by itself then, all else is to be asked for again",
+            f"{needed} bytes are needed below {path} and {bound}; {advice}: {after}",
             {"path": path, "neededBytes": str(needed), "freeBytes": str(available)},
         )
