@@ -82,7 +82,8 @@ async def test_what_is_planned_is_what_comes(desk: Desk, place: Place) -> None:
     facts = await desk.downloads.inspect(Source(uri))
     sizes = {path: len(data) for path, data in files.items()}
     assert {file.path: file.size_bytes for file in facts.files} == sizes
-    assert facts.predicted_bytes == (300_000 if "model.safetensors" in files else 0)
+    gguf = sum(file.size_bytes for file in facts.files if file.path.endswith(".gguf"))
+    assert facts.predicted_bytes == (300_000 if "model.safetensors" in files else gguf)
     fetched = await desk.downloads.fetch(desk.job(uri), desk.reports.append)
     assert fetched.facts.revision == facts.revision
     assert desk.content() == files

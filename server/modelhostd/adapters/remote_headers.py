@@ -1,4 +1,7 @@
-"""The memory of a model before it is downloaded: the headers of its safetensors files, by ranges."""
+"""The memory of a model before it is downloaded: the headers of its safetensors files, by ranges.
+
+What is in a GGUF file is loaded as it is: its size is near enough.
+"""
 
 from dataclasses import replace
 
@@ -27,6 +30,9 @@ def predict(adapter: SourceAdapter, connections: Connections, facts: SourceFacts
     Never fails for it: what a source has can be told without.
     """
     weights = [file for file in facts.files if file.path.endswith(".safetensors")]
+    if not weights:
+        whole = [file.size_bytes for file in facts.files if file.path.endswith(".gguf")]
+        return replace(facts, predicted_bytes=sum(whole))
     if len(weights) > FILES_MAX:
         return replace(facts, predicted_bytes=sum(file.size_bytes for file in weights))
     try:
