@@ -1,6 +1,6 @@
 """Worker faults, measured: how soon a crash or a hang is told, a replacement runs and the model serves again.
 
-A whole daemon with real workers on this machine. ``--crashes`` is also the soak of DESIGN's promise that crashes
+A whole daemon with real workers on this machine. ``--crashes`` is also the soak of the promise that crashes
 leak nothing. Times are from the signal, as a client sees them::
 
     python bench/faults.py --rounds 5 --gib 0 1 4 --crashes 1000

@@ -69,7 +69,7 @@ def canonical_or_none(source: Source) -> Source:
 
 
 def derive_model_id(source: Source) -> str:
-    """Return the model id of a source: its last segment, lower-cased (DESIGN section 4).
+    """Return the model id of a source: its last segment, lower-cased.
 
     ``hf://org/MiniLM-L6`` -> ``minilm-l6``. Raises INVALID_ARGUMENT where that is no id.
     """
