@@ -7,6 +7,7 @@ import pytest
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.registry import ModelSpec
+from modelhostd.core.resources import Settings
 from tests.fakes.devices import FakeDevices
 from tests.host.support import Running, World
 
@@ -163,3 +164,34 @@ async def test_the_first_load_knows_what_others_use(world: World) -> None:
         devices.foreign_bytes = silent  # type: ignore[assignment,method-assign]
         await world.clock.advance(5.0)
         assert set(run.workers.resident) == {"a"}
+
+
+async def test_what_holds_nothing_is_not_evicted_in_vain(world: World) -> None:
+    """A model without bytes stays where a budget is below what is pinned: its going would free nothing."""
+    async with world.host() as run:
+        run.workers.measured_bytes["b"] = 0
+        for model in "ab":
+            await run.have(model, 300)
+            await run.load(model)
+        await run.host.models.pin("a", pinned=True)
+        await run.host.residency.set_budget("sim-0", 100)
+        await world.clock.advance(10.0)
+        assert set(run.workers.resident) == {"a", "b"}
+
+
+async def test_an_eviction_for_a_budget_says_what_stays(world: World) -> None:
+    """The event of an eviction for a device's or for host memory's budget names bytes, policy and who is kept."""
+    async with world.host(host_budget=2000) as run:
+        for model in "abc":
+            await run.have(model, 300)
+            await run.load(model)
+            await world.clock.advance(1.0)
+        await run.host.residency.set_budget("sim-0", 700)
+        await world.clock.advance(1.0)
+        await run.host.update_settings(Settings(host_budget_bytes=600), ["host_budget_bytes"])
+        await world.clock.advance(1.0)
+        events = run.host.registry.journal._ring.read(1, 10_000) or ()
+        told = {e.reason: e.details for e in events if e.reason.startswith("OVER_")}
+        same = {"overBytes": "200", "freedBytes": "300", "policy": "lru", "kept": "b,c"}
+        assert told["OVER_BUDGET"].items() >= same.items()
+        assert told["OVER_HOST_BUDGET"].items() >= (same | {"overBytes": "300"}).items()

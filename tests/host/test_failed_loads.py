@@ -122,3 +122,23 @@ async def test_a_load_that_never_finds_memory_ends(world: World) -> None:
         assert loads(run) == 2
         assert not run.workers.resident
         assert run.host.occupancy.ledger.used("sim-0") == 0
+
+
+@pytest.mark.parametrize("what", ["budget", "config"])
+async def test_a_corrected_estimate_refuses_nothing(world: World, what: str) -> None:
+    """What a load that found no memory is taken to need is no more than a budget, and is of that config only."""
+    async with world.host(budget=1000) as run:
+        for model in ("a", "b"):
+            await run.have(model)
+        failing(run, Reason.OUT_OF_DEVICE_MEMORY)
+        await refused(run)
+        run.workers.load_errors.clear()
+        if what == "budget":
+            await run.host.residency.set_budget("sim-0", 800)
+        else:
+            await run.load("b")
+            await run.host.models.pin("b", pinned=True)
+            await run.host.models.update(
+                "a", lambda s: replace(s, config=replace(s.config, precision="fp16"))
+            )
+        await run.load("a")

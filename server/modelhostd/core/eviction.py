@@ -8,7 +8,7 @@ first burst look unused. Compared in ``bench/policies.py``.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from modelhostd.core.resources import InstanceState
@@ -19,6 +19,9 @@ POLICIES = (LRU, COST_AWARE)
 
 LOAD_S_MIN = 1e-3
 """Below this a load costs nothing that is worth weighing: the clock's own error."""
+
+KEPT_MAX = 8
+"""How many of those that stay an eviction's event names, those that would go next first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,11 @@ class Policy:
         if self.name == COST_AWARE:
             return sorted(holdings, key=lambda h: (h.priority, *_worth(h, now), h.model))
         return sorted(holdings, key=lambda h: (h.priority, h.last_used, h.model))
+
+    def kept(self, holdings: Iterable[Holding], victims: Collection[str], now: float) -> str:
+        """Return who stays where ``victims`` go, as an eviction's event names them."""
+        staying = [h.model for h in self.order(holdings, now) if h.model not in victims]
+        return ",".join(staying[:KEPT_MAX])
 
     def young(self, holding: Holding, now: float) -> bool:
         """Whether the guard still keeps an instance."""

@@ -148,19 +148,20 @@ def choose_victims(
 def over_budget(device: DeviceView, now: float, policy: Policy, *, busy: bool) -> Sequence[Holding]:
     """Return whom to evict from a device that holds more than its budget.
 
-    Idle ones, as few as suffice, or all of them where they do not; then also ``busy`` ones, which end
-    their requests first. What is pinned or leased stays: the device stays above its budget.
+    Idle ones, as few as suffice, or all that hold any bytes where they do not; then also ``busy`` ones, which
+    end their requests first. What is pinned or leased stays: the device stays above its budget.
     """
     policy = replace(policy, min_residency_s=0.0)
     if (enough := choose_victims(device, 0, now, policy)) is not None:
         return enough
     missing = -device.free_bytes - _coming(device)
     in_order = policy.order(device.holdings, now)
-    chosen = [h for h in in_order if h.idle]
+    chosen = [h for h in in_order if h.idle and h.bytes]
     missing -= sum(h.bytes for h in chosen)
     for holding in in_order if busy else ():
         if (
             missing > 0
+            and holding.bytes
             and holding.state is InstanceState.READY
             and not (holding.held or holding.idle)
         ):

@@ -11,9 +11,6 @@ from modelhostd.host.occupancy import Occupancy
 from modelhostd.host.retiring import Retiring
 from modelhostd.host.wanted import Wanted
 
-KEPT_MAX = 8
-"""How many of those that stay an eviction's event names, those that would go next first."""
-
 
 class Admission:
     """Admits loads to devices, and their copies to host memory."""
@@ -43,7 +40,7 @@ class Admission:
         that the loads before it wait for, and grows by its own where it waits.
         """
         # The files or the config may be others than when it was asked for.
-        wanted.bytes = self._occupancy.needed_bytes(model)
+        wanted.bytes = self._occupancy.needed_bytes(model, wanted.device)
         views = {
             key: replace(view, claimed_bytes=claimed.get(key, 0))
             for key, view in self._occupancy.views().items()
@@ -91,14 +88,14 @@ class Admission:
         if room is None or not room.waits:
             wanted.host_bytes *= wanted.keeps_copy
             return True
-        kept = [h.model for h in policy.order(view.holdings, now) if h.model not in room.victims]
+        kept = policy.kept(view.holdings, room.victims, now)
         for victim in room.victims:
             details = {
                 "for": wanted.model,
                 "neededBytes": str(wanted.host_bytes),
                 "freedBytes": str(self._occupancy.ledger.held(HOST, victim)),
                 "policy": policy.name,
-                "kept": ",".join(kept[:KEPT_MAX]),
+                "kept": kept,
             }
             self._retiring.drop(victim, "EVICTED_FROM_HOST", details)
         claimed[HOST] = claimed.get(HOST, 0) + wanted.host_bytes
@@ -109,7 +106,7 @@ class Admission:
     ) -> None:
         policy = self._occupancy.policy()
         now = self._occupancy.registry.clock.monotonic()
-        kept = [h.model for h in policy.order(view.holdings, now) if h.model not in victims]
+        kept = policy.kept(view.holdings, victims, now)
         for victim in victims:
             route = self._occupancy.routes.get(victim)
             if route is None:
@@ -120,7 +117,7 @@ class Admission:
                 "neededBytes": str(wanted.bytes),
                 "freedBytes": str(self._occupancy.ledger.held(route.device, victim)),
                 "policy": policy.name,
-                "kept": ",".join(kept[:KEPT_MAX]),
+                "kept": kept,
             }
             self._retiring.evict(route, reason, details)
             wanted.evicted.append(victim)

@@ -102,7 +102,7 @@ class LoadPlans:
         device = device or model.config.device
         if device:
             self._registry.decided.device(device)
-        size = self._occupancy.needed_bytes(model)
+        size = self._occupancy.needed_bytes(model, device)
         now = self._registry.clock.monotonic()
         self._number += 1
         warm = self._occupancy.host.usable(model)

@@ -205,10 +205,13 @@ class Loading(LoadTasks):
 
     def _may_evict_more(self, wanted: Wanted, route: Route, error: ModelhostError) -> bool:
         """Whether a load that found too little memory is tried once more, with more of it wanted."""
+        model = self._registry.decided.models.get(wanted.model)
         if error.reason is not Reason.OUT_OF_DEVICE_MEMORY or not wanted.memory_retries:
             return False
+        if model is None:
+            return False
         wanted.memory_retries -= 1
-        return self._occupancy.fell_short(wanted.model, route.device, wanted.bytes)
+        return self._occupancy.fell_short(model, route.version, route.device, wanted.bytes)
 
 
 def _route(model: Model, instance: Instance) -> Route:

@@ -11,7 +11,16 @@ from modelhostd.core.eviction import Holding, Policy
 from modelhostd.core.failed_loads import REMEMBERED, FailedLoad
 from modelhostd.core.host_tier import HOST
 from modelhostd.core.registry import needs_reload
-from modelhostd.core.resources import Device, DeviceKind, Instance, Kind, Model, Phase, Progress
+from modelhostd.core.resources import (
+    Device,
+    DeviceKind,
+    Instance,
+    Kind,
+    Model,
+    ModelConfig,
+    Phase,
+    Progress,
+)
 from modelhostd.core.state import Edit, instance_key
 from modelhostd.host.host_tier import HostTier
 from modelhostd.host.operations import Operations
@@ -37,6 +46,15 @@ class Measured(NamedTuple):
     host_bytes: int
 
 
+class Short(NamedTuple):
+    """What a load is taken to need after one that found too little memory, and which model and where that was."""
+
+    version: int
+    config: ModelConfig
+    device: str
+    bytes: int
+
+
 @dataclass(slots=True)
 class Occupancy:
     """What the parts of residency share. ``foreign`` has other processes' bytes by device."""
@@ -60,8 +78,8 @@ class Occupancy:
     """The same from host memory."""
     failed: dict[str, FailedLoad] = field(default_factory=dict)
     """The last load of each model whose last load failed."""
-    short: dict[str, int] = field(default_factory=dict)
-    """What a load is taken to need after one that found too little memory."""
+    short: dict[str, Short] = field(default_factory=dict)
+    """The corrected estimate of each model whose last load found too little memory."""
     generation: int = 0
     host: HostTier = field(init=False)
 
@@ -76,22 +94,32 @@ class Occupancy:
         self.generation += 1
         return self.generation
 
-    def needed_bytes(self, model: Model) -> int:
+    def needed_bytes(self, model: Model, device: str = "") -> int:
         """Return what loading the model takes: as measured when it was loaded so before, else as
         predicted.
+
+        After a load that found too little memory it is more, but never more than the device has: a guess
+        evicts others, and refuses nothing.
         """
         found = self._known(model)
         needed = found.bytes if found is not None else predicted_bytes(model)
-        return max(needed, self.short.get(model.id, 0))
+        short, artifact = self.short.get(model.id), model.available
+        if short is None or artifact is None or short.version != artifact.version:
+            return needed
+        place = self.registry.decided.devices.get(device or short.device)
+        if place is None or needs_reload(short.config, model.config):
+            return needed
+        return max(needed, min(short.bytes, self.capacity_bytes(place)))
 
-    def fell_short(self, model: str, device: str, size: int) -> bool:
+    def fell_short(self, model: Model, version: int, device: str, size: int) -> bool:
         """Note that a load of ``size`` bytes found too little memory; whether another one would have more.
 
         The corrected estimate holds until a load has measured the truth.
         """
         most = self.capacity_bytes(self.registry.decided.devices[device])
-        self.short[model] = min(most, size + max(size // 4, SHORT_BYTES_MIN))
-        return self.short[model] > size
+        corrected = min(most, size + max(size // 4, SHORT_BYTES_MIN))
+        self.short[model.id] = Short(version, model.config, device, corrected)
+        return corrected > size
 
     def load_failed(self, model: Model, error: ModelhostError) -> None:
         """Remember a load that failed, if that tells something of the model."""

@@ -169,7 +169,12 @@ class Residency:
             other = self.routes.get(holding.model)
             if other is None or other is route or not holding.idle:
                 continue
-            details = {"for": route.model, "freedBytes": str(holding.bytes), "policy": policy.name}
+            details = {
+                "for": route.model,
+                "freedBytes": str(holding.bytes),
+                "policy": policy.name,
+                "kept": policy.kept(view.holdings, {holding.model}, now),
+            }
             self._retiring.evict(other, "EVICTED", details)
             retiring = self._retiring.task(holding.model)
             if retiring is not None:

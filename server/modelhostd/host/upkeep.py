@@ -11,6 +11,7 @@ from modelhostd.core.resources import Model
 from modelhostd.host.loads import Loads
 from modelhostd.host.occupancy import Occupancy
 from modelhostd.host.retiring import Retiring
+from modelhostd.host.routes import Route
 
 log = structlog.get_logger(__name__)
 
@@ -66,8 +67,8 @@ class Upkeep:
             keep = self._occupancy.keep_alive_s(model)
             busy = route.in_flight or self._routes.queued(route.model)
             if keep is not None and not busy and now - route.last_used >= keep:
-                details = {"idleSeconds": f"{now - route.last_used:.1f}"}
-                self._retiring.evict(route, "KEEP_ALIVE", details)
+                freed = self._occupancy.ledger.held(route.device, route.model)
+                self._retiring.evict(route, "KEEP_ALIVE", _unused(route, freed, now))
 
     def _expire_warm(self, now: float) -> None:
         host = self._occupancy.host
@@ -81,8 +82,8 @@ class Upkeep:
                 continue
             keep = host.keep_alive_s(model)
             if keep is not None and now - route.warm_since >= keep:
-                details = {"idleSeconds": f"{now - route.last_used:.1f}"}
-                self._retiring.drop(model.id, "HOST_KEEP_ALIVE", details)
+                freed = host.held_bytes(model.id)
+                self._retiring.drop(model.id, "HOST_KEEP_ALIVE", _unused(route, freed, now))
 
     def _free_to_go(self, model_id: str) -> Model | None:
         """Return the model if neither a pin nor a lease keeps it."""
@@ -100,23 +101,33 @@ class Upkeep:
                 self._over_since.pop(view.id, None)
                 continue
             lasted = now - self._over_since.setdefault(view.id, now)
-            for victim in rules.over_budget(view, now, policy, busy=lasted >= rules.BUSY_GRACE_S):
+            victims = rules.over_budget(view, now, policy, busy=lasted >= rules.BUSY_GRACE_S)
+            kept = policy.kept(view.holdings, {v.model for v in victims}, now)
+            for victim in victims:
                 route = self._routes.get(victim.model)
                 if route is not None:
                     details = {
                         "overBytes": str(-view.free_bytes),
                         "freedBytes": str(victim.bytes),
                         "policy": policy.name,
+                        "kept": kept,
                     }
                     self._retiring.evict(route, "OVER_BUDGET", details)
         self._enforce_host_budget(now)
 
     def _enforce_host_budget(self, now: float) -> None:
         policy, view = self._occupancy.policy(), self._occupancy.host.view()
-        for model_id in host_rules.over_budget(view, now, policy):
+        victims = host_rules.over_budget(view, now, policy)
+        kept = policy.kept(view.holdings, victims, now)
+        for model_id in victims:
             details = {
                 "overBytes": str(-view.free_bytes),
                 "freedBytes": str(self._occupancy.ledger.held(HOST, model_id)),
                 "policy": policy.name,
+                "kept": kept,
             }
             self._retiring.drop(model_id, "OVER_HOST_BUDGET", details)
+
+
+def _unused(route: Route, freed_bytes: int, now: float) -> dict[str, str]:
+    return {"idleSeconds": f"{now - route.last_used:.1f}", "freedBytes": str(freed_bytes)}
