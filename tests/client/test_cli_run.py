@@ -204,6 +204,23 @@ class Terminal:
         before, _, self.seen = self.seen.partition(text.encode())
         return before.decode()
 
+    def interrupt_until(self, text: str) -> None:
+        """Press Ctrl-C at a prompt until ``text`` is shown.
+
+        One that comes after the prompt is written and before input() waits is seen with the next key only (CPython).
+        """
+
+        def pressed() -> bool:
+            os.kill(self.process.pid, signal.SIGINT)
+            while text.encode() not in self.seen:
+                if not select.select([self.master], [], [], 2.0)[0]:
+                    return False
+                self.seen += os.read(self.master, 65536)
+            return True
+
+        wait_until(pressed, what=text)
+        self.read_until(text)
+
     def type(self, line: str) -> None:
         """Type a line at the prompt."""
         self.read_until(">>> ")
@@ -254,8 +271,7 @@ def test_a_chat_goes_on_through_ctrl_c_and_errors_until_bye(
     terminal.type("fail")
     terminal.read_until("no such thing")
     terminal.read_until(">>> ")
-    os.kill(terminal.process.pid, signal.SIGINT)
-    terminal.read_until("/bye ends")
+    terminal.interrupt_until("/bye ends")
     terminal.type("two")
     terminal.read_until("<5 two\\x1b>")
     wait_until(lambda: ("ended", None) in double.calls)

@@ -1,7 +1,9 @@
 """Text generation on the command line: one prompt, or a conversation on a terminal."""
 
 import contextlib
+import queue
 import sys
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from modelhost import Client, Generation, TextStream
 
 PROMPT = ">>> "
+STOP_S = 5.0
+"""How long a text that was cancelled may take to end."""
 HELP = "Ctrl-C ends an answer, /clear forgets the conversation, /bye ends."
 
 
@@ -61,13 +65,22 @@ class Talk:
 
     def _ask(self, text: str, prompt: Any, *, show: bool) -> "Generation":
         pieces = self._client.generate(self._model, prompt, stream=True, **self._sampling)
+        arrived: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
+        # Ctrl-C strikes this thread at any place; in the midst of grpc it could leave a lock held.
+        reader = threading.Thread(target=_read, args=(pieces, arrived), daemon=True)
+        reader.start()
         try:
-            with pieces:
-                for piece in pieces:
-                    if show:
-                        _show(piece)
+            while (piece := arrived.get()) is not None:
+                if isinstance(piece, Exception):
+                    raise piece
+                if show:
+                    _show(piece)
         except KeyboardInterrupt:
+            _stop(pieces, reader)
             self._keep(text, pieces)
+            raise
+        except BaseException:
+            _stop(pieces, reader)
             raise
         self._keep(text, pieces)
         return pieces.result
@@ -75,6 +88,22 @@ class Talk:
     def _keep(self, text: str, pieces: "TextStream") -> None:
         answer = pieces.result.text
         self.said += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+
+
+def _read(pieces: "TextStream", arrived: "queue.SimpleQueue[str | Exception | None]") -> None:
+    """Hand on each piece; in the end None, or what it failed with."""
+    try:
+        for piece in pieces:
+            arrived.put(piece)
+    except Exception as error:
+        arrived.put(error)
+    else:
+        arrived.put(None)
+
+
+def _stop(pieces: "TextStream", reader: threading.Thread) -> None:
+    pieces.close()
+    reader.join(STOP_S)
 
 
 def once(talk: Talk, text: str, output: Output) -> None:
