@@ -5,12 +5,12 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modelhostd.config import SECTIONS, Config, Rule, build, default_home, flat, rules, user_home
 from modelhostd.config_values import ConfigError, Expected, Secret, address, shown
+from modelhostd.core.values import dataclass
 
 PREFIX = "MODELHOST_"
 FOREIGN = frozenset({"CONFIG", "TARGET", "FAILPOINTS"})

@@ -4,10 +4,11 @@ import ipaddress
 import math
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from modelhostd.core.values import dataclass
 
 EXIT_CODE = 78
 """EX_CONFIG of sysexits.h: a service manager need not try again."""

@@ -13,7 +13,8 @@ import os
 import resource
 import sys
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass
+
+from modelhostd.core.values import dataclass
 
 MIB = 2**20
 

@@ -15,7 +15,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from modelhostd.adapters.failpoints import hit
@@ -33,6 +32,7 @@ from modelhostd.adapters.layout import (
 )
 from modelhostd.adapters.parts import Part, read_journal
 from modelhostd.adapters.space import SpaceLedger
+from modelhostd.core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

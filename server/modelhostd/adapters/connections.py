@@ -13,12 +13,12 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from modelhostd.adapters.cancel import Canceller
 from modelhostd.adapters.wire import Connection, Limits, Transient, bad_reply, describe
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.origins import Origin, OriginPolicy, Target, join_url, parse_target, redacted
+from modelhostd.core.values import dataclass
 
 REDIRECTS_MAX = 5
 IDLE_MAX = 8

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import Progress
+from modelhostd.core.values import dataclass
 
 T = TypeVar("T")
 

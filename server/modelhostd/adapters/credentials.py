@@ -7,13 +7,14 @@ import os
 import stat
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from modelhostd.adapters.connections import Credential
 from modelhostd.core.credential_file import BadLine, Login, is_secret, parse_credentials
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.origins import Origin
+from modelhostd.core.values import dataclass
 
 FILE_BYTES_MAX = 1 << 20
 

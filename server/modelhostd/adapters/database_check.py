@@ -2,7 +2,6 @@
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from modelhostd.adapters import database_errors, rows, schema
@@ -10,6 +9,7 @@ from modelhostd.adapters.codec import CodecError
 from modelhostd.adapters.database_file import DatabaseFile, read_only
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.findings import FindingKind
+from modelhostd.core.values import dataclass
 from modelhostd.ports import StorageFinding, Stored
 
 LINES_MAX = 20

@@ -19,7 +19,8 @@ import re
 import signal
 import threading
 import time
-from dataclasses import dataclass
+
+from modelhostd.core.values import dataclass
 
 VARIABLE = "MODELHOST_FAILPOINTS"
 

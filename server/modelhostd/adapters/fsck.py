@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -29,6 +29,7 @@ from modelhostd.core import registry
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.findings import FindingKind
 from modelhostd.core.resources import ArtifactState, Event, Kind, Model, StoredError
+from modelhostd.core.values import dataclass
 from modelhostd.ports import Batch, Change, StorageFinding
 
 EXIT_CLEAN = 0

@@ -4,7 +4,6 @@ Without a token an asset with a digest comes from the release's page, which no l
 one without a digest comes by its id, because another can be put under the same name.
 """
 
-from dataclasses import dataclass
 from glob import escape
 from urllib.parse import quote, unquote, urlsplit
 
@@ -24,6 +23,7 @@ from modelhostd.core.origins import join_url, parse_target
 from modelhostd.core.paths import printable
 from modelhostd.core.resources import Source
 from modelhostd.core.selection import select
+from modelhostd.core.values import dataclass
 from modelhostd.ports import RemoteFile, SourceFacts
 
 PUBLIC_ENDPOINT = "https://api.github.com"

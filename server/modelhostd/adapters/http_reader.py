@@ -3,13 +3,14 @@
 import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from modelhostd.adapters.connections import Connections, Credential, Response
 from modelhostd.adapters.source import Changed, mismatch
 from modelhostd.adapters.wire import Transient, bad_reply
 from modelhostd.core.origins import Origin
 from modelhostd.core.paths import printable
+from modelhostd.core.values import dataclass
 from modelhostd.ports import RemoteFile
 
 RENEWALS_MAX = 3

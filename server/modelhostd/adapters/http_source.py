@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from modelhostd.adapters.cancel import Canceller
 from modelhostd.adapters.connections import Connections, Credential, Response
@@ -14,6 +14,7 @@ from modelhostd.core.http_replies import Asked, failure
 from modelhostd.core.origins import Origin, OriginPolicy, parse_target
 from modelhostd.core.resources import Source
 from modelhostd.core.transfer import RetryPolicy
+from modelhostd.core.values import dataclass
 from modelhostd.ports import RemoteFile
 
 

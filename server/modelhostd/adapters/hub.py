@@ -6,7 +6,7 @@ Blocking. One attempt each: the retries are ours, because the library's cannot b
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from modelhostd.adapters.cancel import Canceller
@@ -23,6 +23,7 @@ from modelhostd.core.resources import Source
 from modelhostd.core.selection import select
 from modelhostd.core.sources import hub_repo
 from modelhostd.core.transfer import RetryPolicy
+from modelhostd.core.values import dataclass
 from modelhostd.ports import RemoteFile, SourceFacts
 
 PUBLIC_ENDPOINT = "https://huggingface.co"

@@ -8,13 +8,13 @@ import os
 import threading
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 from modelhostd.adapters.connections import Connections, Credential
 from modelhostd.adapters.wire import Transient, bad_reply
 from modelhostd.core import hub_replies
 from modelhostd.core.hub_replies import Asked
+from modelhostd.core.values import dataclass
 
 PLAN_REQUESTS_MAX = 1_200
 PLAN_BODY_BYTES_MAX = 32 << 20

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from glob import escape
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -31,6 +31,7 @@ from modelhostd.core.paths import SEGMENTS_MAX, printable
 from modelhostd.core.resources import Source
 from modelhostd.core.selection import printable_or_plain, select
 from modelhostd.core.transfer import RetryPolicy
+from modelhostd.core.values import dataclass
 from modelhostd.ports import RemoteFile, SourceFacts
 
 SETTING = "downloads.file_roots"

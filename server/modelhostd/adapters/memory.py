@@ -1,8 +1,9 @@
 """The machine's memory as this process may use it: /proc and the control group."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from modelhostd.core.values import dataclass
 
 # Version 1 says "no limit" by a number near 2^63.
 _UNLIMITED = 2**60

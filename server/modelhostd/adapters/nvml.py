@@ -7,8 +7,9 @@ without a driver, there are no GPUs. Calls may block in the driver, so they are 
 import ctypes
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from modelhostd.core.values import dataclass
 
 log = logging.getLogger(__name__)
 

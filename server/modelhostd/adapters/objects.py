@@ -11,7 +11,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from glob import escape
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -31,6 +31,7 @@ from modelhostd.core.paths import check_path, printable
 from modelhostd.core.resources import Source
 from modelhostd.core.selection import select
 from modelhostd.core.sources import scheme_of
+from modelhostd.core.values import dataclass
 from modelhostd.ports import RemoteFile, SourceFacts
 
 PAGE_BYTES_MAX = 16 << 20

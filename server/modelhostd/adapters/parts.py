@@ -14,12 +14,12 @@ way the bytes are hashed again, and the source's digest decides.
 import json
 import os
 import threading
-from dataclasses import dataclass
 from typing import Any, Self
 
 from modelhostd.adapters.failpoints import hit
 from modelhostd.adapters.layout import PARTS, Home, open_regular, write_all
 from modelhostd.core.spans import Spans, parse_spans
+from modelhostd.core.values import dataclass
 
 FORMAT = 2
 JOURNAL_BYTES_MAX = 8192

@@ -1,10 +1,10 @@
 """What one download has done so far, counted by its threads, read by the loop."""
 
 import threading
-from dataclasses import dataclass
 
 from modelhostd.core.resources import Phase, Progress, Retry
 from modelhostd.core.transfer import RateMeter
+from modelhostd.core.values import dataclass
 from modelhostd.ports import FileProgress
 
 

@@ -2,7 +2,6 @@
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from modelhostd.adapters import database_errors, schema
@@ -14,6 +13,7 @@ from modelhostd.adapters.codec import (
     encode_resource,
 )
 from modelhostd.core.resources import Event, Kind, Resource
+from modelhostd.core.values import dataclass
 from modelhostd.ports import Batch, RequestRecord, Stored
 
 _UPSERT = (

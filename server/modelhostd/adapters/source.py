@@ -4,7 +4,7 @@ One ``SourceAdapter`` per scheme: it says what there is, under which policy it m
 file's bytes from any offset. Blocking, one attempt each: who calls it tries again.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from modelhostd.adapters.cancel import Canceller
@@ -14,6 +14,7 @@ from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.paths import printable
 from modelhostd.core.resources import Source
 from modelhostd.core.transfer import RetryPolicy
+from modelhostd.core.values import dataclass
 from modelhostd.ports import RemoteFile, SourceFacts
 
 LISTED_FILES_MAX = 100_000

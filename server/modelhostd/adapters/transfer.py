@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from modelhostd.adapters.blobs import BlobStore
 from modelhostd.adapters.cancel import Canceller
@@ -11,6 +10,7 @@ from modelhostd.adapters.progress import Meter
 from modelhostd.adapters.source import SourceAdapter
 from modelhostd.adapters.throttle import Tap
 from modelhostd.core.resources import Source
+from modelhostd.core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

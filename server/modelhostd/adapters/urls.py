@@ -8,7 +8,7 @@ tell that two ranges are of the same version.
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from glob import escape
 from urllib.parse import urldefrag
 
@@ -29,6 +29,7 @@ from modelhostd.core.url_files import (
     name_of,
     parse_list,
 )
+from modelhostd.core.values import dataclass
 from modelhostd.ports import RemoteFile, SourceFacts
 
 MEASURED_BYTES_MAX = 64 << 20

@@ -10,11 +10,11 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from modelhostd.adapters.cancel import Canceller, Watch
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.origins import Origin
+from modelhostd.core.values import dataclass
 
 CONNECT_LOOK_MS = 20
 

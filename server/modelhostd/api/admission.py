@@ -6,9 +6,9 @@ group of methods has a limit of its own, and one method never takes more than th
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.values import dataclass
 
 METHOD_SHARE = 0.75
 RETRY_DELAY_S = 1.0

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -11,6 +10,7 @@ import grpc
 from modelhost.v1 import options_pb2
 from modelhostd.api.errors import shutting_down
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.values import dataclass
 
 T = TypeVar("T")
 

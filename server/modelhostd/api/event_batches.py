@@ -6,7 +6,6 @@ event is its key, its length and its bytes, so that messages are made by joining
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from modelhost.v1 import event_service_pb2
@@ -14,6 +13,7 @@ from modelhostd.api import convert
 from modelhostd.api.encoding import entry, key
 from modelhostd.core.event_filter import EventFilter
 from modelhostd.core.resources import Event, Resource
+from modelhostd.core.values import dataclass
 from modelhostd.host.journal import Journal
 
 MESSAGE_BYTES_MAX = 32 * 1024

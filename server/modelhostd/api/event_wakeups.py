@@ -9,9 +9,10 @@ it. A single watcher is woken at once.
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.values import dataclass
 from modelhostd.host.journal import Signal
 
 TICK_S = 0.125

@@ -7,12 +7,14 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Protocol
 
 import google.protobuf
 import grpc
+
+from modelhostd.core.values import dataclass
 
 
 class ProcessSetting(Protocol):

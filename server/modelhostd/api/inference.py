@@ -6,7 +6,6 @@ its bytes go out. The daemon never parses a tensor; the worker checks the whole 
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
 from modelhost.oip import model_config_pb2, open_inference_pb2
@@ -20,6 +19,7 @@ from modelhostd.api.oip_repository import Repository
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.oip_scan import RequestHead, scan
 from modelhostd.core.resources import Device
+from modelhostd.core.values import dataclass
 from modelhostd.host import Host
 from modelhostd.host.routes import Route
 from modelhostd.ports import InferReply, Loaded

@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +18,7 @@ import structlog
 
 from modelhostd.api.calls import OPERATOR_RIGHTS, USER_RIGHTS, Caller
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.values import dataclass
 
 log = structlog.get_logger(__name__)
 

@@ -6,7 +6,7 @@ stream) per method, named in snake case: ``LoadModel`` -> ``async def load_model
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -17,6 +17,7 @@ from modelhost.v1 import options_pb2
 from modelhostd.api.admission import Group
 from modelhostd.api.errors import unimplemented
 from modelhostd.api.unimplemented import UNIMPLEMENTED_METHODS
+from modelhostd.core.values import dataclass
 
 CONTROL_BYTES_MAX = 256 * 1024
 CONTROL_TIMEOUT_S = 120.0

@@ -6,7 +6,6 @@ Nothing here is specific to a service: those come as ``Service`` values.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +31,7 @@ from modelhostd.api.statistics import Gauges, Statistics
 from modelhostd.api.tasks import task_service
 from modelhostd.api.wrapper import Wrapper
 from modelhostd.core.rpc_stats import RpcStats
+from modelhostd.core.values import dataclass
 from modelhostd.host import Host
 
 log = structlog.get_logger(__name__)

@@ -1,12 +1,12 @@
 """The figures of one moment: what GetStatistics answers."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 
 from modelhost.v1 import host_pb2
 from modelhostd.api import convert, convert_values
 from modelhostd.api.activity import Activity
 from modelhostd.core.resources import FINAL_STATES, OperationKind
+from modelhostd.core.values import dataclass
 from modelhostd.host import Host
 
 MODELS_MAX = 100

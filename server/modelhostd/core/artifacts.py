@@ -5,7 +5,7 @@ in one commit; the artifact names its operation while that works on it.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from modelhostd.core import operations as op_rules
 from modelhostd.core import registry as rules
@@ -22,6 +22,7 @@ from modelhostd.core.resources import (
 )
 from modelhostd.core.state import Edit, State
 from modelhostd.core.uploads import UPLOAD
+from modelhostd.core.values import dataclass
 
 BRINGING = frozenset({OperationKind.DOWNLOAD, OperationKind.UPLOAD})
 """Operations that bring files."""

@@ -1,6 +1,6 @@
 """How long to wait before something that failed is started again. Pure."""
 
-from dataclasses import dataclass
+from modelhostd.core.values import dataclass
 
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 60.0

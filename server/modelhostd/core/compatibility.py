@@ -6,10 +6,11 @@ Nothing is asked here; what is not known makes a check UNKNOWN, never PASSED.
 import enum
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from modelhostd.core.resources import Device, DeviceKind, Model
 from modelhostd.core.tasks import ONLY_NAMED
+from modelhostd.core.values import dataclass
 
 
 class Outcome(enum.StrEnum):

@@ -4,7 +4,9 @@ A crash counts for ``WINDOW_S`` seconds. A model that took a worker down that it
 ``ISOLATED_AT`` times gets a process of its own; one that took any down ``BLOCKED_AT`` times is blocked.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from modelhostd.core.values import dataclass
 
 WINDOW_S = 600.0
 ISOLATED_AT = 2

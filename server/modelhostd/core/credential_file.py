@@ -4,10 +4,11 @@ The messages name lines and origins, never what stands behind them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.origins import Origin, parse_target
+from modelhostd.core.values import dataclass
 
 LINES_MAX = 1000
 SECRET_CHARS_MAX = 4096

@@ -7,7 +7,9 @@ what to do next. Whatever the text says is in the metadata too.
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from modelhostd.core.values import dataclass
 
 
 class Code(enum.IntEnum):

@@ -5,11 +5,11 @@ unfiltered one sees, less the events that do not pass.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from modelhostd.core import names
 from modelhostd.core.errors import invalid
 from modelhostd.core.resources import Event, Kind, Model, Resource
+from modelhostd.core.values import dataclass
 
 ENTRIES_MAX = 100
 MODEL_DETAIL = "model"

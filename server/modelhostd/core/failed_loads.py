@@ -5,9 +5,8 @@ can load is not tried again until its files or its config are others; the rest a
 operator's LoadModel is always tried.
 """
 
-from dataclasses import dataclass
-
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.values import dataclass
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0

@@ -6,10 +6,10 @@ and length of it comes from outside: none is believed before it fits into what i
 """
 
 import struct
-from dataclasses import dataclass
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.paths import printable
+from modelhostd.core.values import dataclass
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+
+from modelhostd.core.values import dataclass
 
 RELEASE_BYTES_MAX = 8 << 20
 ASSETS_MAX = 1000

@@ -7,11 +7,12 @@ median time that one item took. Without a normal of its own yet nothing that req
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
 
 from modelhostd.core.errors import Reason
 from modelhostd.core.states import Health
+from modelhostd.core.values import dataclass
 
 FAULTS = frozenset({Reason.INFERENCE_FAILED, Reason.INTERNAL})
 """Errors that are the model's doing. A caller's mistake, a deadline, a full queue say nothing about it."""

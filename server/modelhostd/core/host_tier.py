@@ -7,10 +7,11 @@ a device.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from modelhostd.core.eviction import Policy
 from modelhostd.core.residency import DeviceView, choose_victims
+from modelhostd.core.values import dataclass
 
 HOST = "host"
 """The name of host memory in the ledger; no device is called so."""

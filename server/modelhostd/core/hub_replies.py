@@ -5,10 +5,10 @@ names both. Statuses that may pass by themselves come back as transient.
 """
 
 import re
-from dataclasses import dataclass
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.transfer import retry_after_seconds
+from modelhostd.core.values import dataclass
 
 TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 BAD_TOKEN = "Invalid credentials in Authorization header"  # noqa: S105 -- a message, no secret

@@ -1,10 +1,10 @@
 """Files on disk of artifacts that are not to be seen: a crash came between the files and their row. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from modelhostd.core.resources import ArtifactState, Model, OperationKind, OperationState
 from modelhostd.core.state import State
+from modelhostd.core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

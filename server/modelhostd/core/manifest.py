@@ -7,13 +7,14 @@ name, labels, task, licence, config ...): kept as it came, read back by the host
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.names import ID
 from modelhostd.core.paths import check_tree
 from modelhostd.core.resources import ModelFile, Source
+from modelhostd.core.values import dataclass
 
 FORMAT = 1
 MANIFEST_BYTES_MAX = 64 << 20

@@ -8,8 +8,9 @@ application/vnd.ollama.image.template   -> template.txt, and so on
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from modelhostd.core.values import dataclass
 
 MANIFEST_BYTES_MAX = 1 << 20
 LAYERS_MAX = 256

@@ -7,11 +7,12 @@ once, each address is judged here, and the judged address is the one that is con
 
 import ipaddress
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from fnmatch import fnmatchcase
 from urllib.parse import urljoin, urlsplit
 
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.values import dataclass
 
 URL_CHARS_MAX = 16_384
 """Signed CDN URLs are long; headers of more are refused by the HTTP parser anyway."""

@@ -4,7 +4,7 @@ One connection is often limited by its distance or by the server (a CDN gives so
 more of them help; where the line, the disk or the processor is the limit they only cost.
 """
 
-from dataclasses import dataclass
+from modelhostd.core.values import dataclass
 
 MEASURE_S = 0.3
 """How long a number of connections is measured."""

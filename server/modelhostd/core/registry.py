@@ -5,7 +5,7 @@ Functions take the model as it is and return the model as it will be; nothing he
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from typing import Any
 
 from modelhostd.core.errors import ModelhostError, Reason, invalid
@@ -23,6 +23,7 @@ from modelhostd.core.resources import (
     StoredError,
 )
 from modelhostd.core.state import Edit, State
+from modelhostd.core.values import dataclass
 
 KEPT_ARTIFACTS = 2
 MODELS_MAX = 10_000

@@ -7,7 +7,7 @@ Times are seconds since the epoch (UTC), durations seconds, sizes bytes, unless 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from modelhostd.core.states import (
@@ -23,6 +23,7 @@ from modelhostd.core.states import (
     Phase,
     Tier,
 )
+from modelhostd.core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ keys and headers of 100 MB with a million tensors; this check does not.
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.paths import printable
+from modelhostd.core.values import dataclass
 
 PREFIX_BYTES = 8
 HEADER_BYTES_MAX = 25_000_000

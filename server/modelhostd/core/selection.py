@@ -9,11 +9,11 @@ the operator allowed unsafe files for the model.
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from modelhostd.core.errors import ModelhostError, Reason, invalid
 from modelhostd.core.paths import check_tree, path_fault, printable
+from modelhostd.core.values import dataclass
 
 _WHY_PICKLE = "a pickle can run code when it is loaded"
 

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from modelhostd.core.errors import invalid
 from modelhostd.core.paths import path_fault
 from modelhostd.core.url_files import CHECKSUM_CHARS, is_list
+from modelhostd.core.values import dataclass
 
 URI_CHARS_MAX = 1024
 REVISION_CHARS_MAX = 200

@@ -6,7 +6,7 @@ Values are immutable and shared by both.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeVar, cast
 
 from modelhostd.core.names import model_not_found, not_found
@@ -22,6 +22,7 @@ from modelhostd.core.resources import (
     Settings,
     Slot,
 )
+from modelhostd.core.values import dataclass
 
 SETTINGS_KEY = "host"
 

@@ -6,7 +6,7 @@ together, never one by one.
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from modelhostd.core.resources import (
     FINAL_STATES,
@@ -16,6 +16,7 @@ from modelhostd.core.resources import (
     Model,
 )
 from modelhostd.core.state import State
+from modelhostd.core.values import dataclass
 
 POLICIES = ("off", "lru", "size", "ttl")
 """``lru`` and ``size`` make room that is needed, ``ttl`` takes what was not used for a time."""

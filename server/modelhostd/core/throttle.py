@@ -6,7 +6,9 @@ rate acts at once. Of the lines that want something each gets its turn: equal pi
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from modelhostd.core.values import dataclass
 
 BURST_S = 0.1
 LINE_BURST_S = 0.3

@@ -1,8 +1,9 @@
 """The arithmetic of a transfer: rates, time left, when to try again. Pure: time comes in."""
 
 from collections import deque
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+
+from modelhostd.core.values import dataclass
 
 RETRY_BASE_S = 0.5
 RETRY_CAP_S = 30.0

@@ -7,13 +7,13 @@ A stream that ends before ``commit`` was broken, however whole its files look.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from modelhostd.core.errors import ModelhostError, Reason, invalid
 from modelhostd.core.manifest import FILES_MAX
 from modelhostd.core.paths import check_tree, path_fault, path_key, printable
 from modelhostd.core.resources import Source
 from modelhostd.core.selection import unsafe_suffix
+from modelhostd.core.values import dataclass
 
 UPLOAD = Source("upload://")
 """Where the files of an artifact came from that a client brought."""

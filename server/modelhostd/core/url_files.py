@@ -6,11 +6,11 @@ A URL whose last segment is ``SHA256SUMS`` (``SHA1SUMS``, ``MD5SUMS``, ``name.sh
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from email.message import Message
 from urllib.parse import quote, unquote, urlsplit
 
 from modelhostd.core.paths import path_fault
+from modelhostd.core.values import dataclass
 
 LIST_BYTES_MAX = 1 << 20
 LIST_FILES_MAX = 2000

@@ -1,10 +1,11 @@
 """Whom the metrics ask."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from modelhostd.core.rpc_stats import RpcStats
 from modelhostd.core.tallies import Tallies
+from modelhostd.core.values import dataclass
 from modelhostd.host import Host
 
 

@@ -1,11 +1,12 @@
 """Which models took their worker down, how often, and which have a process of their own or are blocked for it."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from modelhostd.core import crashes as rules
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.registry import needs_reload
 from modelhostd.core.resources import Model, ModelConfig
+from modelhostd.core.values import dataclass
 from modelhostd.ports import Clock, WorkerExit
 
 STDERR_MAX = 2000

@@ -1,7 +1,8 @@
 """What ModelStatistics tells of one model and version: counts and nanoseconds, never falling."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from modelhostd.core.values import dataclass
 from modelhostd.ports import InferReply
 
 BATCH_SIZES_MAX = 256

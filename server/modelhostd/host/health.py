@@ -10,7 +10,7 @@ Rules:
 import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import structlog
 
@@ -18,6 +18,7 @@ from modelhostd.core import health as rules
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.residency import Refuse
 from modelhostd.core.resources import Event, Health, Instance, Kind
+from modelhostd.core.values import dataclass
 from modelhostd.host.occupancy import Occupancy, changed
 from modelhostd.host.residency import Residency
 from modelhostd.host.routes import Route

@@ -1,8 +1,7 @@
 """How long the event log remembers."""
 
-from dataclasses import dataclass
-
 from modelhostd.core.errors import ModelhostError
+from modelhostd.core.values import dataclass
 from modelhostd.ports import Database
 
 COMPACT_EVERY = 1000

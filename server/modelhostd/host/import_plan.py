@@ -4,7 +4,7 @@ import asyncio
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from modelhostd.core import registry as rules
 from modelhostd.core import slots, sources
@@ -13,6 +13,7 @@ from modelhostd.core.names import check_id
 from modelhostd.core.resources import Kind, Model, Settings
 from modelhostd.core.settings import check_settings
 from modelhostd.core.state import SETTINGS_KEY, Edit, State
+from modelhostd.core.values import dataclass
 from modelhostd.host.models import stale_instance
 
 FAIL, SKIP, UPDATE = "FAIL", "SKIP", "UPDATE"

@@ -12,7 +12,7 @@ canonical URI carries none. A document of a higher version is refused, unknown f
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from modelhostd.core import registry as rules
 from modelhostd.core.errors import ModelhostError, Reason, invalid
 from modelhostd.core.resources import Device, Kind, Model, Settings
 from modelhostd.core.state import State
+from modelhostd.core.values import dataclass
 from modelhostd.host.import_plan import MODELS_AT_ONCE, Document, ImportPlan
 from modelhostd.host.registry import Registry, Request
 from modelhostd.host.transfers import Transfers

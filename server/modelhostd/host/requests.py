@@ -2,9 +2,9 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.values import dataclass
 from modelhostd.ports import RequestRecord
 
 REQUESTS_MAX = 10_000

@@ -8,10 +8,11 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.health import Vitals
+from modelhostd.core.values import dataclass
 from modelhostd.ports import Clock, Loaded
 
 

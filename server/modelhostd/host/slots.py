@@ -7,7 +7,7 @@ model back into the memory that the new one needs.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
 from modelhostd.core import slots as rules
@@ -15,6 +15,7 @@ from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.residency import Fits
 from modelhostd.core.resources import Operation, OperationKind, Phase
 from modelhostd.core.state import Edit
+from modelhostd.core.values import dataclass
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry, Request
 from modelhostd.host.residency import Residency

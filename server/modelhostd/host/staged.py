@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import Event, Kind
 from modelhostd.core.state import Edit, State
+from modelhostd.core.values import dataclass
 from modelhostd.ports import RequestRecord
 
 RETRY_S = 1.0

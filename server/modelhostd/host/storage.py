@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -21,6 +20,7 @@ from modelhostd.core.resources import (
     Phase,
 )
 from modelhostd.core.storage import Shares, StoredArtifact, stored_artifacts
+from modelhostd.core.values import dataclass
 from modelhostd.host.departures import Departures
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry, Request

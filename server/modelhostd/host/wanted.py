@@ -1,13 +1,14 @@
 """One load that waits for memory or runs, and what it says when it does not come to its end."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from modelhostd.core import residency as rules
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.names import model_not_found
 from modelhostd.core.registry import not_downloaded
 from modelhostd.core.resources import Model
+from modelhostd.core.values import dataclass
 from modelhostd.host.routes import Route
 
 WORKER_LOST_RETRIES = 1

@@ -5,7 +5,6 @@ Every method that fails raises :class:`modelhostd.core.errors.ModelhostError` an
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from modelhostd.core.resources import (
@@ -16,6 +15,7 @@ from modelhostd.core.resources import (
     Resource,
     Source,
 )
+from modelhostd.core.values import dataclass
 from modelhostd.ports.files import Files as Files
 from modelhostd.ports.files import Holdings as Holdings
 from modelhostd.ports.files import Pace as Pace

@@ -1,11 +1,12 @@
 """The port of what is on disk: model trees, the blob store, the quarantine."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Protocol
 
 from modelhostd.core.resources import ModelFile, Progress
+from modelhostd.core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
 """The worker processes as the host sees them: load, demote, promote, unload, infer, check."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from modelhostd.core.resources import Health, Isolation, ModelConfig, Progress
+from modelhostd.core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

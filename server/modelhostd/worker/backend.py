@@ -23,12 +23,14 @@ traceback goes to the log.
 
 import abc
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+
+from modelhostd.core.values import dataclass
 
 Array = npt.NDArray[Any]
 

@@ -7,9 +7,9 @@ fails, the others are answered, a little later.
 import logging
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeGuard
 
+from modelhostd.core.values import dataclass
 from modelhostd.worker import oip
 from modelhostd.worker.backend import Cancelled, InferContext, Output, Tensor
 from modelhostd.worker.batching import Candidate, choose

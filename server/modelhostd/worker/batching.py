@@ -5,7 +5,8 @@ answers at once), and nothing is passed over for ever: what did not fit is first
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+
+from modelhostd.core.values import dataclass
 
 DEFAULT_ITEMS = 32
 """Items that run together where nobody says otherwise."""

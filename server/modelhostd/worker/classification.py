@@ -4,10 +4,10 @@ Format: https://github.com/triton-inference-server/server/blob/main/docs/protoco
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from modelhostd.core.values import dataclass
 from modelhostd.worker.backend import Array, BadInputError, Tensor
 from modelhostd.worker.tensors import MAX_BYTES_ELEMENTS
 

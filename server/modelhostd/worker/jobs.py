@@ -3,10 +3,11 @@
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import Health
+from modelhostd.core.values import dataclass
 from modelhostd.worker import failures, oip
 from modelhostd.worker.backend import Backend, Cancelled, InferContext, Signature
 from modelhostd.worker.channel import Channel, DataChannel

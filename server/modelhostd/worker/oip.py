@@ -5,12 +5,12 @@ until the end of :func:`parse`: the daemon in front has looked at nothing but to
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
 from modelhost.oip import open_inference_pb2 as oip
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.values import dataclass
 from modelhostd.worker.backend import Output, Signature, Tensor
 from modelhostd.worker.classification import Top, classify
 from modelhostd.worker.matching import check_name, count_items, match, read_requested

@@ -5,9 +5,9 @@ import importlib.metadata
 import importlib.util
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.values import dataclass
 from modelhostd.worker.backend import Backend
 
 log = logging.getLogger("modelhostd.worker")

@@ -4,12 +4,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.resources import Phase
+from modelhostd.core.values import dataclass
 from modelhostd.worker import failures
 from modelhostd.worker.backend import Backend
 from modelhostd.worker.channel import Channel

@@ -12,10 +12,10 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
+from modelhostd.core.values import dataclass
 from modelhostd.worker import registry
 from modelhostd.worker.channel import Channel, DataChannel
 from modelhostd.worker.executor import Executor, exit_now

@@ -8,9 +8,10 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from modelhostd.core.errors import ModelhostError
+from modelhostd.core.values import dataclass
 from modelhostd.worker import oip
 from modelhostd.worker.backend import Answer, InferContext, Output
 from modelhostd.worker.jobs import Activity, Hosted, InferJob

@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from modelhostd.core.values import dataclass
 
 MIB = 2**20
 

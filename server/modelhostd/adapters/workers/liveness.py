@@ -1,8 +1,8 @@
 """Whether a worker still gets on, from its heartbeats. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from modelhostd.core.values import dataclass
 from modelhostd.worker.v1 import worker_pb2
 
 

@@ -11,12 +11,12 @@ import signal
 import socket
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import modelhostd
 from modelhostd.adapters.workers.config import WorkersConfig, environment
+from modelhostd.core.values import dataclass
 
 _MAIN = Path(modelhostd.__file__).parent / "worker" / "__main__.py"
 

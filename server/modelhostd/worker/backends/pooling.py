@@ -6,11 +6,11 @@ were trained for.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from modelhostd.core.values import dataclass
 from modelhostd.worker.backend import BadInputError, UnsupportedModelError
 from modelhostd.worker.backends.files import read_json, read_object
 

@@ -1,12 +1,12 @@
 """Texts and token tensors of a request to batches that a model takes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from modelhostd.core.values import dataclass
 from modelhostd.worker.backend import Array, BadInputError, Tensor, TensorSpec
 
 CHUNK_ITEMS = 32

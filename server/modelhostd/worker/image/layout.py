@@ -1,9 +1,10 @@
 """Finds what memory a module's parameters and buffers are in, and where it goes in a contiguous image."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
+
+from modelhostd.core.values import dataclass
 
 ALIGNMENT = 512
 """Bytes: what torch's own CUDA allocator gives, and enough for every vector load."""

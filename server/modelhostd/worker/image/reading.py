@@ -9,11 +9,11 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from modelhostd.core.values import dataclass
 from modelhostd.worker.backend import LoadError
 from modelhostd.worker.image.layout import align
 

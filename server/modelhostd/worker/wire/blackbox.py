@@ -10,7 +10,8 @@ Entry (128 bytes): u64 thread id as faulthandler prints it, u64 time of begin (m
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from modelhostd.core.values import dataclass
 
 PAGE_BYTES = 4096
 _ENTRY = struct.Struct("<QQBB")

@@ -8,9 +8,10 @@ values Triton's own examples write as texts.
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, TypeGuard
 
+from modelhostd.core.values import dataclass
 from modelhostd.worker.backend import BadInputError
 
 MAX_STOPS = 16
