@@ -1,4 +1,3 @@
-# ruff: noqa: RUF009 -- key() returns a dataclass field, as dataclasses.field does
 """What the daemon is told before it starts: defaults < modelhostd.toml < MODELHOST_* < flags.
 
 Every key is a field below: its default, its meaning, its bounds, and whether a reload (SIGHUP) changes
@@ -9,7 +8,7 @@ with ``_`` for the dot (``MODELHOST_LIMITS_MAX_CONNECTIONS``); as a flag ``--set
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from modelhostd.config_values import Address, ConfigError, Secret
 from modelhostd.core import resources
 from modelhostd.core.eviction import POLICIES
 from modelhostd.core.storage import POLICIES as STORAGE_POLICIES
+from modelhostd.core.values import dataclass
 
 MIB = 2**20
 GIB = 2**30

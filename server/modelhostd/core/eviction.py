@@ -9,9 +9,9 @@ first burst look unused. Compared in ``bench/policies.py``.
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 from modelhostd.core.resources import InstanceState
+from modelhostd.core.values import dataclass
 
 LRU = "lru"
 COST_AWARE = "cost-aware"

@@ -5,11 +5,12 @@ that of DESIGN section 7: fits, can never fit, held by pins and leases, evict id
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.eviction import Holding, Policy
 from modelhostd.core.resources import InstanceState
+from modelhostd.core.values import dataclass
 
 BUSY_GRACE_S = 3.0
 """How long a load waits for busy instances before the least recently used of them is drained."""

@@ -1,13 +1,13 @@
 """What a load would be: whether the model can be loaded at all, the bytes it takes, what it would do now."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from modelhostd.core import operations as op_rules
 from modelhostd.core import registry as model_rules
 from modelhostd.core import residency as rules
 from modelhostd.core.resources import Model, Tier
 from modelhostd.core.state import instance_key
+from modelhostd.core.values import dataclass
 from modelhostd.host.admission import Admission
 from modelhostd.host.crashes import Crashes
 from modelhostd.host.occupancy import Occupancy, load_timeout_s

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import NamedTuple
 
 from modelhostd.core import residency as rules
@@ -22,6 +22,7 @@ from modelhostd.core.resources import (
     Progress,
 )
 from modelhostd.core.state import Edit, instance_key
+from modelhostd.core.values import dataclass
 from modelhostd.host.host_tier import HostTier
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry
