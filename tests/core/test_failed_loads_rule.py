@@ -1,6 +1,6 @@
 """When a failed load is tried again: never, after a bounded delay, or as soon as the model is another one."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from modelhostd.core.errors import ModelhostError, Reason
@@ -16,6 +16,14 @@ def failure(reason: Reason) -> ModelhostError:
     st.lists(st.floats(0, 100), min_size=1, max_size=2000),
     st.floats(0, 200),
 )
+@example(
+    Reason.LOAD_FAILED,
+    [
+        1.5698109038993948, 62.955991961122116, 1.7818213341169695, 23.95, 99.54653952121355,
+        7.014778744496895,
+    ],
+    0.0,
+)  # fmt: skip
 def test_a_refusal_has_an_end_or_lasts(reason: Reason, gaps: list[float], later: float) -> None:
     """However many failures there were: lasting ones are refused for ever, others for 60 s at most."""
     now, known = 0.0, FailedLoad(1, 1, failure(reason), 0.0)

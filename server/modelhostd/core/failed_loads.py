@@ -42,7 +42,8 @@ class FailedLoad:
             return ModelhostError(error.reason, error.message, dict(error.metadata))
         # The exponent is bounded too: 2.0 ** 1100 is an OverflowError.
         delay = min(FIRST_DELAY_S * 2.0 ** min(self.count - 1, 10), LONGEST_DELAY_S)
-        left = self.time + delay - now
+        # Floats: the sum may come to a little more than the delay.
+        left = min(self.time + delay - now, delay)
         if left <= 0:
             return None
         return ModelhostError(error.reason, error.message, dict(error.metadata), retry_delay_s=left)
