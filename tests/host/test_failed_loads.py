@@ -124,18 +124,21 @@ async def test_a_load_that_never_finds_memory_ends(world: World) -> None:
         assert run.host.occupancy.ledger.used("sim-0") == 0
 
 
-@pytest.mark.parametrize("what", ["budget", "config"])
+@pytest.mark.parametrize("what", ["budget", "config", "pin"])
 async def test_a_corrected_estimate_refuses_nothing(world: World, what: str) -> None:
-    """What a load that found no memory is taken to need is no more than a budget, and is of that config only."""
+    """What a load that found no memory is taken to need is no more than it can be given, and is of that config only."""
     async with world.host(budget=1000) as run:
         for model in ("a", "b"):
             await run.have(model)
+        if what == "pin":
+            await run.load("b")
+            await run.host.models.pin("b", pinned=True)
         failing(run, Reason.OUT_OF_DEVICE_MEMORY)
         await refused(run)
         run.workers.load_errors.clear()
         if what == "budget":
             await run.host.residency.set_budget("sim-0", 800)
-        else:
+        elif what == "config":
             await run.load("b")
             await run.host.models.pin("b", pinned=True)
             await run.host.models.update(

@@ -99,7 +99,7 @@ class Occupancy:
         """Return what loading the model takes: as measured when it was loaded so before, else as
         predicted.
 
-        After a load that found too little memory it is more, but never more than the device has: a guess
+        After a load that found too little memory it is more, but never more than it could be given: a guess
         evicts others, and refuses nothing.
         """
         found = self._known(model)
@@ -110,17 +110,23 @@ class Occupancy:
         place = self.registry.decided.devices.get(device or short.device)
         if place is None or needs_reload(short.config, model.config):
             return needed
-        return max(needed, min(short.bytes, self.capacity_bytes(place)))
+        return max(needed, min(short.bytes, self._most_bytes(model.id, place.id)))
 
     def fell_short(self, model: Model, version: int, device: str, size: int) -> bool:
         """Note that a load of ``size`` bytes found too little memory; whether another one would have more.
 
         The corrected estimate holds until a load has measured the truth.
         """
-        most = self.capacity_bytes(self.registry.decided.devices[device])
+        most = self._most_bytes(model.id, device)
         corrected = min(most, size + max(size // 4, SHORT_BYTES_MIN))
         self.short[model.id] = Short(version, model.config, device, corrected)
         return corrected > size
+
+    def _most_bytes(self, model: str, device: str) -> int:
+        """Return what a load can have of a device once all has gone that neither a pin nor a lease holds."""
+        view = self.views()[device]
+        held = sum(h.bytes for h in view.holdings if h.held and h.model != model)
+        return view.capacity_bytes - held
 
     def load_failed(self, model: Model, error: ModelhostError) -> None:
         """Remember a load that failed, if that tells something of the model."""
