@@ -8,6 +8,9 @@ from modelhostd.worker.backends.identity import IdentityBackend
 from modelhostd.worker.batches import split
 from tests.worker.bert import CLASSIFICATION, byte_strings, load
 
+pytestmark = pytest.mark.timeout(300)
+"""The first one imports a library for seconds, which on a swamped machine is more than a minute."""
+
 TOLERANCE = 2e-6
 """FP32, absolute, for embeddings of length 1 and probabilities: rounding in another order, and no more."""
 

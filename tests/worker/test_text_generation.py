@@ -19,6 +19,9 @@ from tests.worker.generation_models import (
     texts,
 )
 
+pytestmark = pytest.mark.timeout(300)
+"""The first one imports a library for seconds, which on a swamped machine is more than a minute."""
+
 PROMPTS = ("hello", "a much longer prompt, it is", "x", "more of it")
 
 
@@ -273,6 +276,61 @@ def test_what_fails_fails_alone_or_with_those_of_its_pass(backend):
     run(backend)
     assert good.error is None
     assert good.ended
+
+
+def fail_next_move(backend, monkeypatch):
+    """Have the next one that joins or leaves those in the lane find too little memory."""
+    lane, made = backend._engine._lane, backend._engine._lane._join_layers
+
+    def fail(layers):
+        monkeypatch.setattr(lane, "_join_layers", made)
+        raise MemoryError
+
+    monkeypatch.setattr(lane, "_join_layers", fail)
+
+
+def test_who_finds_no_room_fails_alone(backend, monkeypatch):
+    """One that cannot join those at work is told so; the others write on as if it had never come."""
+    alone = begin(backend, "hello", max_tokens=20)
+    run(backend)
+    first = begin(backend, "hello", max_tokens=20)
+    backend.step()
+    fail_next_move(backend, monkeypatch)
+    late = begin(backend, "a longer one", max_tokens=20)
+    run(backend)
+    assert isinstance(late.error, MemoryError)
+    assert (first.text, first.error) == (alone.text, None)
+
+
+def test_who_comes_back_and_finds_no_room_fails_alone(backend, monkeypatch):
+    """So does one that rested."""
+    resting = begin(backend, "hello", Reader(room=2), max_tokens=30, ignore_eos=True)
+    other = begin(backend, "world", max_tokens=30, ignore_eos=True)
+    while not backend._engine._resting:
+        backend.step()
+    resting.room = 100
+    fail_next_move(backend, monkeypatch)
+    run(backend)
+    assert isinstance(resting.error, MemoryError)
+    assert other.error is None
+    assert other.got[-1]["num_output_tokens"] == 30
+
+
+def test_memory_that_is_short_as_one_leaves_costs_those_at_work_and_no_more(backend, monkeypatch):
+    """Those that shared its passes are told; nothing of them is left, and who comes next is served."""
+    alone = begin(backend, "hello", max_tokens=20)
+    run(backend)
+    readers = [begin(backend, prompt, max_tokens=30) for prompt in ("hello", "world", "again")]
+    while len(backend._engine._running) < 3:
+        backend.step()
+    readers[0].gone = True
+    fail_next_move(backend, monkeypatch)
+    run(backend)
+    assert [type(reader.error) for reader in readers] == [MemoryError] * 3
+    assert backend._engine._lane.rows == []
+    again = begin(backend, "hello", max_tokens=20)
+    run(backend)
+    assert (again.text, again.error) == (alone.text, None)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

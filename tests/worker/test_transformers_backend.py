@@ -21,6 +21,9 @@ from modelhostd.worker.backend import (
 from tests.worker.bert import CLASSIFICATION, EMBEDDING, ask, byte_strings, load
 from tests.worker.harness import CONFIG, decode, encode, running
 
+pytestmark = pytest.mark.timeout(300)
+"""The first one, and the worker's, import a library for seconds, which on a swamped machine is more than a minute."""
+
 TEXTS = [
     "A cat sits on the mat.",
     "Embeddings",
@@ -203,7 +206,7 @@ def test_a_canary_that_changes_is_unhealthy(tiny):
 async def test_a_worker_serves_the_model_end_to_end(tiny, classifier):
     """Through the worker process: loads with progress, checks, embeddings, classes, refusals, unload."""
     config = dataclasses.replace(
-        CONFIG, backends=("transformers", "identity"), start_timeout_s=60.0
+        CONFIG, backends=("transformers", "identity"), start_timeout_s=120.0
     )
     async with running(config) as (workers, _):
         seen = []

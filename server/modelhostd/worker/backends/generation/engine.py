@@ -33,6 +33,8 @@ class Generation:
         self.parameters = parameters
         self.sampler = sampler
         self.tokens: list[int] = []
+        self.done = False
+        """Whether its last piece was sent."""
         self.row = Row(0, 0)
         self._text = text
         self._stream = stream
@@ -60,6 +62,7 @@ class Generation:
         return True
 
     def _finish(self, reason: str) -> None:
+        self.done = True
         self._pieces.append(self._text.end())
         self._send(reason, last=True)
 
@@ -109,17 +112,23 @@ class Engine:
 
     def step(self) -> bool:
         """Generate one token of each text that can go on; whether there is one that still can."""
-        self._drop_unwanted()
-        self._rest_and_wake()
-        with torch.inference_mode():
-            busy = bool(self._running)
-            if busy:
-                self._decode()
-            # One prompt between two tokens: those who read are not held up by a crowd that comes.
-            while self._has_room():
-                self._start(self._pending.popleft())
+        try:
+            self._drop_unwanted()
+            self._rest_and_wake()
+            with torch.inference_mode():
+                busy = bool(self._running)
                 if busy:
-                    break
+                    self._decode()
+                # One prompt between two tokens: those who read are not held up by a crowd that comes.
+                while self._has_room():
+                    self._start(self._pending.popleft())
+                    if busy:
+                        break
+        except Exception as error:
+            # Of a pass, or of one that leaves it: whoever shares it is concerned.
+            running, self._running = self._running, []
+            self._lane.clear()
+            self._fail(running, error)
         return bool(self._running) or self._has_room() or any(not g.resting for g in self._resting)
 
     def _has_room(self) -> bool:
@@ -141,7 +150,10 @@ class Engine:
             self._resting.append(generation)
         for generation in [g for g in self._resting if not g.resting]:
             self._resting.remove(generation)
-            self._join(generation)
+            try:
+                self._join(generation)
+            except Exception as error:
+                self._fail([generation], error)
 
     def _start(self, generation: Generation) -> None:
         try:
@@ -152,14 +164,8 @@ class Engine:
             self._fail([generation], error)
 
     def _decode(self) -> None:
-        try:
-            scores = self._lane.step()
-            likeliest = scores.argmax(-1).tolist()
-        except Exception as error:
-            running, self._running = self._running, []
-            self._lane.clear()
-            self._fail(running, error)
-            return
+        scores = self._lane.step()
+        likeliest = scores.argmax(-1).tolist()
         for index, generation in enumerate(list(self._running)):
             try:
                 token = likeliest[index]
@@ -186,12 +192,13 @@ class Engine:
         self._running.sort(key=lambda g: places[id(g.row)])
 
     def _leave(self, generation: Generation, *, keep: bool = False) -> None:
-        self._running.remove(generation)
         self._lane.leave(generation.row, keep=keep)
+        self._running.remove(generation)
 
     def _fail(self, generations: list[Generation], error: Exception) -> None:
         for generation in generations:
-            generation.answer.fail(error)
+            if not generation.done:
+                generation.answer.fail(error)
         if self._is_fatal(error):
             raise error
 

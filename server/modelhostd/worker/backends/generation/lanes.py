@@ -7,10 +7,11 @@ tenths of the memory it finds for its cache, which the ledger knows nothing of, 
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from modelhostd.core.values import dataclass
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -67,7 +68,7 @@ class Lane:
         return row, out.logits[0, -1]
 
     def join(self, row: Row) -> None:
-        """Have a sequence go with the others from the next pass on."""
+        """Have a sequence go with the others from the next pass on. Where that fails nothing has changed."""
         if row.layers is None:
             self.rows.append(row)
             self._pads.append(0)
@@ -78,15 +79,7 @@ class Lane:
         if shared:
             parts.append([_pad(k, v, longest) for k, v in self._layers()])
         parts.append([_pad(k, v, longest) for k, v in row.layers])
-        self._pads = [
-            pad + longest - self._width() if index in shared else pad
-            for index, pad in enumerate(self._pads)
-        ]
-        # Rows that share a pass come first, so that their number in the batch is their place here.
-        self.rows.insert(len(shared), row)
-        self._pads.insert(len(shared), longest - row.length)
-        row.layers = None
-        self._set(
+        cache = self._join_layers(
             [
                 (
                     torch.cat([part[n][0] for part in parts]),
@@ -95,27 +88,39 @@ class Lane:
                 for n in range(len(parts[0]))
             ]
         )
+        self._pads = [
+            pad + longest - self._width() if index in shared else pad
+            for index, pad in enumerate(self._pads)
+        ]
+        # Rows that share a pass come first, so that their number in the batch is their place here.
+        self.rows.insert(len(shared), row)
+        self._pads.insert(len(shared), longest - row.length)
+        row.layers = None
+        self._cache = cache
 
     def leave(self, gone: Row, *, keep: bool = False) -> None:
-        """Take a sequence out; with ``keep`` it can come back."""
+        """Take a sequence out; with ``keep`` it can come back. Where that fails nothing has changed."""
         index = next(n for n, row in enumerate(self.rows) if row is gone)
+        pad, pads = self._pads[index], self._pads[:index] + self._pads[index + 1 :]
+        if gone.cache is None:
+            layers = self._layers()
+            kept = None
+            if keep:
+                kept = [
+                    (k[index : index + 1, :, pad:].clone(), v[index : index + 1, :, pad:].clone())
+                    for k, v in layers
+                ]
+            left = [n for n in range(len(layers[0][0])) if n != index]
+            cache = None
+            if left:
+                spare = min(pads[: len(left)])
+                pads = [p - spare if n < len(left) else p for n, p in enumerate(pads)]
+                cache = self._join_layers(
+                    [(k[left, :, spare:], v[left, :, spare:]) for k, v in layers]
+                )
+            gone.layers, self._cache = kept, cache
+        self._pads = pads
         del self.rows[index]
-        pad = self._pads.pop(index)
-        if gone.cache is not None:
-            return
-        layers = self._layers()
-        if keep:
-            gone.layers = [
-                (k[index : index + 1, :, pad:].clone(), v[index : index + 1, :, pad:].clone())
-                for k, v in layers
-            ]
-        left = [n for n in range(len(layers[0][0])) if n != index]
-        if not left:
-            self._cache = None
-            return
-        spare = min(self._pads[: len(left)])
-        self._pads = [p - spare if n < len(left) else p for n, p in enumerate(self._pads)]
-        self._set([(k[left, :, spare:], v[left, :, spare:]) for k, v in layers])
 
     def clear(self) -> None:
         """Forget all sequences."""
@@ -164,10 +169,12 @@ class Lane:
     def _layers(self) -> Layers:
         return [(layer.keys, layer.values) for layer in self._cache.layers]
 
-    def _set(self, layers: Layers) -> None:
-        self._cache = self._new_cache()
+    def _join_layers(self, layers: Layers) -> Any:
+        """Return a cache of these keys and values."""
+        cache = self._new_cache()
         for number, (keys, values) in enumerate(layers):
-            self._cache.update(keys, values, number)
+            cache.update(keys, values, number)
+        return cache
 
 
 def _pad(
