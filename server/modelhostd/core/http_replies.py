@@ -4,10 +4,10 @@ For sources without a protocol of their own for errors; the Hub's are in ``hub_r
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from modelhostd.core import hub_replies
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.values import dataclass
 
 TRANSIENT_STATUSES = hub_replies.TRANSIENT_STATUSES
 
@@ -21,7 +21,7 @@ class Asked:
     """In a few words, with a name that is printable: ``the file 'a.gguf'``."""
     has_credential: bool = False
     """Whether a token went with the question; never which."""
-    credential_hint: str = "add one to downloads.credentials"
+    credential_hint: str = "give a credential in downloads.credentials"
     """How a token is given for this source."""
 
 

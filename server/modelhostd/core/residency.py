@@ -1,7 +1,7 @@
 """Residency: the ledger of device memory and the plan that admits, evicts, waits or refuses.
 
 All pure. A plan never evicts in vain: it names victims only if they suffice. The order of admission is
-that of DESIGN section 7: fits, can never fit, held by pins and leases, evict idle ones, else wait.
+always the same: fits, can never fit, held by pins and leases, evict idle ones, else wait.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """The host: builds its parts over the ports, starts them in order, and stops them in order."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import structlog
 
@@ -19,6 +19,7 @@ from modelhostd.core.resources import (
 )
 from modelhostd.core.settings import check_settings
 from modelhostd.core.state import SETTINGS_KEY, Edit
+from modelhostd.core.values import dataclass
 from modelhostd.host.departures import Departures
 from modelhostd.host.fetched_loads import FetchedLoads
 from modelhostd.host.fetching import Fetching
@@ -55,7 +56,7 @@ HEADROOM_MIN = 512 * 1024 * 1024
 class HostConfig:
     """What the operator set and the host itself needs; everything else is the composition root's.
 
-    ``budgets`` are bytes by device id; a device without one gets the default of DESIGN section 7.
+    ``budgets`` are bytes by device id; a device without one gets all but a headroom.
     """
 
     budgets: Mapping[str, int] = field(default_factory=dict)
