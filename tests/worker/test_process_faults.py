@@ -130,6 +130,17 @@ async def test_a_worker_that_hangs_is_found_and_replaced(verb, tmp_path):
             assert "trouble_backend.py" in ended.stderr_tail
 
 
+async def test_an_unload_that_hangs_is_found_as_a_hang():
+    """A backend that does not come back from its unload costs the worker, and the unload ends with that."""
+    async with running(HASTY) as (workers, listener):
+        await workers.load("cpu", spec(backend="trouble", unload="stuck"), ignore)
+        async with asyncio.timeout(DEADLINE_S):
+            await workers.unload("cpu", "m-1", 1)
+        await listener.wait(exits=1, ready=2)
+        assert listener.exits[0].exit.startswith("hung: no progress")
+        assert listener.exits[0].blamed == "m"
+
+
 async def test_a_stopped_worker_is_found_and_killed():
     """A worker under SIGSTOP takes no signal but SIGKILL, and gets it."""
     async with running(HASTY) as (workers, listener):

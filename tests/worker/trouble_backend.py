@@ -39,6 +39,7 @@ class TroubleBackend(Backend):
     def __init__(self) -> None:
         self._memory = bytearray()
         self._check = ""
+        self._unload = ""
         self._batched = False
         self._max_batch_size = 0
         self._poisoned = False
@@ -47,6 +48,7 @@ class TroubleBackend(Backend):
         """Take ``bytes`` bytes, then do what option ``load`` says."""
         self._memory = bytearray(int(context.options.get("bytes", 0)))
         self._check = str(context.options.get("check", ""))
+        self._unload = str(context.options.get("unload", ""))
         self._batched = bool(context.options.get("batched", False))
         self._max_batch_size = context.max_batch_size
         self.concurrency = int(context.options.get("concurrency", 1))
@@ -145,7 +147,9 @@ class TroubleBackend(Backend):
         return HealthReport(ok=self._check != "bad", message="As it was told.")
 
     def unload(self) -> None:
-        """Drop the memory."""
+        """Drop the memory, or with option ``unload`` = ``stuck`` never come back."""
+        if self._unload == "stuck":
+            time.sleep(3600)
         self._memory = bytearray()
 
     @property

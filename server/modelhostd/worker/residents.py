@@ -57,11 +57,13 @@ class Residents:
         self._box = box
         self._residents: dict[Key, _Resident] = {}
         self._promotions: dict[int, _Promotion] = {}
+        self._endings: dict[int, Activity] = {}
 
     @property
     def activities(self) -> list[Activity]:
-        """What each promotion in progress does."""
-        return [promotion.activity for promotion in list(self._promotions.values())]
+        """What each promotion and each unload in progress does."""
+        promotions = [promotion.activity for promotion in list(self._promotions.values())]
+        return [*promotions, *list(self._endings.values())]
 
     def add(self, hosted: Hosted, loaded: worker_pb2.LoadedHeader, image: "Image | None") -> None:
         """Have a loaded instance take requests."""
@@ -78,9 +80,7 @@ class Residents:
 
     def promote(self, frame: Frame) -> None:
         """Begin a PROMOTE; it is answered by LOADED or ERROR."""
-        first = len(self._executor.activities)
-        entry = first + frame.request % max(1, ENTRIES - first)
-        activity = Activity(f"promote-{frame.request}", self._box, entry, loading=True)
+        activity = self._activity(frame, loading=True)
         promotion = self._promotions[frame.request] = _Promotion(frame, activity)
         self._start(lambda _: self._promote(promotion), frame)
 
@@ -96,26 +96,39 @@ class Residents:
         name = f"{Kind(frame.kind).name.lower()}-{frame.request}"
         threading.Thread(target=run, args=(frame,), name=name, daemon=True).start()
 
+    def _activity(self, frame: Frame, *, loading: bool) -> Activity:
+        first = len(self._executor.activities)
+        entry = first + frame.request % max(1, ENTRIES - first)
+        name = f"{Kind(frame.kind).name.lower()}-{frame.request}"
+        return Activity(name, self._box, entry, loading=loading)
+
     def _unload(self, frame: Frame) -> None:
         header = worker_pb2.UnloadHeader.FromString(frame.header)
         resident = self._residents.get((header.instance, frame.generation))
         if resident is not None:
             with resident.lock:
                 if self._holds(resident):
-                    self._free(resident)
+                    self._free(resident, frame)
         answer = worker_pb2.UnloadedHeader(found=resident is not None).SerializeToString()
         self._answer(Kind.UNLOADED, frame, answer)
 
-    def _free(self, resident: _Resident) -> None:
-        """Let go of an instance and all of its memory; its lock is held."""
+    def _free(self, resident: _Resident, frame: Frame) -> None:
+        """Let go of an instance and all of its memory; its lock is held.
+
+        From when its requests have ended it is an activity: a backend that never ends is found as a hang.
+        """
         del self._residents[resident.key]
         self._executor.remove(resident.key)
+        activity = self._endings[frame.request] = self._activity(frame, loading=False)
+        activity.begin(resident.hosted.model)
         let_go(resident.hosted.backend)
         # Not only from the list: whoever waits for the lock has the resident in its hands.
         image = resident.image
         del resident.hosted, resident.image
         self._imaging.close(image)
         free_memory()
+        activity.end()
+        del self._endings[frame.request]
 
     def _holds(self, resident: _Resident) -> bool:
         """Whether it is still here; asked with its lock held."""
@@ -128,10 +141,10 @@ class Residents:
         if resident is not None:
             with resident.lock:
                 if self._holds(resident):
-                    answer.host_bytes = self._leave_device(resident)
+                    answer.host_bytes = self._leave_device(resident, frame)
         self._answer(Kind.DEMOTED, frame, answer.SerializeToString())
 
-    def _leave_device(self, resident: _Resident) -> int:
+    def _leave_device(self, resident: _Resident, frame: Frame) -> int:
         """Return the bytes of host RAM that are kept; 0 = the instance is freed whole."""
         image = resident.image
         if resident.warm:
@@ -146,7 +159,7 @@ class Residents:
                 "be kept warm and is unloaded whole",
                 resident.hosted.model,
             )
-        self._free(resident)
+        self._free(resident, frame)
         return 0
 
     def _promote(self, promotion: "_Promotion") -> None:
