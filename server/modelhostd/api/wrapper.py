@@ -27,7 +27,7 @@ from modelhostd.api import errors
 from modelhostd.api.admission import Admission, Gate, Group
 from modelhostd.api.calls import Call, Caller, Calls, denied
 from modelhostd.api.counted import Counted, counts_of
-from modelhostd.api.messages import encoded, parsed, requests
+from modelhostd.api.messages import encoded, parsed, read_on, requests
 from modelhostd.api.methods import Method, Service
 from modelhostd.core.errors import Code, ModelhostError, Reason
 from modelhostd.core.rpc_stats import OK, RpcStats
@@ -122,7 +122,11 @@ class Wrapper:
 
     def _gathering(self, method: Method) -> Callable[..., Any]:
         async def work(messages: Any, call: Call) -> Any:
-            return await method.handler(requests(method, messages), call)
+            try:
+                return await method.handler(requests(method, messages), call)
+            except Exception:
+                await read_on(messages)
+                raise
 
         return self._answering(method, work)
 
