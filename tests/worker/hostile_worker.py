@@ -11,12 +11,11 @@ import socket
 import sys
 import time
 
-_paths = [word.removeprefix("--path=") for word in sys.argv if word.startswith("--path=")]
-sys.path += _paths
+sys.path += [word.partition("=")[2] for word in sys.argv if word.startswith(("--code=", "--path="))]
 
-from modelhostd.worker.v1 import worker_pb2  # noqa: E402
-from modelhostd.worker.wire import frames  # noqa: E402
-from modelhostd.worker.wire.frames import Decoder, Kind  # noqa: E402
+from modelhostd.worker.v1 import worker_pb2
+from modelhostd.worker.wire import frames
+from modelhostd.worker.wire.frames import Decoder, Kind
 
 MODE = os.environ["HOSTILE"]
 

@@ -12,6 +12,7 @@ from modelhostd.adapters.workers.liveness import Liveness
 from modelhostd.adapters.workers.process import command
 from modelhostd.core.backoff import Backoff
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.worker.__main__ import ordered
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire.blackbox import ENTRIES, PAGE_BYTES, BlackBox, Work, blame
 
@@ -113,7 +114,16 @@ def test_a_worker_is_started_isolated():
     assert line[2].endswith("modelhostd/worker/__main__.py")
     assert "--control=4" in line
     assert line[-1] == "--path=/extra"
-    assert sum(word.startswith("--path=") for word in line) >= 2
+    assert any(word.startswith("--code=") for word in line)
+
+
+def test_a_worker_runs_the_daemons_code_whatever_else_is_installed():
+    """The daemon's folders go before installed packages, where another version may be, and after Python's own modules."""
+    found = ["/python/lib", "/python/site-packages", "/other-version"]
+    assert ordered(found, ["/tree/server", "/tree/client"], ["/extra"]) == [
+        "/python/lib", "/tree/server", "/tree/client", "/python/site-packages", "/other-version", "/extra",
+    ]  # fmt: skip
+    assert ordered(found, ["/python/site-packages"], []) == found
 
 
 def test_backends_are_names_with_optional_targets():

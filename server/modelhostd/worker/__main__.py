@@ -2,11 +2,13 @@
 
 By path, not ``-m``: isolated mode (``-I``, so that neither the environment nor the working directory decides
 what is imported) leaves only installed packages to be found, and a source tree that is run in place is
-not installed. ``--path`` names the folders to import from after those.
+not installed. ``--code`` names the folders of the daemon's own code, which go before those: another version may be
+installed, and the two ends of one protocol come from one place. ``--path`` names folders that go after them.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 
 def main() -> int:
@@ -14,9 +16,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="modelhostd-worker", allow_abbrev=False)
     for name in ("parent", "control", "data", "requests", "responses"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    parser.add_argument("--path", action="append", default=[])
+    for name in ("code", "path"):
+        parser.add_argument(f"--{name}", action="append", default=[])
     arguments = parser.parse_args()
-    sys.path += [path for path in arguments.path if path not in sys.path]
+    sys.path[:] = ordered(sys.path, arguments.code, arguments.path)
 
     from modelhostd.worker import process
 
@@ -34,6 +37,13 @@ def main() -> int:
     )
     exit_now(worker.run())
     return 0
+
+
+def ordered(found: Sequence[str], code: Sequence[str], extra: Sequence[str]) -> list[str]:
+    """Return where to import from: Python itself, the daemon's code, what is installed, what the operator added."""
+    installed = [path for path in found if path.endswith(("site-packages", "dist-packages"))]
+    first = found.index(installed[0]) if installed else len(found)
+    return list(dict.fromkeys((*found[:first], *code, *found[first:], *extra)))
 
 
 if __name__ == "__main__":

@@ -99,7 +99,8 @@ def command(config: WorkersConfig, descriptors: dict[str, int]) -> Sequence[str]
     """Return the command line of a worker; see ``modelhostd/worker/__main__.py`` for its form."""
     line = [config.python, "-I", str(_MAIN), f"--parent={os.getpid()}"]
     line += (f"--{name}={number}" for name, number in descriptors.items())
-    line += (f"--path={path}" for path in (*_roots(), *config.import_paths))
+    line += (f"--code={path}" for path in _roots())
+    line += (f"--path={path}" for path in config.import_paths)
     return line
 
 
