@@ -3,7 +3,14 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelhostd.core.crashes import BLOCKED_AT, ISOLATED_AT, WINDOW_S, Crashes
+from modelhostd.core.crashes import (
+    BLOCKED_AT,
+    ISOLATED_AT,
+    STDERR_MAX,
+    WINDOW_S,
+    Crashes,
+    last_words,
+)
 
 HISTORIES = st.lists(st.tuples(st.floats(0.0, WINDOW_S), st.booleans()), max_size=20)
 
@@ -52,3 +59,13 @@ def test_what_is_forgiven_counts_on_towards_a_block() -> None:
     assert not crashes.isolated
     crashes = crashes.crashed(3.0, shared=False).crashed(4.0, shared=False)
     assert crashes.blocked
+
+
+def test_of_a_crash_the_thread_that_crashed_is_told() -> None:
+    """Faulthandler's report names it first, and goes on with all others for pages; without a report the end is told."""
+    report = "Fatal Python error: Segmentation fault\n\nCurrent thread 0x7f:\n  the culprit\n"
+    told = last_words("a log line\n" * 500 + report + "Thread 0x6f:\n  idle\n" * 500)
+    assert told.startswith(report)
+    assert len(told) == STDERR_MAX
+    assert last_words("x" * 5000 + "the end") == "x" * (STDERR_MAX - 7) + "the end"
+    assert last_words("") == ""

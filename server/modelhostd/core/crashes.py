@@ -11,6 +11,10 @@ from modelhostd.core.values import dataclass
 WINDOW_S = 600.0
 ISOLATED_AT = 2
 BLOCKED_AT = 5
+STDERR_MAX = 2000
+"""Characters of a worker's standard error that an event and an error carry."""
+_REPORT = "Fatal Python error"
+"""How faulthandler's report begins; the thread that crashed comes first in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +57,9 @@ class Crashes:
         return replace(
             self, isolated=False, recent=tuple(replace(c, shared=False) for c in self.recent)
         )
+
+
+def last_words(stderr: str) -> str:
+    """Return what a worker's standard error says of its end: faulthandler's report from its beginning, else the end."""
+    start = stderr.rfind(_REPORT)
+    return stderr[start:][:STDERR_MAX] if start >= 0 else stderr[-STDERR_MAX:]

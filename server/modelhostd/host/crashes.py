@@ -9,8 +9,6 @@ from modelhostd.core.resources import Model, ModelConfig
 from modelhostd.core.values import dataclass
 from modelhostd.ports import Clock, WorkerExit
 
-STDERR_MAX = 2000
-
 
 @dataclass(slots=True)
 class _Record:
@@ -88,6 +86,6 @@ def _blocked(exit: WorkerExit, count: int) -> ModelhostError:
         {
             "model": exit.blamed,
             "crashes": str(count),
-            "stderr": exit.stderr_tail[-STDERR_MAX:],
+            "stderr": rules.last_words(exit.stderr_tail),
         },
     )

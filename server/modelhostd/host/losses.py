@@ -6,9 +6,10 @@ from dataclasses import replace
 import structlog
 
 from modelhostd.core import operations as op_rules
+from modelhostd.core.crashes import last_words
 from modelhostd.core.lifecycle import INSTANCE, step
 from modelhostd.core.resources import Health, InstanceState, Tier
-from modelhostd.host.crashes import STDERR_MAX, Crashes
+from modelhostd.host.crashes import Crashes
 from modelhostd.host.loads import Loads
 from modelhostd.host.occupancy import Occupancy, changed, gone
 from modelhostd.host.routes import Route
@@ -89,5 +90,5 @@ def _details(route: Route, exit: WorkerExit) -> dict[str, str]:
     details = {"exit": exit.exit, "blamed": exit.blamed, "pid": str(exit.pid)}
     if exit.blamed == route.model and exit.stderr_tail:
         # With one of them only: it may be long, and a worker may have had many models.
-        details["stderr"] = exit.stderr_tail[-STDERR_MAX:]
+        details["stderr"] = last_words(exit.stderr_tail)
     return details
