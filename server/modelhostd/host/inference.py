@@ -1,13 +1,12 @@
 """The inference hot path: from a name and raw bytes to a worker's answer, without parsing tensors."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from modelhostd.core import stand_ins
 from modelhostd.core.errors import ModelhostError, Reason
-from modelhostd.core.names import ID
-from modelhostd.core.resources import Event, Health, InstanceState, Kind, Model
+from modelhostd.core.resources import Event, Kind
+from modelhostd.host.arrivals import Arrivals, no_version
 from modelhostd.host.figures import Figures
 from modelhostd.host.registry import Registry
 from modelhostd.host.residency import Residency
@@ -17,7 +16,7 @@ from modelhostd.ports import InferReply, Workers
 
 
 class Inference:
-    """Routes requests, waits for models that are on their way, and counts."""
+    """Sends requests where they are routed, or to a fallback model, once more where memory was short, and counts."""
 
     def __init__(
         self,
@@ -27,13 +26,13 @@ class Inference:
         routes: Routes,
         slots: Slots,
     ) -> None:
-        self._registry = registry
         self._residency = residency
         self._workers = workers
         self._routes = routes
-        self._slots = slots
         self._clock = registry.clock
-        self._accepting = True
+        self._arrivals = Arrivals(registry, residency.loads, routes, slots)
+        self.model_for, self.ready = self._arrivals.model_for, self._arrivals.ready
+        self.loaded_route = self._arrivals.loaded_route
         self.figures: dict[tuple[str, int], Figures] = {}
         self.in_flight = 0
         self.request_count = 0
@@ -44,7 +43,7 @@ class Inference:
     @property
     def accepting(self) -> bool:
         """Whether requests are taken; false once the daemon stops."""
-        return self._accepting
+        return self._arrivals.accepting
 
     async def infer(
         self,
@@ -68,11 +67,11 @@ class Inference:
         started, given_s = self._clock.monotonic(), timeout_s
         route = self._routes.get(name)
         # No await between look-up and count: a drain sees this request or closed the route before.
-        if route is not None and route.open and self._accepting:
+        if route is not None and route.open and self._arrivals.accepting:
             route.enter(self._clock)
         else:
             try:
-                route = await self._enter_when_ready(name, timeout_s, version)
+                route = await self._arrivals.enter(name, timeout_s, version)
             except ModelhostError as error:
                 if asked or not (other := stand_ins.stand_in(self.model_for(name), error)):
                     raise
@@ -85,7 +84,7 @@ class Inference:
         self.in_flight += 1
         try:
             if version and version != str(route.version):
-                raise _no_version(name, version, route.version)
+                raise no_version(name, version, route.version)
             reply = await self._workers.infer(
                 route.device,
                 route.instance,
@@ -120,7 +119,7 @@ class Inference:
         """
         started = self._clock.monotonic()
         try:
-            route = await self._enter_when_ready(name, timeout_s, version)
+            route = await self._arrivals.enter(name, timeout_s, version)
         except ModelhostError as error:
             if not (other := stand_ins.stand_in(self.model_for(name), error)):
                 raise
@@ -134,7 +133,7 @@ class Inference:
         self.in_flight += 1
         try:
             if version and version != str(route.version):
-                raise _no_version(name, version, route.version)
+                raise no_version(name, version, route.version)
             at = route.device, route.instance, route.generation, payload
             if route.loaded is None or not route.loaded.decoupled:
                 whole = await self._workers.infer(
@@ -183,117 +182,9 @@ class Inference:
             return None
         return max(0.0, timeout_s - (self._clock.monotonic() - started))
 
-    def model_for(self, name: str) -> Model:
-        """Return the model that a name (an id or a slot) stands for.
-
-        Raises MODEL_NOT_FOUND in the words that clients of the protocol look for.
-        """
-        committed = self._registry.committed
-        slot = committed.slots.get(name)
-        model = committed.models.get(slot.model if slot is not None else name)
-        if model is None:
-            shown = name if ID.fullmatch(name) else repr(name[:64])
-            raise ModelhostError(
-                Reason.MODEL_NOT_FOUND,
-                f"Request for unknown model: '{shown}' is not found",
-                {"model": shown},
-            )
-        return model
-
-    def ready(self, name: str, version: str = "", *, stand_in: bool = False) -> bool:
-        """Whether a request would be served now: READY and not UNHEALTHY, or on disk and loaded on demand, or its
-        fallback model is.
-
-        ``stand_in``: it is asked of a fallback model.
-        """
-        model = self.model_for(name)
-        route = self._routes.get(model.id)
-        instance = self._registry.decided.instance_of(model.id)
-        if route is not None and route.open:
-            sick = instance is not None and instance.health is Health.UNHEALTHY
-            return not sick and (not version or version == str(route.version))
-        have = model.available
-        if not self._accepting or have is None or not self._on_demand(model):
-            return False
-        no_use = (InstanceState.BLOCKED, InstanceState.FAILED)
-        failed = instance is not None and instance.state in no_use
-        if failed or not self._residency.loads.is_worth(model):
-            other = self._registry.committed.models.get(model.config.fallback_model)
-            # One that does not load has no stand-in of its own here.
-            return other is not None and not stand_in and self.ready(other.id, stand_in=True)
-        return not version or version == str(have.version)
-
     def stop(self) -> None:
         """Refuse what comes from now on."""
-        self._accepting = False
-
-    async def loaded_route(self, name: str, timeout_s: float | None) -> Route:
-        """Return the open route of a model, loading it on demand as a request would."""
-        model = self.model_for(name)
-        route = self._routes.get(model.id)
-        if route is not None and route.open:
-            return route
-        route = await self._enter_when_ready(name, timeout_s)
-        route.leave()
-        return route
-
-    async def _enter_when_ready(
-        self, name: str, timeout_s: float | None, version: str = ""
-    ) -> Route:
-        """Return the model's route once it is open, with this request counted in it."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                if self._slots.shut(name):
-                    await self._slots.opened(name)
-                model = self.model_for(name)
-                route = self._routes.get(model.id)
-                if route is not None and route.open and self._accepting:
-                    route.enter(self._clock)
-                    return route
-                return await self._join(model, name, version)
-        except TimeoutError:
-            raise ModelhostError(
-                Reason.DEADLINE_EXCEEDED,
-                f"model '{name}' was not ready within the request's deadline of {timeout_s:g} s",
-                {"method": "ModelInfer"},
-            ) from None
-
-    async def _join(self, model: Model, name: str, version: str) -> Route:
-        if not self._accepting:
-            raise ModelhostError(
-                Reason.SHUTTING_DOWN,
-                "GRPC server is shutting down and has stopped accepting new requests.",
-                retry_delay_s=2.0,
-            )
-        loads = self._residency.loads
-        coming = loads.get(model.id) is not None
-        if not coming:
-            loads.check_loadable(model)
-            if not self._on_demand(model):
-                raise _not_loaded(model)
-            have = model.available
-            if version and have is not None and version != str(have.version):
-                # Before it evicts others for nothing.
-                raise _no_version(name, version, have.version)
-            loads.check_worth(model)
-        limit = model.config.queue_limit or self._registry.decided.settings.queue_limit
-        waiter = self._routes.join(model.id, limit)
-        if not coming:
-            try:
-                loads.want(model.id, principal="inference")
-            except ModelhostError:
-                waiter.cancel()
-                raise
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                waiter.result().leave()
-            raise
-
-    def _on_demand(self, model: Model) -> bool:
-        own = model.config.load_on_demand
-        return own if own is not None else self._registry.decided.settings.load_on_demand
+        self._arrivals.accepting = False
 
     def _published(self, events: Sequence[Event]) -> None:
         """Forget the figures of deleted models."""
@@ -331,23 +222,4 @@ def _added(whole: InferReply, reply: InferReply) -> InferReply:
         payload=b"",
         infer_ns=whole.infer_ns + reply.infer_ns,
         output_ns=whole.output_ns + reply.output_ns,
-    )
-
-
-def _no_version(name: str, asked: str, have: int) -> ModelhostError:
-    shown = asked if asked.isalnum() else repr(asked[:64])
-    return ModelhostError(
-        Reason.MODEL_NOT_FOUND,
-        f"Request for unknown model: '{name}' version {shown} is not found; version {have} is "
-        f"served (an empty version takes it)",
-        {"model": name},
-    )
-
-
-def _not_loaded(model: Model) -> ModelhostError:
-    return ModelhostError(
-        Reason.MODEL_NOT_LOADED,
-        f"Request for unknown model: '{model.id}' has no available versions: it is not loaded and "
-        f"load_on_demand is off; load it first (LoadModel, `modelhost load`)",
-        {"model": model.id, "state": model.state.value},
     )
