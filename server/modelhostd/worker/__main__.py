@@ -14,17 +14,18 @@ from collections.abc import Sequence
 def main() -> int:
     """Tie this process to the daemon's life, then serve it."""
     parser = argparse.ArgumentParser(prog="modelhostd-worker", allow_abbrev=False)
-    for name in ("parent", "control", "data", "requests", "responses"):
+    for name in ("parent", "control", "data", "requests", "responses", "images"):
         parser.add_argument(f"--{name}", type=int, required=True)
     for name in ("code", "path"):
         parser.add_argument(f"--{name}", action="append", default=[])
     arguments = parser.parse_args()
     sys.path[:] = ordered(sys.path, arguments.code, arguments.path)
 
-    from modelhostd.worker import process
+    from modelhostd.worker import own_threads, process
 
     process.die_with_parent(arguments.parent)
     process.report_crashes()
+    own_threads.end_with_threads()
     process.prefer_as_victim()
     process.keep_heap()
     process.share_interpreter()
@@ -33,7 +34,13 @@ def main() -> int:
     from modelhostd.worker.server import Descriptors, Worker
 
     worker = Worker(
-        Descriptors(arguments.control, arguments.data, arguments.requests, arguments.responses)
+        Descriptors(
+            arguments.control,
+            arguments.data,
+            arguments.requests,
+            arguments.responses,
+            arguments.images,
+        )
     )
     exit_now(worker.run())
     return 0

@@ -6,13 +6,13 @@ A job runs in a thread of the executor, or, where its instance has been quick, i
 
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 
 from modelhostd.worker import failures, stepping
 from modelhostd.worker.entries import TURN_NS, Entry, is_free, is_quick
 from modelhostd.worker.jobs import Activity, Hosted
+from modelhostd.worker.own_threads import start_thread
 from modelhostd.worker.runner import Runner
 from modelhostd.worker.schedule import Job, Key, Schedule
 from modelhostd.worker.wire.blackbox import BlackBox
@@ -35,9 +35,7 @@ class Executor:
     def start(self) -> None:
         """Start the threads; they live as long as the process."""
         for activity in self._threads:
-            threading.Thread(
-                target=self._loop, args=(activity,), name=activity.name, daemon=True
-            ).start()
+            start_thread(self._loop, activity, name=activity.name)
 
     @property
     def queued(self) -> int:

@@ -17,6 +17,7 @@ from modelhostd.worker.channel import Channel
 from modelhostd.worker.executor import Executor
 from modelhostd.worker.imaging import Draft, Imaging
 from modelhostd.worker.jobs import Activity, Hosted
+from modelhostd.worker.own_threads import start_thread
 from modelhostd.worker.process import free_memory
 from modelhostd.worker.registry import Registry
 from modelhostd.worker.residents import Residents, let_go
@@ -67,9 +68,7 @@ class Loader:
         activity = Activity(f"load-{frame.request}", self._box, entry, loading=True)
         load = _Load(self._device, self._imaging, self._channel, activity, frame)
         self._loads[frame.request] = load
-        threading.Thread(
-            target=self._run, args=(load,), name=load.activity.name, daemon=True
-        ).start()
+        start_thread(self._run, load, name=load.activity.name)
 
     def cancel(self, request: int) -> None:
         """Have a load stop at its next check; it is answered CANCELLED, with nothing held."""

@@ -17,6 +17,7 @@ from modelhostd.worker.channel import Channel
 from modelhostd.worker.executor import Executor, exit_now
 from modelhostd.worker.imaging import Imaging
 from modelhostd.worker.jobs import Activity, Hosted
+from modelhostd.worker.own_threads import start_thread
 from modelhostd.worker.process import free_memory
 from modelhostd.worker.runner import POISONED_EXIT
 from modelhostd.worker.v1 import worker_pb2
@@ -94,7 +95,7 @@ class Residents:
 
     def _start(self, run: Callable[[Frame], None], frame: Frame) -> None:
         name = f"{Kind(frame.kind).name.lower()}-{frame.request}"
-        threading.Thread(target=run, args=(frame,), name=name, daemon=True).start()
+        start_thread(run, frame, name=name)
 
     def _activity(self, frame: Frame, *, loading: bool) -> Activity:
         first = len(self._executor.activities)

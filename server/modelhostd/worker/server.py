@@ -20,8 +20,10 @@ from modelhostd.worker import registry
 from modelhostd.worker.channel import Channel, DataChannel
 from modelhostd.worker.executor import Executor, exit_now
 from modelhostd.worker.imaging import Imaging
+from modelhostd.worker.keeping import from_hello
 from modelhostd.worker.jobs import CheckJob, InferJob
 from modelhostd.worker.loader import Loader
+from modelhostd.worker.own_threads import look_for_lost, start_thread
 from modelhostd.worker.readers import Readers, Received
 from modelhostd.worker.residents import Residents
 from modelhostd.worker.v1 import worker_pb2
@@ -45,6 +47,7 @@ class Descriptors:
     data: int
     requests: int
     responses: int
+    images: int
 
 
 class Worker:
@@ -116,18 +119,19 @@ class Worker:
         cores = len(os.sched_getaffinity(0))
         threads = hello.executor_threads or max(2, min(MAX_THREADS, cores))
         self._executor = Executor(threads, hello.queue_limit, box, exit_now)
-        imaging = Imaging(hello.device, hello.host_ready_bytes)
+        os.set_inheritable(self._descriptors.images, False)
+        imaging = Imaging(
+            hello.device, hello.host_ready_bytes, self._descriptors.images, from_hello(hello)
+        )
         self._residents = Residents(hello.device, self._executor, imaging, self._control, box)
         self._loader = Loader(
             hello.device, found, self._executor, self._residents, imaging, self._control, box
         )
         self._await_sigterm()
         self._executor.start()
-        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        start_thread(self._beat, name="beat")
         for index, activity in enumerate(self._executor.readers):
-            threading.Thread(
-                target=self._read_data, args=(index,), name=activity.name, daemon=True
-            ).start()
+            start_thread(self._read_data, index, name=activity.name)
         return found
 
     def _take_control(self, frame: Frame) -> None:
@@ -230,6 +234,7 @@ class Worker:
         pause = threading.Event()
         while not pause.wait(interval_s):
             self._executor.look_again()
+            look_for_lost()
             header = worker_pb2.HeartbeatHeader(queued=self._executor.queued)
             activities = (
                 *self._executor.activities,
@@ -264,7 +269,7 @@ class Worker:
                 pass
             self._finish()
 
-        threading.Thread(target=wait, name="finish", daemon=True).start()
+        start_thread(wait, name="finish")
 
     def _finish(self) -> None:
         self._executor.drain()

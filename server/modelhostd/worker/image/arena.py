@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
+from modelhostd.worker.own_threads import start_thread
+
 log = logging.getLogger("modelhostd.worker")
 
 PAGE_BYTES = mmap.PAGESIZE
@@ -143,7 +145,7 @@ class HostArena:
     def fault_ahead(self) -> None:
         """Fault what shall be ready and is not, in a thread of its own. Call it once."""
         if self._limit:
-            threading.Thread(target=self._fault, name="fault-ahead", daemon=True).start()
+            start_thread(self._fault, name="fault-ahead")
 
     def view(self, start: int, size: int) -> torch.Tensor:
         """Return bytes of the arena as a tensor with a storage of its own."""
