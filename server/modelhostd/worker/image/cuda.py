@@ -62,6 +62,8 @@ class CudaSlab:
 class CudaDevice:
     """A GPU. ``cuda`` is ``torch.cuda``, or what stands for it in tests."""
 
+    extents_at_once = 1
+
     def __init__(self, index: int, cuda: Any = torch.cuda) -> None:
         self.torch_device = torch.device("cuda", index)
         self._cuda = cuda

@@ -35,6 +35,10 @@ class Device(Protocol):
     def torch_device(self) -> torch.device:
         """What torch calls it."""
 
+    @property
+    def extents_at_once(self) -> int:
+        """How many extents one copy of a swap-in may be of."""
+
     def slab(self, size: int) -> Slab:
         """Return memory for ``size`` bytes. Raises ``MemoryError``, or torch's own error."""
 
@@ -76,6 +80,10 @@ class RamSlab:
 
 class RamDevice:
     """``devices/sim-0``: slabs in RAM. As a GPU's, its memory is there already, so what was freed is kept."""
+
+    extents_at_once = 8
+    """glibc writes past the caches only what is larger than three quarters of them (240 MiB where it was
+    measured): 11.7 GB/s instead of 8.6."""
 
     def __init__(self) -> None:
         self.torch_device = torch.device("cpu")

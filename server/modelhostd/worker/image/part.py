@@ -64,10 +64,11 @@ class Part:
         assert self._device is not None, "what is in RAM needs no slab"
         slab = self._open()
         try:
-            for start, extent in self._extents():
+            step = EXTENT_BYTES * self._device.extents_at_once
+            for start in range(0, self.size, step):
                 if cancelled():
                     raise Cancelled
-                slab.copy(start, extent)
+                slab.copy(start, self.tensor[start : start + step])
         except BaseException:
             self.evict()
             raise
