@@ -264,7 +264,14 @@ async def test_letting_go_of_a_dead_worker_holds_nobody_up(monkeypatch):
         gate.set()
 
 
-@pytest.mark.parametrize("crashes", [25, pytest.param(250, marks=pytest.mark.slow)])
+# As many processes start one after the other: seconds each where the machine has other work.
+@pytest.mark.parametrize(
+    "crashes",
+    [
+        pytest.param(25, marks=pytest.mark.timeout(300)),
+        pytest.param(250, marks=[pytest.mark.slow, pytest.mark.timeout(3000)]),
+    ],
+)
 async def test_crashes_leave_no_descriptor_and_no_task_behind(crashes):
     """After many crashes the daemon holds exactly what it held after the first."""
     patient = dataclasses.replace(CONFIG, arena_bytes=2**17)

@@ -32,9 +32,10 @@ def read(folder, dtype=None, **more):
     return files.read_weights(LoadContext("m", folder, "t", "cpu", **more), dtype)
 
 
+# Dimensions up to 12: some thousands of the smallest chunks. Those of 40 made a hundred thousand, a minute's work.
 @settings(max_examples=20, deadline=None)
 @given(
-    shapes=st.lists(st.lists(st.integers(0, 40), max_size=3).map(tuple), min_size=1, max_size=12),
+    shapes=st.lists(st.lists(st.integers(0, 12), max_size=3).map(tuple), min_size=1, max_size=12),
     chunk=st.sampled_from([64, 512, 4096]),
     vectors=st.sampled_from([1, 3, 1024]),
     to=st.sampled_from([None, torch.bfloat16, torch.float32]),

@@ -13,11 +13,10 @@ from modelhostd.ports import LoadSpec
 from modelhostd.worker.backend import Tensor
 from tests.worker.harness import CONFIG, decode, encode, ignore, running
 
-pytestmark = pytest.mark.timeout(
-    180
-)  # each imports a library of seconds, twice as many on a busy machine
+pytestmark = pytest.mark.timeout(300)
+"""Each worker imports a library for seconds, which on a swamped machine is more than a minute."""
 
-REAL = dataclasses.replace(CONFIG, backends=("transformers",), start_timeout_s=60.0)
+REAL = dataclasses.replace(CONFIG, backends=("transformers",), start_timeout_s=120.0)
 TASK = "feature-extraction"
 
 
