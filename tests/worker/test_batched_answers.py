@@ -100,6 +100,8 @@ def test_outputs_that_are_not_one_per_item_are_a_bug():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+# torch's own compiler imports what torch calls deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_a_compiled_model_answers_the_same(tiny):
     """What torch compiled while the model was loaded answers as the model does; it is not moved between tiers."""
     plain, made = load(tiny), load(tiny, options={"compile": True})

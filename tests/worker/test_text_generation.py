@@ -153,7 +153,8 @@ def test_a_seed_decides_and_company_does_not(backend):
 def test_what_leaves_one_choice_is_the_likeliest(backend):
     """``top_k`` 1, a tiny ``top_p`` and a temperature near 0 all end at the greedy text."""
     greedy = begin(backend, "hello", max_tokens=20)
-    ways = ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 1e-4})
+    colds = ({"temperature": 1e-4}, {"temperature": 1e-300})
+    ways = ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, *colds)
     readers = [begin(backend, "hello", max_tokens=20, **{"temperature": 1.0, **w}) for w in ways]
     penalty = begin(backend, "hello", max_tokens=20, repetition_penalty=50.0)
     run(backend)

@@ -88,7 +88,6 @@ class TextGenerationBackend(Backend):
     def prepare(cls) -> Mapping[str, str]:
         """Import the libraries."""
         import transformers
-        import transformers.generation.logits_process
 
         _ = (transformers.AutoConfig, transformers.AutoTokenizer, transformers.DynamicCache)
         _ = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
@@ -163,7 +162,7 @@ class TextGenerationBackend(Backend):
                 answer,
                 tokens,
                 chosen,
-                Sampler(chosen, self._device),
+                Sampler(chosen, tokens, self._device),
                 stops,
                 stream=stream,
                 before="" if own or stream else prompt,

@@ -158,7 +158,7 @@ class Engine:
     def _start(self, generation: Generation) -> None:
         try:
             generation.row, scores = self._lane.prefill(generation.prompt)
-            if self._take(generation, generation.sampler.pick(generation.prompt, scores)):
+            if self._take(generation, generation.sampler.pick(scores)):
                 self._join(generation)
         except Exception as error:
             self._fail([generation], error)
@@ -170,8 +170,7 @@ class Engine:
             try:
                 token = likeliest[index]
                 if not generation.sampler.plain:
-                    before = generation.prompt + generation.tokens
-                    token = generation.sampler.pick(before, scores[index])
+                    token = generation.sampler.pick(scores[index])
                 goes_on = self._take(generation, token)
             except Exception as error:
                 self._leave(generation)
