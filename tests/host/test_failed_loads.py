@@ -111,6 +111,19 @@ async def test_a_load_without_memory_is_tried_again_after_an_eviction(world: Wor
         assert loads(run) == 2
 
 
+async def test_the_second_try_evicts_no_more_than_it_must(world: World) -> None:
+    """One small model that found no memory takes the place of one other, not of everyone on a small device."""
+    async with world.host(budget=10_000) as run:
+        for model in "abcde":
+            await run.have(model)
+        for model in "bcde":
+            await run.load(model)
+            await world.clock.advance(1.0)
+        failing(run, Reason.OUT_OF_DEVICE_MEMORY)
+        await refused(run)
+        assert set(run.workers.resident) == {"c", "d", "e"}
+
+
 async def test_a_load_that_never_finds_memory_ends(world: World) -> None:
     """Tried twice, with everything evicted that could be, it is refused with a type."""
     async with world.host(budget=1000) as run:

@@ -219,7 +219,7 @@ async def test_one_that_could_not_come_back_is_kept(world: World) -> None:
         await run.have("a")
         await run.load("a")
         run.workers.measured_bytes["a"] = BUDGET + 1
-        run.host.occupancy.measured.clear()
+        run.host.occupancy.learned.measured.clear()
         device = run.host.registry.decided.device("sim-0")
         await run.host.models.pin("a", pinned=True)
         await run.host.residency.set_budget(device.id, 100)

@@ -74,8 +74,8 @@ async def test_it_stays_there_over_evictions_and_time(world: World) -> None:
         await world.clock.advance(WINDOW_S * 2)
         await run.load("a")
         assert isolation(run, "a") is Isolation.PROCESS
-        measured = run.host.occupancy.measured["a"][1]
-        assert run.host.occupancy.needed_bytes(run.host.models.get("a")) == measured
+        measured = run.host.occupancy.learned.measured["a"][1]
+        assert run.host.occupancy.learned.needed_bytes(run.host.models.get("a")) == measured
 
 
 async def test_unblock_brings_it_back_with_the_next_load(world: World) -> None:

@@ -124,7 +124,7 @@ async def test_a_deleted_model_leaves_no_figures(world: World) -> None:
         assert not run.host.routes.last_used_time
         assert not run.host.routes._queues
         assert not run.host.inference.figures
-        assert not run.host.occupancy.measured
+        assert not run.host.occupancy.learned.measured
         assert run.host.residency._crashes.count("a") == 0
 
 

@@ -93,7 +93,7 @@ class ResidencyService(SlotMethods):
             self._state.device(device)
         views = self._host.occupancy.views()
         answer = pb.PlanLoadResponse(
-            needed_bytes=self._host.occupancy.needed_bytes(model, device),
+            needed_bytes=self._host.occupancy.learned.needed_bytes(model, device),
             host_tier=convert_tier.host_tier(self._host.occupancy.host),
         )
         route = self._host.routes.get(key)

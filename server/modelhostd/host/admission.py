@@ -40,7 +40,7 @@ class Admission:
         that the loads before it wait for, and grows by its own where it waits.
         """
         # The files or the config may be others than when it was asked for.
-        wanted.bytes = self._occupancy.needed_bytes(model, wanted.device)
+        wanted.bytes = self._occupancy.learned.needed_bytes(model, wanted.device)
         views = {
             key: replace(view, claimed_bytes=claimed.get(key, 0))
             for key, view in self._occupancy.views().items()

@@ -10,7 +10,8 @@ from modelhostd.core.state import instance_key
 from modelhostd.core.values import dataclass
 from modelhostd.host.admission import Admission
 from modelhostd.host.crashes import Crashes
-from modelhostd.host.occupancy import Occupancy, load_timeout_s
+from modelhostd.host.learned import load_timeout_s
+from modelhostd.host.occupancy import Occupancy
 from modelhostd.host.routes import Route
 from modelhostd.host.wanted import Wanted
 
@@ -102,7 +103,7 @@ class LoadPlans:
         device = device or model.config.device
         if device:
             self._registry.decided.device(device)
-        size = self._occupancy.needed_bytes(model, device)
+        size = self._occupancy.learned.needed_bytes(model, device)
         now = self._registry.clock.monotonic()
         self._number += 1
         warm = self._occupancy.host.usable(model)

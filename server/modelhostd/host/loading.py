@@ -116,7 +116,8 @@ class Loading(LoadTasks):
             log.exception("load failed unexpectedly", model=wanted.model)
             self._unmake(wanted, route, errors.unexpected(wanted))
         else:
-            self._occupancy.true_up(route.device, spec, loaded)
+            self._occupancy.true_up(route.device, wanted.model, loaded)
+            self._occupancy.learned.loaded(spec, loaded)
             self._loaded(wanted, route, loaded)
         self._pump()
 
@@ -148,7 +149,8 @@ class Loading(LoadTasks):
             log.exception("swap-in failed unexpectedly", model=wanted.model)
             self._take_back(wanted, route, errors.unexpected(wanted))
         else:
-            self._occupancy.swapped_in(route.device, wanted.model, loaded)
+            self._occupancy.true_up(route.device, wanted.model, loaded)
+            self._occupancy.learned.swapped_in(wanted.model, loaded)
             self._loaded(wanted, route, loaded)
         self._pump()
 
@@ -200,7 +202,8 @@ class Loading(LoadTasks):
         else:
             model = self._registry.decided.models.get(wanted.model)
             if final is None and model is not None:
-                self._occupancy.load_failed(model, error)
+                now = self._registry.clock.monotonic()
+                self._occupancy.learned.load_failed(model, error, now)
             self._unmake(wanted, route, final or error)
 
     def _may_evict_more(self, wanted: Wanted, route: Route, error: ModelhostError) -> bool:
@@ -211,7 +214,9 @@ class Loading(LoadTasks):
         if model is None:
             return False
         wanted.memory_retries -= 1
-        return self._occupancy.fell_short(model, route.version, route.device, wanted.bytes)
+        missing = int(error.metadata.get("neededBytes", 0))
+        at = route.version, route.device
+        return self._occupancy.learned.fell_short(model, *at, wanted.bytes, missing)
 
 
 def _route(model: Model, instance: Instance) -> Route:

@@ -209,7 +209,7 @@ class Residency:
         """Forget a model's crashes, so that it may be loaded again."""
         self._registry.decided.model(model_id)
         self._crashes.forget(model_id)
-        self._occupancy.failed.pop(model_id, None)
+        self._occupancy.learned.failed.pop(model_id, None)
         self._drop_remains(model_id)
         await self._registry.flush()
 
@@ -256,7 +256,7 @@ class Residency:
         for event in events:
             if event.kind is Kind.MODEL and event.resource is None:
                 self._crashes.forget(event.key)
-                self._occupancy.forget(event.key)
+                self._occupancy.learned.forget(event.key)
                 self.routes.forget(event.key)
 
     # --- WorkerListener -------------------------------------------------------------------------

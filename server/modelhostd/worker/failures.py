@@ -1,6 +1,7 @@
 """Turns what a backend raised into the one typed error that the caller is told."""
 
 import logging
+import re
 import uuid
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from modelhostd.worker.v1 import worker_pb2
 log = logging.getLogger("modelhostd.worker")
 
 MAX_TEXT_CHARACTERS = 2_000
+
+# "Tried to allocate 2.00 GiB." (torch on CUDA), "you tried to allocate 4096 bytes" (on the CPU), "Unable to
+# allocate 8.00 GiB for an array" (numpy).
+_ALLOCATION = re.compile(r"allocate (\d{1,20}(?:\.\d+)?) (bytes|[KMGTPE]iB)")
+_UNITS = {"bytes": 1, **{f"{c}iB": 1024**n for n, c in enumerate("KMGTPE", 1)}}
 
 
 def cancelled() -> ModelhostError:
@@ -43,6 +49,15 @@ def not_loaded(model: str) -> ModelhostError:
     )
 
 
+def damaged(model: str) -> ModelhostError:
+    """Return what an adoption is answered with whose image is not what it was."""
+    return ModelhostError(
+        Reason.MODEL_NOT_LOADED,
+        f"What '{model}' left in memory has changed since it was hashed; load it from its files.",
+        {"model": model, "state": "DAMAGED"},
+    )
+
+
 def from_infer(error: BaseException, model: str, device: str) -> ModelhostError:
     """Return the error of an inference that raised ``error``; an unexpected one is logged with its id."""
     if isinstance(error, ModelhostError):
@@ -52,7 +67,7 @@ def from_infer(error: BaseException, model: str, device: str) -> ModelhostError:
     if isinstance(error, BadInputError):
         return _bad_input(error, model)
     if is_out_of_memory(error):
-        return _out_of_memory(model, device, "The request")
+        return _out_of_memory(model, device, "The request", error)
     error_id = uuid.uuid4().hex[:12]
     log.error("inference of model %s failed, error %s", model, error_id, exc_info=error)
     return ModelhostError(
@@ -72,7 +87,7 @@ def from_load(
     if isinstance(error, Cancelled):
         return ModelhostError(Reason.CANCELLED, f"The load of model '{model}' was cancelled.")
     if is_out_of_memory(error):
-        return _out_of_memory(model, device, "Loading it")
+        return _out_of_memory(model, device, "Loading it", error)
     cause = clean(str(error), model_dir) or "no details"
     if isinstance(error, UnsupportedModelError):
         return ModelhostError(
@@ -95,7 +110,10 @@ def from_load(
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether there was no memory: Python's own error, or torch's by name (torch may not be here)."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    # On the CPU torch has no type for it.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def clean(text: str, model_dir: Path) -> str:
@@ -131,10 +149,18 @@ def _bad_input(error: BadInputError, model: str) -> ModelhostError:
     )
 
 
-def _out_of_memory(model: str, device: str, what: str) -> ModelhostError:
+def _out_of_memory(model: str, device: str, what: str, error: BaseException) -> ModelhostError:
     return ModelhostError(
         Reason.OUT_OF_DEVICE_MEMORY,
         f"{what} needs more memory than devices/{device} has left for model '{model}'; unload "
         "another model, send smaller batches, or raise the device's budget.",
-        {"model": model, "device": device},
+        {"model": model, "device": device, **_asked_for(error)},
     )
+
+
+def _asked_for(error: BaseException) -> dict[str, str]:
+    """Return the bytes of the allocation that failed, where torch or numpy names them."""
+    found = _ALLOCATION.search(str(error))
+    if found is None:
+        return {}
+    return {"neededBytes": str(int(float(found[1]) * _UNITS[found[2]]))}

@@ -1,0 +1,33 @@
+"""What a model is taken to need after it found too little memory. Pure.
+
+Nobody can know before what a library takes beside the weights. So the model's share grows, by what was missing where that
+was told, and is given up again when a load has measured the truth.
+"""
+
+from modelhostd.core.values import dataclass
+
+MODEL_PART = 4
+"""What is missing is at least this part of the model, ..."""
+DEVICE_PART = 100
+"""... and this part of the device: what libraries take goes by that, and one allocation that fails is rarely the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A device as a model that found too little memory there sees it. Bytes."""
+
+    capacity: int
+    free: int
+    """What the ledger had left beside the model, and which was not enough."""
+    most: int
+    """What the model can have once all has gone that neither a pin nor a lease holds."""
+
+
+def corrected_bytes(size: int, missing: int, room: Room) -> int:
+    """Return what a model that needs more than ``size`` bytes is taken to need, at most ``room.most``.
+
+    It is more than what was free: else it would be tried again with what it had. ``missing``: what the failed
+    allocation asked for; 0 = not known.
+    """
+    more = max(missing, size // MODEL_PART, room.capacity // DEVICE_PART, room.free + 1)
+    return max(size, min(size + more, room.most))

@@ -1,0 +1,172 @@
+"""What the loads and requests of each model have taught: the bytes and seconds that it takes, and how it failed.
+
+Predictions come from its files' headers; what was measured replaces them, as long as it is the same model.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from modelhostd.core.errors import ModelhostError
+from modelhostd.core.estimates import Room, corrected_bytes
+from modelhostd.core.failed_loads import REMEMBERED, FailedLoad
+from modelhostd.core.registry import needs_reload
+from modelhostd.core.resources import Model, ModelConfig
+from modelhostd.ports import Loaded, LoadSpec
+
+LOAD_TIMEOUT_BASE_S = 120.0
+LOAD_BYTES_PER_S = 50_000_000.0
+LOAD_S_WEIGHT = 0.5
+SWAP_BYTES_PER_S = 10e9
+"""What a first swap-in is expected to copy in a second."""
+
+
+class Measured(NamedTuple):
+    """What the last load of a model really took, of its device and of host memory, and how it was loaded."""
+
+    spec: LoadSpec
+    bytes: int
+    host_bytes: int
+
+
+class Short(NamedTuple):
+    """What a model is taken to need after it found too little memory, and which model and where that was."""
+
+    version: int
+    config: ModelConfig
+    device: str
+    bytes: int
+
+
+class Learned:
+    """One table for each kind of experience, by model id.
+
+    ``room`` tells what there is for a model on a device.
+    """
+
+    def __init__(self, room: Callable[[str, str], Room]) -> None:
+        self._room = room
+        self.measured: dict[str, Measured] = {}
+        """What the last load of each model really took: the truth after the prediction."""
+        self.load_s: dict[str, float] = {}
+        """What a load of each model takes from disk, the newer loads weighing more."""
+        self.swap_s: dict[str, float] = {}
+        """The same from host memory."""
+        self.failed: dict[str, FailedLoad] = {}
+        """The last load of each model whose last load failed."""
+        self.short: dict[str, Short] = {}
+        """The corrected estimate of each model whose last load found too little memory."""
+
+    # --- bytes ----------------------------------------------------------------------------------
+
+    def needed_bytes(self, model: Model, device: str = "") -> int:
+        """Return what loading the model takes: as measured when it was loaded so before, else as
+        predicted.
+
+        After a load that found too little memory it is more, but never more than it could be given: a guess
+        evicts others, and refuses nothing.
+        """
+        found = self._known(model)
+        needed = found.bytes if found is not None else predicted_bytes(model)
+        short, artifact = self.short.get(model.id), model.available
+        if short is None or artifact is None or short.version != artifact.version:
+            return needed
+        place = device or short.device
+        if needs_reload(short.config, model.config):
+            return needed
+        return max(needed, min(short.bytes, self._room(model.id, place).most))
+
+    def image_bytes(self, model: Model) -> int:
+        """Return what a copy of the model's weights takes of host memory."""
+        found = self._known(model)
+        return found.host_bytes if found is not None else predicted_bytes(model)
+
+    def fell_short(
+        self, model: Model, version: int, device: str, size: int, missing_bytes: int
+    ) -> bool:
+        """Note that a load of ``size`` bytes found too little memory; whether another one would have more.
+
+        The corrected estimate holds until a load has measured the truth.
+        """
+        corrected = corrected_bytes(size, missing_bytes, self._room(model.id, device))
+        self.short[model.id] = Short(version, model.config, device, corrected)
+        return corrected > size
+
+    def loaded(self, spec: LoadSpec, loaded: Loaded) -> None:
+        """Note what a load from disk took."""
+        model = spec.model
+        host_bytes, before = loaded.host_bytes, self.measured.get(model)
+        if not spec.keep_image:
+            # It was told to keep no copy, which says nothing of what one takes.
+            same = before is not None and before.spec.version == spec.version
+            host_bytes = before.host_bytes if before and same else spec.predicted_bytes
+        self.measured[model] = Measured(spec, loaded.measured_bytes, host_bytes)
+        _weigh(self.load_s, model, loaded.load_s)
+        self.failed.pop(model, None)
+        self.short.pop(model, None)
+
+    def swapped_in(self, model: str, loaded: Loaded) -> None:
+        """Note what a swap-in took."""
+        self.short.pop(model, None)
+        _weigh(self.swap_s, model, loaded.load_s)
+
+    def _known(self, model: Model) -> Measured | None:
+        """Return what was measured of the model as it is now: these files, this config."""
+        found, artifact = self.measured.get(model.id), model.available
+        if found is None or artifact is None or found.spec.version != artifact.version:
+            return None
+        return None if needs_reload(found.spec.config, model.config) else found
+
+    # --- seconds --------------------------------------------------------------------------------
+
+    def reload_s(self, model: str, size: int, *, warm: bool) -> float:
+        """Return what coming back to the device is expected to take: with ``warm`` from host memory, else from disk."""
+        if not warm:
+            return self.load_s.get(model, 0.0)
+        return self.swap_s.get(model, size / SWAP_BYTES_PER_S)
+
+    # --- failures -------------------------------------------------------------------------------
+
+    def load_failed(self, model: Model, error: ModelhostError, now: float) -> None:
+        """Remember a load that failed, if that tells something of the model."""
+        if error.reason not in REMEMBERED or model.available is None:
+            return
+        version, before = model.available.version, self.failed.get(model.id)
+        if before is None:
+            self.failed[model.id] = FailedLoad(version, model.edit, error, now)
+        else:
+            self.failed[model.id] = before.again(version, model.edit, error, now)
+
+    def refusal(self, model: Model, now: float) -> ModelhostError | None:
+        """Return why a request does not make the model load from disk again now, if its last load failed."""
+        known, artifact = self.failed.get(model.id), model.available
+        if known is None or artifact is None:
+            return None
+        return known.refusal(artifact.version, model.edit, now)
+
+    def forget(self, model: str) -> None:
+        """Forget what was learned of a deleted model: its id may come again."""
+        known = (self.measured, self.load_s, self.swap_s, self.failed, self.short)
+        for table in known:
+            table.pop(model, None)
+
+
+def predicted_bytes(model: Model) -> int:
+    """Return what loading the model's newest artifact is expected to take of a device.
+
+    The safetensors headers' sum where there are any, else the size of the files.
+    """
+    artifact = model.available
+    if artifact is None:
+        return 0
+    return artifact.predicted_bytes or artifact.size_bytes
+
+
+def load_timeout_s(model: Model, size: int) -> float:
+    """Return the model's load timeout; by default 120 s and a second for each 50 MB."""
+    own = model.config.load_timeout_s
+    return own if own is not None else LOAD_TIMEOUT_BASE_S + size / LOAD_BYTES_PER_S
+
+
+def _weigh(known: dict[str, float], model: str, seconds: float) -> None:
+    before = known.get(model, seconds)
+    known[model] = before + (seconds - before) * LOAD_S_WEIGHT
