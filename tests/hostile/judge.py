@@ -1,7 +1,10 @@
 """What any answer of the daemon must be like, whatever was asked: well, or an error of its own kind."""
 
+import zlib
+
 import grpc
 
+from modelhost.oip import open_inference_pb2 as oip
 from modelhostd.core.errors import REASONS, Reason
 from tests.api.support import Failure, failure_of
 
@@ -24,3 +27,37 @@ def typed(error: grpc.RpcError) -> Failure:
     assert found.message.isprintable(), f"unprintable: {said}"
     assert found.request_id, f"no x-request-id: {said}"
     return found
+
+
+def check_answer(asked: bytes, answered: bytes) -> None:
+    """Compare an identity model's answer with what protobuf itself reads of the request."""
+    request = oip.ModelInferRequest.FromString(plain(asked))
+    response = oip.ModelInferResponse.FromString(answered)
+    assert response.model_name == request.model_name
+    assert response.id == request.id
+    wanted = [o.name for o in request.outputs] or [i.name for i in request.inputs]
+    assert [o.name for o in response.outputs] == wanted
+    assert len(response.raw_output_contents) == len(wanted)
+    inputs = {i.name: i for i in request.inputs}
+    tops = {o.name for o in request.outputs if "classification" in o.parameters}
+    sent = {}
+    if request.raw_input_contents:
+        sent = dict(zip((i.name for i in request.inputs), request.raw_input_contents, strict=True))
+    for output, content in zip(response.outputs, response.raw_output_contents, strict=True):
+        if output.name in tops:
+            assert output.datatype == "BYTES"
+            continue
+        assert output.datatype == inputs[output.name].datatype
+        assert list(output.shape) == list(inputs[output.name].shape)
+        expected = sent.get(output.name, content)
+        if output.datatype == "BOOL":
+            expected = bytes(byte != 0 for byte in expected)
+        assert content == expected
+
+
+def plain(message: bytes) -> bytes:
+    """Return a message as it was before it was compressed."""
+    try:
+        return zlib.decompress(message, wbits=47)  # of gzip or zlib, by its head
+    except zlib.error:
+        return message

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelhost.oip import open_inference_pb2 as oip
-from tests.hostile.judge import typed
+from tests.hostile.judge import check_answer, typed
 from tests.hostile.live import CALL_S, Live, live
 from tests.hostile.messages import entry, mutated, payloads
 from tests.hostile.profile import examples
@@ -69,27 +69,6 @@ requests = st.one_of(
     # Large enough to go by the arena.
     mutated(raw("m", [("FP32", 100)]).SerializeToString() + entry(99, bytes(80_000))),
 )  # fmt: skip
-
-
-def check_answer(asked: bytes, answered: bytes) -> None:
-    """Compare an answer with what protobuf itself reads of the request: it is of the right model."""
-    request = oip.ModelInferRequest.FromString(asked)
-    response = oip.ModelInferResponse.FromString(answered)
-    assert response.model_name == request.model_name
-    assert response.id == request.id
-    wanted = [o.name for o in request.outputs] or [i.name for i in request.inputs]
-    assert [o.name for o in response.outputs] == wanted
-    inputs = {i.name: i for i in request.inputs}
-    for output in response.outputs:
-        assert output.datatype == inputs[output.name].datatype
-        assert list(output.shape) == list(inputs[output.name].shape)
-    if request.raw_input_contents:
-        sent = dict(zip((i.name for i in request.inputs), request.raw_input_contents, strict=True))
-        for output, content in zip(response.outputs, response.raw_output_contents, strict=True):
-            expected = sent[output.name]
-            if output.datatype == "BOOL":
-                expected = bytes(byte != 0 for byte in expected)
-            assert content == expected
 
 
 def test_any_request_is_answered_by_the_model_that_it_names(at: Live) -> None:

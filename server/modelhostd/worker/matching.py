@@ -6,7 +6,7 @@ Every refusal is INVALID_ARGUMENT with the field, what is expected and what came
 from collections.abc import Mapping, Sequence
 
 from modelhost.oip import open_inference_pb2 as oip
-from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.errors import ModelhostError
 from modelhostd.worker.backend import Signature, Tensor, TensorSpec
 from modelhostd.worker.classification import Top
 from modelhostd.worker.tensors import MAX_NAME_CHARACTERS, refuse
@@ -139,19 +139,22 @@ def read_requested(
                 f"output '{name}' already exists in request", "outputs", "each name once", name
             )
         if name not in known:
+            # An identity model without inputs has none.
+            names = ", ".join(sorted(known)) or "none"
             raise refuse(
                 f"unexpected inference output '{name}' for model '{model}'. Known outputs are: "
-                f"{', '.join(sorted(known))}",
+                f"{names}",
                 "outputs",
-                ", ".join(sorted(known)),
+                names,
                 name,
             )
         if "shared_memory_region" in item.parameters:
-            raise ModelhostError(
-                Reason.UNIMPLEMENTED,
-                f"parameter 'shared_memory_region' of output '{name}' is not supported; ask for the "
-                "output without it",
-                {"method": "ModelInfer"},
+            raise refuse(
+                f"Unable to find shared memory region: output '{name}' for model '{model}' names "
+                "one, and this server has none; ask for the output without it",
+                f"outputs[{name}].parameters",
+                "no shared_memory_region",
+                "shared_memory_region",
             )
         if "classification" in item.parameters:
             labels = specs[name].labels if name in specs else ()
