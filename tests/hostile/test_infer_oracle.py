@@ -179,4 +179,4 @@ def test_server_and_oracle_agree_on_what_is_taken(name: str) -> None:
         seen[not got] += 1
 
     attempt()
-    assert min(seen.values()) > examples(EXAMPLES // len(MODELS)) // 20, seen
+    assert all(seen.values()), seen
