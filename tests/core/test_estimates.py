@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelhostd.core.estimates import Room, corrected_bytes
+from modelhostd.core.estimates import Room, corrected_bytes, missing_bytes
 
 SIZES = st.integers(0, 1 << 45)
 
@@ -14,6 +14,14 @@ def test_it_goes_by_model_and_device() -> None:
     assert corrected_bytes(400, 0, room) == 500
     assert corrected_bytes(4, 0, room) == 14
     assert corrected_bytes(400, 300, room) == 700
+
+
+def test_what_a_worker_says_is_taken_with_care() -> None:
+    """A number of bytes is one of digits; whatever else an error carries counts as not said."""
+    assert missing_bytes({"neededBytes": "4096"}) == 4096
+    for said in ("", "-1", "1e9", "1" * 30, "\u0663", "abc"):
+        assert missing_bytes({"neededBytes": said}) == 0
+    assert missing_bytes({}) == 0
 
 
 def test_it_is_more_than_what_was_free() -> None:

@@ -4,12 +4,17 @@ Nobody can know before what a library takes beside the weights. So the model's s
 was told, and is given up again when a load has measured the truth.
 """
 
+from collections.abc import Mapping
+
 from modelhostd.core.values import dataclass
 
 MODEL_PART = 4
 """What is missing is at least this part of the model, ..."""
 DEVICE_PART = 100
 """... and this part of the device: what libraries take goes by that, and one allocation that fails is rarely the last."""
+
+DIGITS_MAX = 19
+"""Of a number that a worker says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,12 @@ class Room:
     """What the ledger had left beside the model, and which was not enough."""
     most: int
     """What the model can have once all has gone that neither a pin nor a lease holds."""
+
+
+def missing_bytes(metadata: Mapping[str, str]) -> int:
+    """Return what the allocation that failed asked for, as a worker says it in its error; 0 = it does not."""
+    said = metadata.get("neededBytes", "")
+    return int(said) if said.isascii() and said.isdigit() and len(said) <= DIGITS_MAX else 0
 
 
 def corrected_bytes(size: int, missing: int, room: Room) -> int:

@@ -120,10 +120,13 @@ class Arrivals:
         waiter = self._routes.join(model.id, limit)
         if not coming:
             try:
-                loads.want(model.id, principal="inference")
+                loads.want(model.id, principal="inference", on_demand=True)
             except ModelhostError:
                 waiter.cancel()
                 raise
+        elif self._routes.queued(model.id) == 1:
+            # The load may have stood still because nobody waited for it.
+            loads.pump()
         try:
             return await waiter
         except asyncio.CancelledError:

@@ -4,9 +4,11 @@ Rules:
 1. A wanted load ends: READY, refused, failed, cancelled, or at its deadline; its operations end with it.
 2. A load never waits behind one that it does not compete with for bytes; one from host memory behind no other.
 3. A load that is being stopped is joined by nobody: who comes then wants another one.
+4. A load that only requests want makes nobody leave while none of them waits, and ends when none comes again.
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -63,12 +65,14 @@ class Loads(LoadPlans):
         device: str = "",
         priority: int | None = None,
         keep: bool = False,
+        on_demand: bool = False,
         principal: str = "",
         request: Request | None = None,
     ) -> "tuple[str, asyncio.Future[int]]":
         """Return the id of the operation that brings the model to READY, and when it is durable.
 
-        With ``keep`` the load goes on even if its operation cannot be stored. Raises
+        With ``keep`` the load goes on even if its operation cannot be stored; ``on_demand``: requests that wait in
+        the model's queue want it, and nobody else. Raises
         MODEL_NOT_DOWNLOADED, MODEL_BLOCKED, MODEL_TOO_LARGE, OUT_OF_DEVICE_MEMORY,
         CONFLICTING_OPERATION, SHUTTING_DOWN or DEVICE_NOT_FOUND at once.
         """
@@ -82,7 +86,8 @@ class Loads(LoadPlans):
                 principal=principal,
                 request=request,
             )
-        wanted = self._wanted.get(model_id) or self._admitted(model, device, priority)
+        wanted = self._wanted.get(model_id) or self._admitted(model, device, priority, on_demand)
+        wanted.on_demand &= on_demand
         joined = self._joinable(wanted)
         if joined is not None:
             done = self._registry.stage((), principal, request, joined)
@@ -110,24 +115,26 @@ class Loads(LoadPlans):
             result = self._ready_result(route)
             self._registry.record(self._operations.succeeded(operation, result))
             return
-        wanted = self._wanted.get(model_id) or self._admitted(model, device, priority)
+        wanted = self._wanted.get(model_id) or self._admitted(model, device, priority, False)
+        wanted.on_demand = False
         self._attach(wanted, operation)
 
     def want_for_queue(self, model_id: str, principal: str, lost: Route | None = None) -> None:
         """Load a model because requests wait for it or its worker was lost; a refusal ends them."""
         try:
-            self.want(model_id, principal=principal, keep=True)
+            self.want(model_id, principal=principal, keep=True, on_demand=principal == "inference")
             if lost is not None and (wanted := self._wanted.get(model_id)) is not None:
                 wanted.lost = lost
         except ModelhostError as error:
             log.warning("a model does not come back", model=model_id, reason=error.reason)
             self._occupancy.routes.fail(model_id, error)
 
-    def _admitted(self, model: Model, device: str, priority: int | None) -> Wanted:
+    def _admitted(self, model: Model, device: str, priority: int | None, on_demand: bool) -> Wanted:
         """Return a new load that is not refused at once."""
         if self._stopping:
             raise errors.shutting_down(model.id)
         wanted = self._new(model, device, priority)
+        wanted.on_demand = on_demand
         plan = self._admission.plan(wanted)
         if isinstance(plan, rules.Refuse) and self._occupancy.routes.get(model.id) is None:
             raise plan.error
@@ -213,10 +220,21 @@ class Loads(LoadPlans):
             self.cancel(model_id, errors.shutting_down(model_id))
 
     def expire(self, now: float) -> None:
-        """End the waiting loads whose deadline has passed; running ones end by themselves."""
-        for wanted in list(self._wanted.values()):
-            if now >= wanted.deadline and wanted.task is None:
+        """End the waiting loads whose deadline has passed, or that nobody wants any more; running ones end by
+        themselves.
+        """
+        for wanted in [w for w in self._wanted.values() if w.task is None]:
+            wanted.alone_since = (
+                min(wanted.alone_since, now) if self._is_alone(wanted) else math.inf
+            )
+            if now >= wanted.deadline:
                 self._ended(wanted, errors.too_late(wanted))
+            elif now - wanted.alone_since >= errors.ABANDONED_S:
+                self._ended(wanted, errors.abandoned(wanted))
+
+    def _is_alone(self, wanted: Wanted) -> bool:
+        """Whether only requests want a load, and none of them waits at the moment."""
+        return wanted.on_demand and not self._occupancy.routes.queued(wanted.model)
 
     # --- the pump -------------------------------------------------------------------------------
 
@@ -225,7 +243,7 @@ class Loads(LoadPlans):
         if self._stopping:
             return
         claimed: dict[str, int] = {}
-        waiting = [w for w in self._wanted.values() if w.task is None]
+        waiting = [w for w in self._wanted.values() if w.task is None and not self._is_alone(w)]
         for wanted in sorted(waiting, key=lambda w: (-w.priority, w.since)):
             full = self.running.count >= self._registry.decided.settings.max_concurrent_loads
             if full and wanted.model not in self._occupancy.host.warm:

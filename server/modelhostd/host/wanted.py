@@ -1,6 +1,7 @@
 """One load that waits for memory or runs, and what it says when it does not come to its end."""
 
 import asyncio
+import math
 from dataclasses import field
 
 from modelhostd.core import residency as rules
@@ -13,6 +14,8 @@ from modelhostd.host.routes import Route
 
 WORKER_LOST_RETRIES = 1
 MEMORY_RETRIES = 1
+ABANDONED_S = 10.0
+"""How long a load keeps its place while none of the requests that want it waits: clients that give up try again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +45,10 @@ class Wanted:
     """Whether there is."""
     swapping: bool = False
     """Whether it comes from host memory: it needs no place among the loads from disk."""
+    on_demand: bool = False
+    """Whether only requests want it: while none of them waits it makes nobody leave, and then it ends."""
+    alone_since: float = math.inf
+    """Since when none of them does."""
     stopped_by: ModelhostError | None = None
     stays: bool = False
     """Whether the requests that wait for the model go on waiting when this load is stopped."""
@@ -60,6 +67,16 @@ def cancelled(wanted: Wanted) -> ModelhostError:
     return ModelhostError(
         Reason.CANCELLED,
         f"loading model '{wanted.model}' was cancelled",
+        {"operation": wanted.operations[0]} if wanted.operations else {},
+    )
+
+
+def abandoned(wanted: Wanted) -> ModelhostError:
+    """Return the error of a load that requests wanted, all of which gave up while it waited for memory."""
+    return ModelhostError(
+        Reason.CANCELLED,
+        f"loading model '{wanted.model}' was cancelled: it waited for memory, and the requests that "
+        "wanted it gave up",
         {"operation": wanted.operations[0]} if wanted.operations else {},
     )
 
