@@ -146,7 +146,7 @@ def verdict(message: bytes) -> str:
             return MODEL
         signature = SIGNATURES[head.model_name]
         parsed = parse(message, name=head.model_name, version=1, signature=signature)
-        if head.model_name == "identity":
+        if not signature.inputs:  # outputs are the inputs
             Response(parsed, 1, parsed.inputs)
     except ModelhostError as error:
         return field_of(error)
