@@ -94,7 +94,7 @@ def test_workers_do_not_inherit_the_socket() -> None:
     ("microseconds", "pid", "expected"),
     [
         ("30000000", "", 15.0),
-        ("30000000", str(os.getpid()), 15.0),
+        pytest.param("30000000", str(os.getpid()), 15.0, id="its own process"),
         ("30000000", "1", None),
         ("0", "", None),
         ("", "", None),
