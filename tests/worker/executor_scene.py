@@ -27,6 +27,11 @@ class Channel:
         del generation, header, response, flags
         self.answers.append((request, "answered"))
 
+    def send(self, kind, flags, request, generation):
+        """Keep the end of a stream."""
+        del kind, flags, generation
+        self.answers.append((request, "end"))
+
     def send_error(self, request, generation, error):
         """Keep an error."""
         del generation
@@ -105,9 +110,10 @@ def hosted(backend, model="m", **options):
     return Hosted(f"{model}-1", 1, model, 1, "cpu", "test", backend, backend.signature(), **options)
 
 
-def job(channel, number=None, model="m", priority=0):
-    """Return a request for an instance."""
+def job(channel, number=None, model="m", priority=0, credit=0):
+    """Return a request for an instance; with ``credit`` a stream."""
     payload = encode({"x": numbers(4)}, name=model)
     number = next(_numbers) if number is None else number
     arrived_ns = time.monotonic_ns()
-    return InferJob(channel, number, 1, f"{model}-1", model, priority, payload, arrived_ns, None)
+    at = f"{model}-1", model, priority
+    return InferJob(channel, number, 1, *at, payload, arrived_ns, None, credit)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from modelhostd.worker.backend import BadInputError, Cancelled, InferContext, Tensor
+from modelhostd.worker.backends.generation import engine
 from modelhostd.worker.backends.generation.text_stream import TextStream
 from tests.worker.generation_models import (
     CONFIGS,
@@ -126,6 +127,63 @@ def test_a_reader_that_does_not_read_rests_and_goes_on_where_it_was(backend):
     run(backend)
     assert third.ended
     assert slow.text == whole.text
+
+
+def test_readers_that_do_not_read_keep_nobody_out(folder, monkeypatch):
+    """Where others wait, a text that rests loses its place; it waits for another and goes on where it was."""
+    monkeypatch.setattr(engine, "REST_S", 0.0)
+    backend = load(folder, options={"max_sequences": 2})
+    ways = ({}, {"temperature": 1.5, "seed": 7, "repetition_penalty": 1.2})
+    whole = [begin(backend, "hello", max_tokens=40, **way) for way in ways]
+    run(backend)
+    slow = [begin(backend, "hello", Reader(room=2), max_tokens=40, **way) for way in ways]
+    run(backend)
+    others = [begin(backend, prompt, max_tokens=10) for prompt in PROMPTS]
+    run(backend)
+    assert all(reader.ended and reader.error is None for reader in others)
+    assert [len(reader.got) for reader in slow] == [2, 2]
+    last = begin(backend, "hello", max_tokens=10)
+    for reader in slow:
+        reader.room = 10**9
+    run(backend)
+    assert last.ended
+    assert [reader.text for reader in slow] == [reader.text for reader in whole]
+
+
+def test_a_short_stall_costs_no_place(folder):
+    """Who waits is patient for a moment with a reader that stalls."""
+    backend = load(folder, options={"max_sequences": 1})
+    slow = begin(backend, "hello", Reader(room=1), max_tokens=10)
+    other = begin(backend, "x", max_tokens=10)
+    run(backend)
+    assert other.got == []
+    slow.room = 10**9
+    run(backend)
+    assert slow.ended
+    assert other.ended
+
+
+def test_the_more_urgent_text_begins_first(folder):
+    """Of those that wait for a place the higher priority has the next one, then the earlier."""
+    backend = load(folder, options={"max_sequences": 1})
+    ends = []
+
+    class Noting(Reader):
+        def send(self, outputs, *, last):
+            super().send(outputs, last=last)
+            if last:
+                ends.append(self.name)
+
+    first = Noting()
+    first.name = "first"
+    begin(backend, "hello", first, max_tokens=5)
+    backend.step()
+    for name, priority in (("late", -3), ("a", 0), ("b", 0), ("urgent", 7)):
+        reader = Noting()
+        reader.name, reader.priority = name, priority
+        begin(backend, "hello", reader, max_tokens=3)
+    run(backend)
+    assert ends == ["first", "urgent", "a", "b", "late"]
 
 
 def test_more_texts_than_there_is_room_for_wait_their_turn(folder):

@@ -179,6 +179,8 @@ class Answer(abc.ABC):
 
     streaming: bool
     """Whether the reader takes several responses."""
+    priority: int = 0
+    """The higher goes first, where not all can be worked on."""
 
     @property
     @abc.abstractmethod

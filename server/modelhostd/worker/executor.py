@@ -1,9 +1,11 @@
 """The threads that run jobs: fair between instances, each instance in as many as it allows.
 
 A job runs in a thread of the executor, or, where its instance has been quick, in the one that read it
-(:mod:`modelhostd.worker.readers`).
+(:mod:`modelhostd.worker.readers`). A stream has a thread of its own: it waits for its reader, and the executor's threads
+are for all instances.
 """
 
+import itertools
 import os
 import sys
 import time
@@ -15,7 +17,7 @@ from modelhostd.worker.jobs import Activity, Hosted
 from modelhostd.worker.own_threads import start_thread
 from modelhostd.worker.runner import Runner
 from modelhostd.worker.schedule import Job, Key, Schedule
-from modelhostd.worker.wire.blackbox import BlackBox
+from modelhostd.worker.wire.blackbox import ENTRIES, BlackBox
 
 
 class Executor:
@@ -28,6 +30,8 @@ class Executor:
         self._threads = [Activity(f"executor-{index}", box, index) for index in range(threads)]
         self.readers = [Activity(f"reader-{index}", box, threads + index) for index in range(2)]
         self.activities = [*self._threads, *self.readers]
+        self._box = box
+        self._streams: set[int] = set()
         self.schedule = Schedule(threads, queue_limit)
         self._runner = Runner(self.schedule, exit)
         self._lock = self.schedule.lock
@@ -164,14 +168,38 @@ class Executor:
             with self._lock:
                 while (taken := schedule.take(is_free)) is None:
                     schedule.work.wait(schedule.next_due_s())
+                entry, job = taken
+                if job.streaming and entry.step is None:
+                    self._begin_stream(entry, job)
+                    del taken, job
+                    continue
                 schedule.idle -= 1
-            entry, job = taken
             jobs = self._runner.run(entry, job, activity)
             with self._lock:
                 schedule.end(entry, jobs)
                 schedule.idle += 1
             # Held longer, it would keep a request's tensors alive while the thread is idle.
             del taken, job, jobs
+
+    def _begin_stream(self, entry: Entry, job: Job) -> None:
+        """Start the thread of a stream; an instance has as many as its ``concurrency`` says."""
+        number = next(n for n in itertools.count() if n not in self._streams)
+        # From the end of the page, half of it at most: its beginning has the entries of other threads.
+        place = ENTRIES - 1 - number if number < ENTRIES // 2 else ENTRIES
+        activity = Activity(f"stream-{number}", self._box, place)
+        self._streams.add(number)
+        self.activities.append(activity)
+        start_thread(self._run_stream, number, entry, job, activity, name=activity.name)
+
+    def _run_stream(self, number: int, entry: Entry, job: Job, activity: Activity) -> None:
+        jobs = self._runner.run(entry, job, activity)
+        schedule = self.schedule
+        with self._lock:
+            schedule.end(entry, jobs)
+            self.activities.remove(activity)
+            self._streams.remove(number)
+            if len(schedule.queue) and schedule.idle:
+                schedule.work.notify()
 
 
 def exit_now(code: int) -> None:

@@ -40,6 +40,17 @@ def late(model: str, *, started: bool) -> ModelhostError:
     )
 
 
+def unread(model: str, seconds: float) -> ModelhostError:
+    """Return what a stream ends with whose reader has taken nothing for so long."""
+    return ModelhostError(
+        Reason.QUEUE_FULL,
+        f"Answers of model '{model}' were not read for {seconds:.0f} s, so that their stream was ended; read "
+        "them as they come, or ask for one whole answer.",
+        {"model": model, "queue": "unread answers", "limit": f"{seconds:.0f} s"},
+        retry_delay_s=1.0,
+    )
+
+
 def not_loaded(model: str) -> ModelhostError:
     """Return what a request for an instance that is not here (any more) is answered with."""
     return ModelhostError(

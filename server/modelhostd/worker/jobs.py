@@ -19,6 +19,8 @@ from modelhostd.worker.wire.frames import Kind
 log = logging.getLogger("modelhostd.worker")
 
 CREDIT_WAIT_S = 0.5
+UNREAD_S = 60.0
+"""How long a stream waits for its reader to take an answer: it may hold a place that others want."""
 CHECK_PRIORITY = 2**31 - 1
 
 
@@ -104,6 +106,8 @@ class InferJob:
     unloaded: bool = field(default=False, init=False)
     input_ns: int = field(default=0, init=False)
     """What parsing it took."""
+    _stalled_s: float = field(default=0.0, init=False)
+    """Since when its reader has no room for another answer, in monotonic seconds; 0 = it has."""
     _parsed: oip.ParsedRequest | None = field(default=None, init=False)
     _changed: threading.Condition | None = field(default=None, init=False)
 
@@ -135,6 +139,8 @@ class InferJob:
         if self._changed is not None:
             with self._changed:
                 self.credit += responses
+                if self.credit > 0:
+                    self._stalled_s = 0.0
                 self._changed.notify_all()
 
     def spend_credit(self, response: oip.Response) -> None:
@@ -142,6 +148,8 @@ class InferJob:
         if self._changed is not None:
             with self._changed:
                 self.credit -= frames.credit_of(response.size)
+                if self.credit <= 0:
+                    self._stalled_s = time.monotonic()
 
     def refuse(self, error: ModelhostError) -> None:
         """Answer with an error."""
@@ -193,6 +201,8 @@ class InferJob:
         failure = failures.from_infer(error, hosted.model, hosted.device)
         if isinstance(error, Cancelled) and self.unloaded:
             failure = failures.not_loaded(hosted.model)
+        elif isinstance(error, Cancelled) and not self.cancelled and self.unread:
+            failure = failures.unread(hosted.model, UNREAD_S)
         elif isinstance(error, Cancelled) and not self.cancelled:
             failure = failures.late(hosted.model, started=True)
         self.refuse(failure)
@@ -208,9 +218,14 @@ class InferJob:
         except ModelhostError as error:
             self.fail(hosted, error)
 
+    @property
+    def unread(self) -> bool:
+        """Whether its reader has taken nothing for too long."""
+        return self._stalled_s > 0 and time.monotonic() - self._stalled_s >= UNREAD_S
+
     def unwanted(self) -> bool:
-        """Whether it was cancelled, or its deadline has passed."""
-        if self.cancelled:
+        """Whether it was cancelled, its deadline has passed, or its reader takes nothing."""
+        if self.cancelled or self.unread:
             return True
         return self.deadline_ns is not None and time.monotonic_ns() >= self.deadline_ns
 

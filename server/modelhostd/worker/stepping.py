@@ -64,6 +64,7 @@ class JobAnswer(Answer):
     ) -> None:
         self.job = job
         self.streaming = job.streaming
+        self.priority = job.priority
         self.ended = False
         self._hosted = hosted
         self._on_end = on_end

@@ -1,6 +1,8 @@
 """Gets many texts on, one token each at a time, and takes new ones in between two tokens."""
 
-from collections import deque
+import itertools
+import time
+from bisect import insort
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +13,10 @@ from modelhostd.worker.backends.generation.lanes import Lane, Row
 from modelhostd.worker.backends.generation.parameters import Parameters
 from modelhostd.worker.backends.generation.sampling import Sampler
 from modelhostd.worker.backends.generation.text_stream import TextStream
+
+REST_S = 2.0
+"""How long a text keeps its place while its reader takes nothing and others wait: a short stall of a network
+costs nobody a second run of the prompt."""
 
 
 class Generation:
@@ -35,7 +41,11 @@ class Generation:
         self.tokens: list[int] = []
         self.done = False
         """Whether its last piece was sent."""
-        self.row = Row(0, 0)
+        self.row: Row | None = None
+        """What the model remembers of it: it has a place. None = it waits for one, or has lost it."""
+        self.number = 0
+        """Its place in the order of those that wait."""
+        self.rests_since = 0.0
         self._text = text
         self._stream = stream
         self._pieces = [before] if before else []
@@ -83,7 +93,8 @@ class Generation:
 class Engine:
     """The texts of one model. Its methods are called by one thread at a time.
 
-    A text waits in ``pending`` until there is room, is in the lane, or rests because its reader does.
+    A text waits in ``pending`` until there is a place, is in the lane, or rests because its reader does. Where others wait, one
+    that rests loses its place: once it is read, it waits for another and is run through the model again.
     """
 
     def __init__(
@@ -101,14 +112,17 @@ class Engine:
         self._context_tokens = context_tokens
         self._end_tokens = end_tokens
         self._is_fatal = is_fatal
-        self._pending: deque[Generation] = deque()
+        self._pending: list[Generation] = []
+        """In the order of their turns."""
+        self._arrivals = itertools.count()
         self._running: list[Generation] = []
         """In the order of the lane's rows."""
         self._resting: list[Generation] = []
 
     def add(self, generation: Generation) -> None:
-        """Take a text."""
-        self._pending.append(generation)
+        """Take a text. Of those that wait the higher priority begins first, then the earlier one."""
+        generation.number = next(self._arrivals)
+        insort(self._pending, generation, key=lambda g: (-g.answer.priority, g.number))
 
     def step(self) -> bool:
         """Generate one token of each text that can go on; whether there is one that still can."""
@@ -121,7 +135,9 @@ class Engine:
                     self._decode()
                 # One prompt between two tokens: those who read are not held up by a crowd that comes.
                 while self._has_room():
-                    self._start(self._pending.popleft())
+                    if self._placed() >= self._max_sequences:
+                        self._displace()
+                    self._start(self._pending.pop(0))
                     if busy:
                         break
         except Exception as error:
@@ -131,9 +147,26 @@ class Engine:
             self._fail(running, error)
         return bool(self._running) or self._has_room() or any(not g.resting for g in self._resting)
 
+    def _placed(self) -> int:
+        return len(self._running) + sum(1 for g in self._resting if g.row is not None)
+
     def _has_room(self) -> bool:
-        at_work = len(self._running) + len(self._resting)
-        return bool(self._pending) and at_work < self._max_sequences
+        """Whether one that waits can begin, in the place of one that rests where need be."""
+        if not self._pending:
+            return False
+        return self._placed() < self._max_sequences or self._idlest() is not None
+
+    def _idlest(self) -> Generation | None:
+        """Return who has rested longest in a place, if that is long enough to lose it."""
+        idlest = next((g for g in self._resting if g.row is not None), None)
+        if idlest is None or time.monotonic() - idlest.rests_since < REST_S:
+            return None
+        return idlest
+
+    def _displace(self) -> None:
+        idlest = self._idlest()
+        assert idlest is not None
+        idlest.row = None
 
     def _drop_unwanted(self) -> None:
         for generation in [g for g in self._running if g.answer.unwanted]:
@@ -147,9 +180,14 @@ class Engine:
     def _rest_and_wake(self) -> None:
         for generation in [g for g in self._running if g.resting]:
             self._leave(generation, keep=True)
+            generation.rests_since = time.monotonic()
             self._resting.append(generation)
         for generation in [g for g in self._resting if not g.resting]:
             self._resting.remove(generation)
+            if generation.row is None:
+                # Behind those that wait: who reads slowly must not keep the others out.
+                self.add(generation)
+                continue
             try:
                 self._join(generation)
             except Exception as error:
@@ -157,7 +195,7 @@ class Engine:
 
     def _start(self, generation: Generation) -> None:
         try:
-            generation.row, scores = self._lane.prefill(generation.prompt)
+            generation.row, scores = self._lane.prefill(generation.prompt + generation.tokens)
             if self._take(generation, generation.sampler.pick(scores)):
                 self._join(generation)
         except Exception as error:
@@ -180,17 +218,20 @@ class Engine:
                 self._leave(generation)
 
     def _take(self, generation: Generation, token: int) -> bool:
+        assert generation.row is not None
         generation.row.token = token
         room = self._context_tokens - len(generation.prompt)
         return generation.push(token, self._end_tokens, min(generation.parameters.max_tokens, room))
 
     def _join(self, generation: Generation) -> None:
+        assert generation.row is not None
         self._lane.join(generation.row)
         self._running.append(generation)
         places = {id(row): place for place, row in enumerate(self._lane.rows)}
         self._running.sort(key=lambda g: places[id(g.row)])
 
     def _leave(self, generation: Generation, *, keep: bool = False) -> None:
+        assert generation.row is not None
         self._lane.leave(generation.row, keep=keep)
         self._running.remove(generation)
 
