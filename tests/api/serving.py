@@ -48,7 +48,7 @@ async def serving(services: Sequence[Service], *, stall_s: float = 30.0) -> Asyn
         Admission(AdmissionLimits()),
         stall_s=stall_s,
     )
-    server = grpc.aio.server(options=OPTIONS)
+    server = grpc.aio.server(options=(*OPTIONS, ("grpc.per_message_decompression", 0)))
     server.add_generic_rpc_handlers(tuple(wrapper.handlers(services, CONTROL_BYTES_MAX)))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

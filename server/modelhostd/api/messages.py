@@ -1,4 +1,4 @@
-"""Messages as they come and go: measured, parsed and encoded."""
+"""Messages as they come and go: unpacked, measured, parsed and encoded."""
 
 import asyncio
 import contextlib
@@ -7,6 +7,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
+from modelhostd.api.compression import FIRST, Unpacker
 from modelhostd.api.methods import Method
 from modelhostd.core.errors import ModelhostError, Reason, invalid
 
@@ -34,8 +35,19 @@ def parsed(method: Method, raw: bytes) -> Any:
         raise invalid("request", expected, raw[:40]) from None
 
 
+async def taken(method: Method, raw: bytes, unpacker: Unpacker) -> Any:
+    """Return the request of a method as :func:`parsed` does, unpacked before if it came compressed."""
+    if raw[:1] in FIRST:
+        raw = await unpacker.unpacked(raw, method.limit_bytes)
+    return parsed(method, raw)
+
+
 async def requests(
-    method: Method, messages: AsyncIterator[bytes], *, idle_s: float | None = READ_IDLE_S
+    method: Method,
+    messages: AsyncIterator[bytes],
+    unpacker: Unpacker,
+    *,
+    idle_s: float | None = READ_IDLE_S,
 ) -> AsyncIterator[Any]:
     """Yield the requests of a client's stream; one that sends nothing for long ends it."""
     iterator = aiter(messages)
@@ -51,7 +63,7 @@ async def requests(
                 f"{method.name} got no message for {READ_IDLE_S:g} s; what came does not count, begin again",
                 {"method": method.name},
             ) from None
-        yield parsed(method, raw)
+        yield await taken(method, raw, unpacker)
 
 
 async def read_on(messages: AsyncIterator[bytes]) -> None:

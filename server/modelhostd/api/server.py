@@ -16,6 +16,7 @@ from modelhost.v1 import host_pb2
 from modelhostd.api.admission import Admission, AdmissionLimits
 from modelhostd.api.calls import Calls
 from modelhostd.api.compatibility import Compatibility
+from modelhostd.api.compression import Unpacker
 from modelhostd.api.events import EventService, event_service
 from modelhostd.api.facts import Backend, CredentialStatus, Facts, ProcessSetting, SourceStatus
 from modelhostd.api.health import Health, health_service
@@ -171,6 +172,7 @@ class ApiServer:
         self.services: Sequence[Service] = ()
         self.rpc_stats = RpcStats()
         self.inference_limit: Callable[[int], None] = lambda limit: None
+        self._unpacker = Unpacker()
         self._limits = limits
         self._listeners = found
         self._started: list[Listener] = []
@@ -215,7 +217,13 @@ class ApiServer:
         services = [*self.services, health_service(self.health)]
         if listener.reflection:
             services += reflection_services([s.name for s in services])
-        wrapper = Wrapper(listener.caller, self.calls, self.admission, stats=self.rpc_stats)
+        wrapper = Wrapper(
+            listener.caller,
+            self.calls,
+            self.admission,
+            stats=self.rpc_stats,
+            unpacker=self._unpacker,
+        )
         listener.server.add_generic_rpc_handlers(
             wrapper.handlers(services, self._limits.control_message_bytes)
         )
@@ -286,6 +294,5 @@ def _options(limits: Limits) -> Sequence[tuple[str, Any]]:
         # One per server; the limit of each method is checked on the bytes that come.
         ("grpc.max_receive_message_length", min(2**31 - 1, largest + TYPED_REFUSAL_BYTES)),
         ("grpc.max_send_message_length", -1),
-        # Identity alone: 60 KB would unpack to the largest message, times the calls of a connection.
-        ("grpc.compression_enabled_algorithms_bitset", 1),
+        ("grpc.per_message_decompression", 0),  # 60 KB to the largest message, times all calls
     ]

@@ -26,8 +26,9 @@ from structlog.contextvars import STRUCTLOG_KEY_PREFIX
 from modelhostd.api import errors
 from modelhostd.api.admission import Admission, Gate, Group
 from modelhostd.api.calls import Call, Caller, Calls, denied
+from modelhostd.api.compression import FIRST, Unpacker
 from modelhostd.api.counted import Counted, counts_of
-from modelhostd.api.messages import encoded, parsed, read_on, requests
+from modelhostd.api.messages import encoded, parsed, read_on, requests, taken
 from modelhostd.api.methods import Method, Service
 from modelhostd.core.errors import Code, ModelhostError, Reason
 from modelhostd.core.rpc_stats import OK, RpcStats
@@ -61,12 +62,14 @@ class Wrapper:
         *,
         stall_s: float = STALL_S,
         stats: RpcStats | None = None,
+        unpacker: Unpacker | None = None,
     ) -> None:
         self._caller = caller
         self._calls = calls
         self._admission = admission
         self._stall_s = stall_s
         self.stats = stats if stats is not None else RpcStats()
+        self._unpacker = unpacker if unpacker is not None else Unpacker()
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
         self.stalled_count = 0
@@ -103,8 +106,13 @@ class Wrapper:
         if method.timeout_s is None:
             # The way of ModelInfer: no coroutine and no timer more than it needs.
             def work(raw: Any, call: Call) -> Awaitable[Any]:
+                if raw[:1] in FIRST:
+                    return unpacked(raw, call)
                 answer: Awaitable[Any] = method.handler(parsed(method, raw), call)
                 return answer
+
+            async def unpacked(raw: bytes, call: Call) -> Any:
+                return await method.handler(await taken(method, raw, self._unpacker), call)
 
             return self._answering(method, work)
 
@@ -112,7 +120,7 @@ class Wrapper:
             limit = asyncio.timeout(method.timeout_s)
             try:
                 async with limit:
-                    return await method.handler(parsed(method, raw), call)
+                    return await method.handler(await taken(method, raw, self._unpacker), call)
             except TimeoutError:
                 if limit.expired():
                     raise _too_long(method) from None
@@ -123,7 +131,7 @@ class Wrapper:
     def _gathering(self, method: Method) -> Callable[..., Any]:
         async def work(messages: Any, call: Call) -> Any:
             try:
-                return await method.handler(requests(method, messages), call)
+                return await method.handler(requests(method, messages, self._unpacker), call)
             except Exception:
                 await read_on(messages)
                 raise
@@ -142,10 +150,10 @@ class Wrapper:
             try:
                 held.take()
                 request = (
-                    parsed(method, given)
+                    await taken(method, given, self._unpacker)
                     if isinstance(given, bytes)
                     # Such a stream may be idle for hours between two requests.
-                    else requests(method, given, idle_s=None)
+                    else requests(method, given, self._unpacker, idle_s=None)
                 )
                 items = method.handler(request, call)
                 held.items = items

@@ -1,0 +1,151 @@
+"""Requests that clients compress: taken, and unpacked no further than the limit of their method."""
+
+import asyncio
+import gzip
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelhost.oip import open_inference_pb2 as oip
+from modelhost.v1 import host_service_pb2, residency_service_pb2
+from modelhostd.api.compression import AT_ONCE_BYTES, FIRST, Unpacker
+from modelhostd.core.errors import ModelhostError, Reason
+from tests.api.support import CALL_S, Limits, Served, failure, served
+
+MIB = 2**20
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+BOTH = (grpc.Compression.Gzip, grpc.Compression.Deflate)
+
+
+def request(model: str, size: int) -> bytes:
+    """Return an encoded request with one tensor of so many zeros."""
+    made = oip.ModelInferRequest(model_name=model, raw_input_contents=[bytes(size)])
+    made.inputs.add(name="x", datatype="UINT8", shape=[size])
+    return made.SerializeToString()
+
+
+def sizes_seen(it: Served) -> list[int]:
+    """Return the sizes of the requests that reach the worker, as they come."""
+    seen: list[int] = []
+
+    def answer(_: object, payload: bytes) -> bytes:
+        seen.append(len(payload))
+        return oip.ModelInferResponse(id="done").SerializeToString()
+
+    it.running.workers.handler = answer
+    return seen
+
+
+@pytest.mark.parametrize("compression", BOTH, ids=lambda c: c.name)
+async def test_compressed_requests_are_answered(
+    tmp_path: Path, compression: grpc.Compression
+) -> None:
+    """Small and large, alone and on a stream, for inference and for control; the worker sees them unpacked."""
+    async with served(tmp_path) as it:
+        await it.have()
+        await it.load()
+        seen = sizes_seen(it)
+        asked = [request("minilm", size) for size in (10, 5_000, 3 * MIB)]
+        infer = it.tcp.raw(INFER)
+        for one in asked:
+            answer = await infer(one, compression=compression, timeout=CALL_S)
+            assert oip.ModelInferResponse.FromString(answer).id == "done"
+        stream = it.tcp.channel.stream_stream(STREAM)
+        answers = stream(iter(asked), compression=compression, timeout=CALL_S)
+        assert len([answer async for answer in answers]) == len(asked)
+        assert sorted(seen) == sorted([*map(len, asked)] * 2)
+        named = residency_service_pb2.LoadModelRequest(name="models/minilm", device="")
+        await it.tcp.residency.LoadModel(named, compression=compression, timeout=CALL_S)
+        watch = host_service_pb2.GetHostRequest()
+        await it.tcp.host.GetHost(watch, compression=compression, timeout=CALL_S)
+
+
+@pytest.mark.parametrize("compression", BOTH, ids=lambda c: c.name)
+async def test_a_bomb_is_refused_at_its_methods_limit(
+    tmp_path: Path, compression: grpc.Compression
+) -> None:
+    """What unpacks to more than the method takes is MESSAGE_TOO_LARGE, and the next call is served."""
+    async with served(tmp_path, limits=Limits(inference_message_bytes=MIB)) as it:
+        await it.have()
+        await it.load()
+        sizes_seen(it)
+        bomb = request("minilm", 16 * MIB)
+        found = await failure(it.tcp.raw(INFER)(bomb, compression=compression))
+        assert (found.reason, found.metadata["limitBytes"]) == ("MESSAGE_TOO_LARGE", str(MIB))
+        control = it.tcp.raw("/modelhost.v1.HostService/GetHost")
+        found = await failure(control(bytes(4 * MIB), compression=compression))
+        assert (found.reason, found.metadata["limitBytes"]) == ("MESSAGE_TOO_LARGE", "262144")
+        good = await it.tcp.raw(INFER)(request("minilm", 900_000), compression=compression)
+        assert good
+
+
+async def test_the_bytes_in_flight_are_those_that_were_unpacked(tmp_path: Path) -> None:
+    """The budget counts what a request holds here, not what it took on the wire."""
+    limits = Limits(inference_message_bytes=2 * MIB, inference_bytes_in_flight=3 * MIB)
+    async with served(tmp_path, limits=limits) as it:
+        await it.have()
+        await it.load()
+        sizes_seen(it)
+        gate = it.running.workers.infer_gate("minilm")
+        gate.close()
+        infer, asked = it.tcp.raw(INFER), request("minilm", 2 * MIB - 100)
+        first = infer(asked, compression=grpc.Compression.Gzip)
+        await gate.reached(1)
+        found = await failure(infer(asked, compression=grpc.Compression.Gzip))
+        assert found.reason == "QUEUE_FULL"
+        assert "RetryInfo" in found.details
+        gate.open()
+        assert await first
+
+
+async def test_many_bombs_at_one_time_take_the_room_of_one() -> None:
+    """Whatever comes together is unpacked one after the other, and dropped at the limit."""
+    limit, packed = 4 * MIB, gzip.compress(bytes(16 * MIB), 1)
+    unpacked = Unpacker().unpacked
+
+    async def refused() -> None:
+        with pytest.raises(ModelhostError) as caught:
+            await unpacked(packed, limit)
+        assert caught.value.reason is Reason.MESSAGE_TOO_LARGE
+
+    await refused()  # the thread starts
+    tracemalloc.start()
+    try:
+        await asyncio.gather(*(refused() for _ in range(50)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # What is unpacked at once of all of them, and of one the rest, put together and let go of.
+    assert peak < 50 * 2 * AT_ONCE_BYTES + 5 * limit
+
+
+@given(st.binary(max_size=200), st.integers(0, 200), st.integers(0, 12))
+async def test_a_message_is_what_it_was_before_or_refused(
+    content: bytes, cut: int, times: int
+) -> None:
+    """Either form gives the message back; half a gzip is INVALID_ARGUMENT, anything else stays as it is."""
+    content *= 2**times
+    limit, unpacked = 300_000, Unpacker().unpacked
+    for packed in (gzip.compress(content), zlib.compress(content)):
+        assert packed[:1] in FIRST
+        if len(content) > limit:
+            with pytest.raises(ModelhostError):
+                await unpacked(packed, limit)
+            continue
+        assert await unpacked(packed, limit) == content
+        half = packed[: cut % len(packed)]
+        if half[:1] == b"\x1f":
+            with pytest.raises(ModelhostError) as caught:
+                await unpacked(half, limit)
+            assert caught.value.reason is Reason.INVALID_ARGUMENT
+        else:
+            assert await unpacked(half, limit) == half
+        for more in (packed + b"x", packed + packed):
+            if more[:1] == b"\x78":
+                assert await unpacked(more, limit) == more
