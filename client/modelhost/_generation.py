@@ -40,9 +40,16 @@ class Generation:
     """Tokens of the text."""
 
 
-def generate_request(model: str, prompt: Prompt, sampling: Sampling) -> pb.GenerateRequest:
+def generate_request(
+    model: str, prompt: Prompt, sampling: Sampling, *, version: int, priority: int
+) -> pb.GenerateRequest:
     """Return the request for a text. Raises InvalidArgument."""
-    request = pb.GenerateRequest(model=f"models/{_names.model_id(model)}")
+    name = f"models/{_names.model_id(model)}"
+    try:
+        request = pb.GenerateRequest(model=name, version=version, priority=priority)
+    except (TypeError, ValueError) as error:
+        expected = "numbers that the contract holds"
+        raise invalid("version, priority", expected, f"{error}"[:100]) from None
     if isinstance(prompt, str):
         request.prompt = prompt
     else:

@@ -13,6 +13,7 @@ from modelhost.v1 import inference_service_pb2 as pb
 
 TEXT = "text"
 EMBEDDING = "embedding"
+FEATURES = "feature-extraction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +50,32 @@ def embeddings(model: str, outputs: Mapping[str, Array], count: int) -> npt.NDAr
     """Return the embeddings of ``count`` texts as (count, dimensions). Raises InvalidArgument."""
     array = outputs.get(EMBEDDING)
     if array is None or array.ndim != 2 or len(array) != count:
-        raise _other(model, "feature-extraction", EMBEDDING, outputs)
+        raise _other(model, FEATURES, EMBEDDING, outputs)
     return array.astype(np.float32, copy=False)
 
 
-def classify_request(model: str, texts: Iterable[str], top_k: int) -> pb.ClassifyRequest:
+def priority_parameter(priority: int) -> dict[str, int]:
+    """Return the request parameter for a priority; 0 = none."""
+    return {"priority": priority} if priority else {}
+
+
+def classify_request(
+    model: str, texts: Iterable[str], top_k: int, *, version: int, priority: int
+) -> pb.ClassifyRequest:
     """Return the request for the labels of texts. Raises InvalidArgument."""
     if isinstance(texts, str | bytes):
         raise invalid("texts", "a list of strings", "one string; put it in a list")
     try:
         return pb.ClassifyRequest(
-            model=f"models/{_names.model_id(model)}", texts=texts, top_k=top_k
+            model=f"models/{_names.model_id(model)}",
+            texts=texts,
+            top_k=top_k,
+            version=version,
+            priority=priority,
         )
     except (TypeError, ValueError) as error:
-        raise invalid("texts, top_k", "strings, and a number of 32 bits", f"{error}") from None
+        expected = "strings, and numbers that the contract holds"
+        raise invalid("texts, top_k, version, priority", expected, f"{error}") from None
 
 
 def classifications(response: pb.ClassifyResponse) -> list[Classification]:
@@ -71,6 +84,16 @@ def classifications(response: pb.ClassifyResponse) -> list[Classification]:
         Classification(tuple(Label(one.name, one.score, one.index) for one in found.labels))
         for found in response.classifications
     ]
+
+
+def other_task(model: str, task: str) -> InvalidArgument:
+    """Return the error of a model that gives no embeddings, because it is of another task."""
+    return InvalidArgument(
+        f"embed takes models of the task {FEATURES}; {model} is of the task {task or 'unknown'}",
+        reason="INVALID_ARGUMENT",
+        metadata={"field": "model", "expected": FEATURES, "actual": task},
+        hint=f"`modelhost show {model}` says what it takes and gives",
+    )
 
 
 def _other(model: str, task: str, wanted: str, outputs: Mapping[str, Array]) -> InvalidArgument:

@@ -269,6 +269,40 @@ async def test_a_cancelled_generation_leaves_nothing(at: Scene) -> None:
     await wait_until_async(lambda: at.oip.run.host.inference.in_flight == 0)
 
 
+# --- what each of them says ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [pb.EmbedRequest(texts=["x"]), pb.ClassifyRequest(texts=["x"]), pb.GenerateRequest(prompt="x")],
+)
+async def test_version_and_priority_are_a_requests_own(at: Scene, request_: Any) -> None:
+    """Another version than that in service is not found; the priority goes to the worker as ModelInfer's does."""
+    method = type(request_).__name__.removesuffix("Request")
+    model = method[0].lower()
+    found = []
+    service = at.oip.service
+    for name in ("infer", "stream"):
+        real = getattr(service, name)
+
+        def noting(head: Any, *rest: Any, real: Any = real) -> Any:
+            found.append(head.priority)
+            return real(head, *rest)
+
+        setattr(service, name, noting)
+
+    async def ask(**fields: int) -> Failure | None:
+        asked = type(request_)(model=f"models/{model}", **fields)
+        asked.MergeFrom(request_)
+        call = getattr(at.stub, method)(asked, timeout=CALL_S)
+        return await at.fail(call.read() if method == "Generate" else call)
+
+    failed = await ask(version=7, priority=3)
+    assert failed.reason == "MODEL_NOT_FOUND"
+    assert "7" in failed.message
+    assert found == [3]
+
+
 # --- other tasks ----------------------------------------------------------------------------------
 
 
@@ -279,7 +313,7 @@ async def test_a_cancelled_generation_leaves_nothing(at: Scene) -> None:
         ("Embed", "g", "call Generate"),
         ("Classify", "e", "call Embed"),
         ("Generate", "e", "call Embed"),
-        ("Generate", "d", "call ModelInfer"),
+        ("Generate", "d", "modelhost show d"),
     ],
 )
 async def test_a_model_of_another_task_is_told(

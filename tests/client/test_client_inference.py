@@ -77,6 +77,51 @@ def test_embed_refuses_what_is_no_embedding(double: Double, both, outputs) -> No
         both(lambda c: c.embed("m", ["a", "b"]))
 
 
+def refuse(context, details="'text' for model 'm' is not an input"):
+    """Refuse a request as the worker does."""
+    context.abort(grpc.StatusCode.INVALID_ARGUMENT, details)
+
+
+def test_embed_names_the_task_of_a_model_of_another(double: Double, both) -> None:
+    """What the model makes of it is not the answer: task, expected and the next step are."""
+    double.on("ModelInfer", lambda request, context: refuse(context))
+    double.on("DescribeModel", pb.ModelDescription(task="text-generation"))
+    with pytest.raises(InvalidArgument, match="task text-generation") as caught:
+        both(lambda c: c.embed("m", ["a"]))
+    assert caught.value.metadata == {
+        "field": "model", "expected": "feature-extraction", "actual": "text-generation",
+    }  # fmt: skip
+    assert "modelhost show m" in caught.value.hint
+
+
+def test_embed_leaves_other_refusals_as_they_are(double: Double, both) -> None:
+    """A text that an embedding model refuses is told as the model says it, also where nothing more is known."""
+    double.on("ModelInfer", lambda request, context: refuse(context))
+    double.on("DescribeModel", pb.ModelDescription(task="feature-extraction"))
+    with pytest.raises(InvalidArgument, match="not an input"):
+        both(lambda c: c.embed("m", ["a"]))
+    double.on("DescribeModel", lambda request, context: refuse(context, "nothing"))
+    with pytest.raises(InvalidArgument, match="not an input"):
+        both(lambda c: c.embed("m", ["a"]))
+
+
+def test_version_and_priority_go_along(double: Double, both) -> None:
+    """Each call by task says which version is asked for and how urgent it is."""
+    double.on("ModelInfer", answer_with(embedding=np.ones((1, 3))))
+    both(lambda c: c.embed("m", ["a"], version=2, priority=1))
+    (sent,) = double.requests("ModelInfer")
+    assert (sent.model_version, sent.parameters["priority"].int64_param) == ("2", 1)
+    double.on("Classify", pb.ClassifyResponse())
+    both(lambda c: c.classify("m", ["a"], version=2, priority=1))
+    double.on("Generate", PIECES)
+    both(lambda c: c.generate("m", "a", version=2, priority=1))
+    for method in ("Classify", "Generate"):
+        (sent,) = double.requests(method)
+        assert (sent.version, sent.priority) == (2, 1)
+    with pytest.raises(InvalidArgument, match="priority"):
+        both(lambda c: c.generate("m", "a", priority=-1))
+
+
 def test_classify_returns_labels_and_scores(double: Double, both) -> None:
     """Each text gets its likeliest labels with their scores and numbers, the best of them by itself."""
     response = pb.ClassifyResponse()

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modelhost import _generation, _inference, _names, _tensors
+from modelhost._errors import InvalidArgument, ModelhostError
 from modelhost._sync.generation import TextStream
 from modelhost._sync.transport import Transport
 from modelhost.oip import open_inference_pb2
@@ -51,27 +52,59 @@ class Inference:
         return _tensors.infer_result(response)
 
     def embed(
-        self, model: str, texts: Iterable[str], *, timeout: float | None = None
+        self,
+        model: str,
+        texts: Iterable[str],
+        *,
+        version: int = 0,
+        priority: int = 0,
+        timeout: float | None = None,
     ) -> npt.NDArray[np.float32]:
         """Return the embeddings of texts, float32 of shape (texts, dimensions).
 
-        For models of the task ``feature-extraction``; raises InvalidArgument for another.
+        ``priority`` from 1, the most urgent; 0 = as others. For models of the task ``feature-extraction``; raises
+        InvalidArgument for another.
         """
         array = _tensors.text_array(texts)
-        outputs = self.infer(
-            model, {_inference.TEXT: array}, outputs=[_inference.EMBEDDING], timeout=timeout
-        )
+        try:
+            outputs = self.infer(
+                model,
+                {_inference.TEXT: array},
+                outputs=[_inference.EMBEDDING],
+                version=version,
+                parameters=_inference.priority_parameter(priority),
+                timeout=timeout,
+            )
+        except InvalidArgument as error:
+            raise self._explained(model, error) from None
         return _inference.embeddings(model, outputs, len(array))
 
+    def _explained(self, model: str, error: InvalidArgument) -> InvalidArgument:
+        """Return why a model gave no embeddings: its task, where that is another."""
+        try:
+            task = (self.describe(model)).task
+        except ModelhostError:
+            return error
+        return error if task == _inference.FEATURES else _inference.other_task(model, task)
+
     def classify(
-        self, model: str, texts: Iterable[str], *, top_k: int = 5, timeout: float | None = None
+        self,
+        model: str,
+        texts: Iterable[str],
+        *,
+        top_k: int = 5,
+        version: int = 0,
+        priority: int = 0,
+        timeout: float | None = None,
     ) -> list[_inference.Classification]:
         """Return for each text its ``top_k`` likeliest labels with their scores, the highest first.
 
         For models of the task ``text-classification``; raises InvalidArgument for another, as Classify
         of the contract does.
         """
-        request = _inference.classify_request(model, texts, top_k)
+        request = _inference.classify_request(
+            model, texts, top_k, version=version, priority=priority
+        )
         seconds = self._transport.options.infer_timeout if timeout is None else timeout
         response = self._transport.unary(self._transport.tasks.Classify, request, seconds)
         return _inference.classifications(response)
@@ -83,6 +116,8 @@ class Inference:
         prompt: _generation.Prompt,
         *,
         stream: Literal[False] = False,
+        version: int = 0,
+        priority: int = 0,
         timeout: float | None = None,
         **sampling: Unpack[_generation.Sampling],
     ) -> _generation.Generation: ...
@@ -94,6 +129,8 @@ class Inference:
         prompt: _generation.Prompt,
         *,
         stream: Literal[True],
+        version: int = 0,
+        priority: int = 0,
         timeout: float | None = None,
         **sampling: Unpack[_generation.Sampling],
     ) -> TextStream: ...
@@ -104,6 +141,8 @@ class Inference:
         prompt: _generation.Prompt,
         *,
         stream: bool = False,
+        version: int = 0,
+        priority: int = 0,
         timeout: float | None = None,
         **sampling: Unpack[_generation.Sampling],
     ) -> Any:
@@ -114,7 +153,9 @@ class Inference:
         model's default. For models of the task ``text-generation``; raises InvalidArgument for another,
         and for ``messages`` where the model has no chat template. ``timeout`` is for the whole text.
         """
-        request = _generation.generate_request(model, prompt, sampling)
+        request = _generation.generate_request(
+            model, prompt, sampling, version=version, priority=priority
+        )
         seconds = self._transport.options.infer_timeout if timeout is None else timeout
         pieces = TextStream(
             self._transport.stream(self._transport.tasks.Generate, request, seconds)

@@ -28,8 +28,18 @@ class EmbedRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     TEXTS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model, `models/{model}`. Required."""
+    version: _builtins.int
+    """The version of the model's files, from 1; MODEL_NOT_FOUND where another one is in service. 0 = the one
+    in service.
+    """
+    priority: _builtins.int
+    """Which of the requests that wait for the model goes first: 1 is the most urgent, 100 that of a
+    request that says nothing, 200 and above the least urgent. 0 = nothing is said.
+    """
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The texts, 1 to 1024, each of at most 1 MiB; the request has at most 4 MiB."""
@@ -39,10 +49,12 @@ class EmbedRequest(_message.Message):
         *,
         model: _builtins.str = ...,
         texts: _abc.Iterable[_builtins.str] | None = ...,
+        version: _builtins.int = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "priority", b"priority", "texts", b"texts", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -113,10 +125,20 @@ class ClassifyRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     TEXTS_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model, `models/{model}`. Required."""
     top_k: _builtins.int
     """How many labels of each text come back, 1 to 1000; fewer where the model has fewer. 0 = 5."""
+    version: _builtins.int
+    """The version of the model's files, from 1; MODEL_NOT_FOUND where another one is in service. 0 = the one
+    in service.
+    """
+    priority: _builtins.int
+    """Which of the requests that wait for the model goes first: 1 is the most urgent, 100 that of a
+    request that says nothing, 200 and above the least urgent. 0 = nothing is said.
+    """
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The texts, 1 to 1024, each of at most 1 MiB; the request has at most 4 MiB."""
@@ -127,10 +149,12 @@ class ClassifyRequest(_message.Message):
         model: _builtins.str = ...,
         texts: _abc.Iterable[_builtins.str] | None = ...,
         top_k: _builtins.int = ...,
+        version: _builtins.int = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "texts", b"texts", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "priority", b"priority", "texts", b"texts", "top_k", b"top_k", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -232,10 +256,20 @@ class GenerateRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model, `models/{model}`. Required."""
     prompt: _builtins.str
     """The text to go on from, as it is, at most 1 MiB. Either this or `messages`."""
+    version: _builtins.int
+    """The version of the model's files, from 1; MODEL_NOT_FOUND where another one is in service. 0 = the one
+    in service.
+    """
+    priority: _builtins.int
+    """Which of the requests that wait for the model goes first: 1 is the most urgent, 100 that of a
+    request that says nothing, 200 and above the least urgent. 0 = nothing is said.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """The conversation to answer in, 1 to 1024 messages, through the model's chat template; refused where
@@ -253,10 +287,12 @@ class GenerateRequest(_message.Message):
         prompt: _builtins.str = ...,
         messages: _abc.Iterable[Global___ChatMessage] | None = ...,
         sampling: Global___SamplingParameters | None = ...,
+        version: _builtins.int = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

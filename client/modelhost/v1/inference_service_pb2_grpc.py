@@ -36,7 +36,8 @@ class InferenceServiceStub(object):
     All methods fail with INVALID_ARGUMENT (also for a model of another task: the message names its task
     and what to call instead), MODEL_NOT_FOUND, MODEL_NOT_DOWNLOADED, MODEL_NOT_LOADED, MODEL_BLOCKED,
     QUEUE_FULL, OUT_OF_DEVICE_MEMORY, INFERENCE_FAILED, WORKER_LOST, DEADLINE_EXCEEDED, SHUTTING_DOWN, and
-    what a load ends with. They start nothing that lasts; repeated, they do the work again.
+    what a load ends with. They start nothing that lasts; repeated, they do the work again. A call's deadline
+    bounds its wait for a load, in the queue, and its work; one that is cancelled stops.
     """
 
     def __init__(self, channel):
@@ -77,7 +78,8 @@ class InferenceServiceServicer(object):
     All methods fail with INVALID_ARGUMENT (also for a model of another task: the message names its task
     and what to call instead), MODEL_NOT_FOUND, MODEL_NOT_DOWNLOADED, MODEL_NOT_LOADED, MODEL_BLOCKED,
     QUEUE_FULL, OUT_OF_DEVICE_MEMORY, INFERENCE_FAILED, WORKER_LOST, DEADLINE_EXCEEDED, SHUTTING_DOWN, and
-    what a load ends with. They start nothing that lasts; repeated, they do the work again.
+    what a load ends with. They start nothing that lasts; repeated, they do the work again. A call's deadline
+    bounds its wait for a load, in the queue, and its work; one that is cancelled stops.
     """
 
     def Embed(self, request, context):
@@ -155,7 +157,8 @@ class InferenceService(object):
     All methods fail with INVALID_ARGUMENT (also for a model of another task: the message names its task
     and what to call instead), MODEL_NOT_FOUND, MODEL_NOT_DOWNLOADED, MODEL_NOT_LOADED, MODEL_BLOCKED,
     QUEUE_FULL, OUT_OF_DEVICE_MEMORY, INFERENCE_FAILED, WORKER_LOST, DEADLINE_EXCEEDED, SHUTTING_DOWN, and
-    what a load ends with. They start nothing that lasts; repeated, they do the work again.
+    what a load ends with. They start nothing that lasts; repeated, they do the work again. A call's deadline
+    bounds its wait for a load, in the queue, and its work; one that is cancelled stops.
     """
 
     @staticmethod

@@ -37,7 +37,8 @@ class InferenceServiceStub:
     All methods fail with INVALID_ARGUMENT (also for a model of another task: the message names its task
     and what to call instead), MODEL_NOT_FOUND, MODEL_NOT_DOWNLOADED, MODEL_NOT_LOADED, MODEL_BLOCKED,
     QUEUE_FULL, OUT_OF_DEVICE_MEMORY, INFERENCE_FAILED, WORKER_LOST, DEADLINE_EXCEEDED, SHUTTING_DOWN, and
-    what a load ends with. They start nothing that lasts; repeated, they do the work again.
+    what a load ends with. They start nothing that lasts; repeated, they do the work again. A call's deadline
+    bounds its wait for a load, in the queue, and its work; one that is cancelled stops.
     """
 
     @_typing.overload
@@ -74,7 +75,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     All methods fail with INVALID_ARGUMENT (also for a model of another task: the message names its task
     and what to call instead), MODEL_NOT_FOUND, MODEL_NOT_DOWNLOADED, MODEL_NOT_LOADED, MODEL_BLOCKED,
     QUEUE_FULL, OUT_OF_DEVICE_MEMORY, INFERENCE_FAILED, WORKER_LOST, DEADLINE_EXCEEDED, SHUTTING_DOWN, and
-    what a load ends with. They start nothing that lasts; repeated, they do the work again.
+    what a load ends with. They start nothing that lasts; repeated, they do the work again. A call's deadline
+    bounds its wait for a load, in the queue, and its work; one that is cancelled stops.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -107,7 +109,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     All methods fail with INVALID_ARGUMENT (also for a model of another task: the message names its task
     and what to call instead), MODEL_NOT_FOUND, MODEL_NOT_DOWNLOADED, MODEL_NOT_LOADED, MODEL_BLOCKED,
     QUEUE_FULL, OUT_OF_DEVICE_MEMORY, INFERENCE_FAILED, WORKER_LOST, DEADLINE_EXCEEDED, SHUTTING_DOWN, and
-    what a load ends with. They start nothing that lasts; repeated, they do the work again.
+    what a load ends with. They start nothing that lasts; repeated, they do the work again. A call's deadline
+    bounds its wait for a load, in the queue, and its work; one that is cancelled stops.
     """
 
     @_abc_1.abstractmethod

@@ -64,7 +64,7 @@ class TaskService:
         """Return the encoded EmbedResponse."""
         name = self._model(request.model, "feature-extraction")
         asked = task_tensors.embed_request(name, request.texts)
-        answer = await self._ask(name, asked, call)
+        answer = await self._ask(_head(name, request), asked, call)
         encoded = task_tensors.embed_response(answer, len(request.texts))
         self._inference.count_unread(name, len(encoded), call)
         return encoded
@@ -73,7 +73,7 @@ class TaskService:
         """Return the highest scores of each text."""
         name = self._model(request.model, "text-classification")
         asked = task_tensors.classify_request(name, request.texts, request.top_k)
-        answer = await self._ask(name, asked, call)
+        answer = await self._ask(_head(name, request), asked, call)
         return task_tensors.classify_response(answer, len(request.texts))
 
     async def generate(
@@ -82,7 +82,7 @@ class TaskService:
         """Yield the pieces of a text; the next one is asked for when the client has taken this one."""
         name = self._model(request.model, "text-generation")
         asked = task_tensors.generate_request(name, request)
-        replies = self._inference.stream(RequestHead(name, "", ""), asked, call)
+        replies = self._inference.stream(_head(name, request), asked, call)
         async with aclosing(replies):
             async for _, reply in replies:
                 yield task_tensors.generate_response(task_tensors.Answer(name, reply.payload))
@@ -110,9 +110,9 @@ class TaskService:
             examples=[_pb.ModelDescription.Example(tool=t, text=text) for t, text in made.items()],
         )
 
-    async def _ask(self, name: str, asked: bytes, call: Call) -> task_tensors.Answer:
-        head = RequestHead(name, "", "")
-        return task_tensors.Answer(name, await self._inference.infer(head, asked, call))
+    async def _ask(self, head: RequestHead, asked: bytes, call: Call) -> task_tensors.Answer:
+        answer = await self._inference.infer(head, asked, call)
+        return task_tensors.Answer(head.model_name, answer)
 
     def _model(self, name: str, task: str) -> str:
         """Return the id in ``models/{model}``, a model's or a slot's.
@@ -124,7 +124,9 @@ class TaskService:
         if found and found != task:
             other = METHOD_OF.get(found)
             instead = (
-                f"call {other}" if other else "call ModelInfer, for which ModelMetadata says how"
+                f"call {other}"
+                if other
+                else f"call ModelInfer; `modelhost show {key}` says what it takes"
             )
             raise ModelhostError(
                 Reason.INVALID_ARGUMENT,
@@ -133,6 +135,14 @@ class TaskService:
                 {"field": "model", "expected": task, "actual": found},
             )
         return key
+
+
+def _head(
+    name: str, request: _pb.EmbedRequest | _pb.ClassifyRequest | _pb.GenerateRequest
+) -> RequestHead:
+    """Return what a request says of itself."""
+    version = str(request.version) if request.version else ""
+    return RequestHead(name, version, "", priority=request.priority)
 
 
 def _tensor(spec: TensorSpec) -> _pb.ModelDescription.Tensor:
