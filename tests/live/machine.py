@@ -6,31 +6,23 @@ settles (and the end of each run) waits for all of it, and then the books must b
 
 import functools
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Concatenate, ParamSpec, Self
+from typing import Any, ClassVar, Concatenate, ParamSpec
 
 import grpc
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from bench.faulty_scene import CALL_S, Scene
+from bench.faulty_scene import CALL_S
 from modelhost import Cancelled, Client, Lease, ModelhostError, OperationHandle
 from modelhost._status import error_from_rpc
 from modelhost.oip import open_inference_pb2
 from modelhost.v1 import host_pb2, operations_pb2
 from modelhost.v1.instances_pb2 import Instance, InstanceActivity
+from tests.live.world import HOST_ROOM, ROOM, SIZES, World
 from tests.support import ConditionNotMetError, wait_until
-
-SIZES: Mapping[str, int] = {"a": 400_000, "b": 400_000, "c": 300_000, "d": 900_000, "e": 100_000}
-HOST_ROOM = 1_500_000
-"""What copies in host memory may take."""
-ROOM = 1_000_000
-"""The budget that a run begins with: for every model alone, for some of them together."""
 
 
 def _answer(size: int) -> int:
@@ -70,73 +62,6 @@ def step(
             raise
 
     return noted
-
-
-@dataclass
-class World:
-    """A daemon that all runs go on with until one finds something, and what was done in it so far."""
-
-    start: Callable[[], AbstractContextManager[Scene]]
-    device: str = "cpu"
-    backend: str = "faulty"
-    steps: int = 0
-    crashes: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
-    """How often each error was answered."""
-    done: list[str] = field(default_factory=list)
-    """The steps of the present run."""
-    finding: str = ""
-    """What the first run found that did not hold, and its steps: by another's timing it may not come again."""
-    taken: dict[str, int] = field(default_factory=dict)
-    """What each model was measured to take of the device."""
-    scene: Scene = field(init=False)
-    _stack: ExitStack = field(default_factory=ExitStack)
-    _broken: bool = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, traceback)
-
-    def begin(self) -> None:
-        """Begin a run: in a daemon without models in memory, a new one where the last run broke it."""
-        self.done.clear()
-        if not self._broken:
-            return
-        self._stack.close()
-        self.scene = self._stack.enter_context(self.start())
-        self._prepare()
-        self._broken = False
-
-    def found(self, what: str) -> None:
-        """Note what does not hold."""
-        self._broken = True
-        if not self.finding:
-            self.finding = f"{what}\nafter\n" + "\n".join(self.done)
-
-    def _prepare(self) -> None:
-        client = self.scene.client
-        for name, size in SIZES.items():
-            options = {"bytes": size}
-            config: dict[str, Any] = {
-                "backend": self.backend,
-                "backend_options": options,
-                "device": f"devices/{self.device}",
-                "load_timeout": 30.0,
-            }
-            client.add(f"hf://org/{name}", name, config=config)
-            client.pull(name)
-            # What is measured, and no prediction any more, is what is reserved from now on.
-            client.load(name)
-            self.taken[name] = client.instance(name).measured_bytes
-            client.unload(name)
-        client.update_settings({"drain_timeout": 3.0, "host_budget_bytes": HOST_ROOM})
 
 
 class Residents(RuleBasedStateMachine):
@@ -386,6 +311,7 @@ class Residents(RuleBasedStateMachine):
         self.settle()
         for lease in self.leases:
             self.attempt(lease.release)
+        self.restore()
         for model in SIZES:
             self.client.unpin(model)
             self.client.unblock(model)
@@ -398,3 +324,6 @@ class Residents(RuleBasedStateMachine):
             self.checked(call.result(timeout=CALL_S))
         self.calls.clear()
         self.balanced()
+
+    def restore(self) -> None:
+        """Give back what steps of the run took away for good: here, nothing."""

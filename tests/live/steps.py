@@ -8,7 +8,9 @@ from hypothesis.stateful import run_state_machine_as_test
 from bench.faulty_scene import BACKEND, scene
 from tests import event_validators as validate
 from tests.hostile.live import SURPRISES
-from tests.live.machine import SIZES, Residents, World
+from tests.live.files import Library
+from tests.live.machine import Residents
+from tests.live.world import SIZES, World
 
 STEPS = 50
 FLAGS = ("--set", "worker.arena_bytes=1MiB", "--set", "worker.health_interval_s=1")
@@ -40,7 +42,7 @@ def run(world: World, runs: int, seed: int | None = None) -> None:
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     Residents.world = world
-    machine = Residents if seed is None else hypothesis.seed(seed)(Residents)
+    machine = Library if seed is None else hypothesis.seed(seed)(Library)
     try:
         run_state_machine_as_test(machine, settings=settings)
     except Exception as error:
