@@ -6,6 +6,7 @@ import os
 import pytest
 
 from modelhostd.worker.backend import BadInputError, InferContext
+from modelhostd.worker.backends.generation import chat as chat_module
 from modelhostd.worker.backends.generation.chat import MAX_MESSAGES_BYTES, ChatTemplate
 from tests.worker.generation_models import TEMPLATE, Reader, flag, load, run, save_model, texts
 
@@ -28,6 +29,22 @@ def chat():
 def render(template, messages=MESSAGES):
     """Render messages."""
     return template.render(json.dumps(messages).encode())
+
+
+@pytest.mark.parametrize(
+    "program", ["import signal; signal.pause()", "import sys; sys.stdin.readline(); 1/0"]
+)
+def test_a_process_that_does_not_answer_is_ended(chat, monkeypatch, tmp_path, program):
+    """More than its pipe holds is not waited for either, and the next request has a new process."""
+    (tmp_path / "chat.py").write_text(program)
+    monkeypatch.setattr(chat_module, "_PROGRAM", tmp_path / "chat.py")
+    monkeypatch.setattr(chat_module, "WALL_S", 0.3 if "pause" in program else chat_module.WALL_S)
+    made = chat(TEMPLATE)
+    with pytest.raises(BadInputError, match="a chat template that ends"):
+        render(made, [{"role": "user", "content": "x" * 500_000}])
+    monkeypatch.undo()
+    long = "y" * 500_000
+    assert render(made, [{"role": "user", "content": long}]) == f"<user>{long}\n<assistant>"
 
 
 def test_messages_become_the_prompt_that_the_template_says(chat):

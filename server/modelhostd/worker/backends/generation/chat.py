@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import selectors
 import subprocess
 import sys
@@ -124,35 +125,45 @@ def _depth(value: Any) -> int:
 
 def _start() -> "subprocess.Popen[bytes]":
     # Isolated from the environment; its standard error has nothing to say that the answer does not.
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-I", str(_PROGRAM)],
+        bufsize=0,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={"LANG": "C.UTF-8"},
     )
+    assert process.stdin is not None
+    os.set_blocking(process.stdin.fileno(), False)
+    return process
 
 
 def _exchange(process: "subprocess.Popen[bytes]", line: bytes) -> bytes:
     """Send one line and return the answer's; empty = the process ended or is swamped."""
     assert process.stdin is not None
     assert process.stdout is not None
-    try:
-        process.stdin.write(line)
-        process.stdin.flush()
-    except OSError:
-        return b""
     end = time.monotonic() + WALL_S
+    unsent = memoryview(line)
     reply = bytearray()
     with selectors.DefaultSelector() as selector:
+        selector.register(process.stdin, selectors.EVENT_WRITE)
         selector.register(process.stdout, selectors.EVENT_READ)
         while not reply.endswith(b"\n"):
-            if not selector.select(max(0.0, end - time.monotonic())):
+            ready = selector.select(max(0.0, end - time.monotonic()))
+            if not ready or time.monotonic() > end:
                 return b""
-            part = process.stdout.raw.read(2**16)  # type: ignore[attr-defined]
-            if not part:
+            try:
+                for key, _ in ready:
+                    if key.fileobj is process.stdin:
+                        unsent = unsent[os.write(key.fd, unsent) :]
+                        if not unsent:
+                            selector.unregister(process.stdin)
+                    elif part := os.read(key.fd, 2**16):
+                        reply += part
+                    else:
+                        return b""
+            except OSError:
                 return b""
-            reply += part
     return bytes(reply)
 
 
