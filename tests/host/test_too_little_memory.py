@@ -51,6 +51,43 @@ async def test_a_request_is_repeated_after_an_eviction(world: World) -> None:
         assert run.host.inference.error_count == 0
 
 
+async def test_its_model_is_planned_with_more_from_then_on(world: World) -> None:
+    """What a model's requests lacked is reserved beside its weights, at once and for its next load; told by its events."""
+    async with world.host() as run:
+        await ready(run, "b", "c", "a")
+        short(run, 1)
+        assert await run.infer("a", 5.0) == b"x"
+        found = run.host.registry.decided.instance_of("a")
+        assert found is not None
+        # 100 of 1000 bytes were free, and not enough.
+        assert (found.predicted_bytes, found.measured_bytes, found.working_bytes) == (300, 300, 101)
+        assert run.host.occupancy.ledger.held("sim-0", "a") == 401
+        await run.host.registry.flush()
+        assert "FELL_SHORT" in run.reasons("instances")
+        plan = await run.end(await run.host.residency.unload("a"))
+        assert plan.result["freed_bytes"] == 401
+        await run.load("a")
+        assert run.host.occupancy.ledger.held("sim-0", "a") == 401
+        device = run.host.live_device(run.host.registry.committed.device("sim-0"))
+        assert (device.resident_bytes, device.reserved_bytes) == (600, 101)
+
+
+async def test_it_never_grows_above_what_can_be_had(world: World) -> None:
+    """However often its requests find too little memory, a model is not refused for what it is taken to need."""
+    async with world.host() as run:
+        await ready(run, "b", "a")
+        short(run, 100)
+        for _ in range(20):
+            with pytest.raises(ModelhostError):
+                await run.infer("a", 5.0)
+            assert run.host.occupancy.ledger.used("sim-0") <= 1000
+        await run.end(await run.host.residency.unload("a"))
+        await run.load("b")
+        await run.host.models.pin("b", pinned=True)
+        await run.load("a")
+        assert run.host.occupancy.ledger.held("sim-0", "a") == 700
+
+
 async def test_it_is_repeated_once(world: World) -> None:
     """What finds too little memory again is refused with its type; nobody else has to go for it."""
     async with world.host() as run:

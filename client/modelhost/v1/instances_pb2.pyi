@@ -193,6 +193,7 @@ class Instance(_message.Message):
     ACTIVITY_FIELD_NUMBER: _builtins.int
     ISOLATION_FIELD_NUMBER: _builtins.int
     HOST_BYTES_FIELD_NUMBER: _builtins.int
+    WORKING_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The resource name, `models/{model}/instances/{instance}`. The id is new with each load that
     starts from disk.
@@ -210,9 +211,9 @@ class Instance(_message.Message):
     artifact_version: _builtins.int
     """The artifact it was loaded from; see `Artifact.version`."""
     predicted_bytes: _builtins.int
-    """Bytes of device memory that were predicted before the load. 0 = not known."""
+    """Bytes of device memory that its weights were predicted to take before the load. 0 = not known."""
     measured_bytes: _builtins.int
-    """Bytes of device memory that were measured after it; what the budget is charged. 0 before."""
+    """Bytes of device memory that they were measured to take after it. 0 before."""
     backend: _builtins.str
     """The backend that loaded it; empty before."""
     crash_count: _builtins.int
@@ -235,6 +236,11 @@ class Instance(_message.Message):
     """Bytes of host memory that its copy there takes, beside the device's: what it goes back to when it
     leaves the device. 0 = there is none; so on `devices/cpu`, where the weights themselves are in host
     memory.
+    """
+    working_bytes: _builtins.int
+    """Bytes of device memory that are kept for what its requests take beside the weights: reserved by the
+    model's config, or because requests to it found too little memory. The budget is charged with them
+    and with `measured_bytes`.
     """
     @_builtins.property
     def health(self) -> Global___Health:
@@ -286,10 +292,11 @@ class Instance(_message.Message):
         activity: Global___InstanceActivity | None = ...,
         isolation: _models_pb2.ModelConfig.Isolation.ValueType = ...,
         host_bytes: _builtins.int = ...,
+        working_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "create_time", b"create_time", "error", b"error", "health", b"health", "load_duration", b"load_duration", "ready_time", b"ready_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "artifact_version", b"artifact_version", "backend", b"backend", "config_stale", b"config_stale", "crash_count", b"crash_count", "create_time", b"create_time", "device", b"device", "error", b"error", "generation", b"generation", "health", b"health", "host_bytes", b"host_bytes", "isolation", b"isolation", "load_duration", b"load_duration", "measured_bytes", b"measured_bytes", "model", b"model", "name", b"name", "operation", b"operation", "predicted_bytes", b"predicted_bytes", "ready_time", b"ready_time", "state", b"state", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "artifact_version", b"artifact_version", "backend", b"backend", "config_stale", b"config_stale", "crash_count", b"crash_count", "create_time", b"create_time", "device", b"device", "error", b"error", "generation", b"generation", "health", b"health", "host_bytes", b"host_bytes", "isolation", b"isolation", "load_duration", b"load_duration", "measured_bytes", b"measured_bytes", "model", b"model", "name", b"name", "operation", b"operation", "predicted_bytes", b"predicted_bytes", "ready_time", b"ready_time", "state", b"state", "tier", b"tier", "working_bytes", b"working_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -81,6 +81,7 @@ def instance(
         predicted_bytes=given.predicted_bytes,
         measured_bytes=given.measured_bytes,
         host_bytes=given.host_bytes,
+        working_bytes=given.working_bytes,
         backend=given.backend,
         create_time=timestamp(given.create_time),
         ready_time=timestamp(given.ready_time),

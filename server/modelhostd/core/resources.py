@@ -213,6 +213,7 @@ class Instance:
     artifact_version: int = 0
     predicted_bytes: int = 0
     measured_bytes: int = 0
+    working_bytes: int = 0
     host_bytes: int = 0
     create_time: float = 0.0
     ready_time: float = 0.0

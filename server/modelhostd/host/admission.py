@@ -41,6 +41,7 @@ class Admission:
         """
         # The files or the config may be others than when it was asked for.
         wanted.bytes = self._occupancy.learned.needed_bytes(model, wanted.device)
+        wanted.working_bytes = self._occupancy.learned.working_bytes(model, wanted.device)
         views = {
             key: replace(view, claimed_bytes=claimed.get(key, 0))
             for key, view in self._occupancy.views().items()

@@ -95,12 +95,13 @@ class Inference:
                 name=asked or name,
             )
         except ModelhostError as error:
-            short = error.reason is Reason.OUT_OF_DEVICE_MEMORY and not repeated
-            if short and await self._residency.make_room(route, self._left(given_s, started)):
+            if error.reason is Reason.OUT_OF_DEVICE_MEMORY:
                 left = self._left(given_s, started)
-                return await self.infer(
-                    name, version, payload, left, priority, asked=asked, repeated=True
-                )
+                if await self._residency.fell_short(route, error, left, evict=not repeated):
+                    left = self._left(given_s, started)
+                    return await self.infer(
+                        name, version, payload, left, priority, asked=asked, repeated=True
+                    )
             route.vitals.failed(error.reason)
             self._failed(route, started)
             raise
@@ -149,6 +150,8 @@ class Inference:
                         whole = reply if whole is None else _added(whole, reply)
                         yield True, reply
         except ModelhostError as error:
+            if error.reason is Reason.OUT_OF_DEVICE_MEMORY:
+                await self._residency.fell_short(route, error, None, evict=False)
             route.vitals.failed(error.reason)
             self._failed(route, started)
             raise

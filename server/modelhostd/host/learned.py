@@ -55,6 +55,8 @@ class Learned:
         """The last load of each model whose last load failed."""
         self.short: dict[str, Short] = {}
         """The corrected estimate of each model whose last load found too little memory."""
+        self.working: dict[str, Short] = {}
+        """What requests take beside the weights of each model whose requests found too little memory."""
 
     # --- bytes ----------------------------------------------------------------------------------
 
@@ -62,34 +64,54 @@ class Learned:
         """Return what loading the model takes: as measured when it was loaded so before, else as
         predicted.
 
-        After a load that found too little memory it is more, but never more than it could be given: a guess
-        evicts others, and refuses nothing.
+        What its requests take beside the weights is a part of it. After a load or a request that found too little
+        memory it is more, but never more than it could be given: a guess evicts others, and refuses nothing.
         """
+        weights = self._weight_bytes(model)
+        return max(
+            weights + self.working_bytes(model, device), self._guess(self.short, model, device)
+        )
+
+    def working_bytes(self, model: Model, device: str = "") -> int:
+        """Return what requests to the model are taken to need beside its weights."""
+        return max(0, self._guess(self.working, model, device) - self._weight_bytes(model))
+
+    def _weight_bytes(self, model: Model) -> int:
         found = self._known(model)
-        needed = found.bytes if found is not None else predicted_bytes(model)
-        short, artifact = self.short.get(model.id), model.available
+        return found.bytes if found is not None else predicted_bytes(model)
+
+    def _guess(self, guesses: "dict[str, Short]", model: Model, device: str) -> int:
+        """Return what is guessed of the model as it is now, as far as it could be given; 0 = nothing."""
+        short, artifact = guesses.get(model.id), model.available
         if short is None or artifact is None or short.version != artifact.version:
-            return needed
-        place = device or short.device
+            return 0
         if needs_reload(short.config, model.config):
-            return needed
-        return max(needed, min(short.bytes, self._room(model.id, place).most))
+            return 0
+        return min(short.bytes, self._room(model.id, device or short.device).most)
 
     def image_bytes(self, model: Model) -> int:
         """Return what a copy of the model's weights takes of host memory."""
         found = self._known(model)
         return found.host_bytes if found is not None else predicted_bytes(model)
 
-    def fell_short(
-        self, model: Model, version: int, device: str, size: int, missing_bytes: int
-    ) -> bool:
+    def fell_short(self, model: Model, version: int, device: str, size: int, missing: int) -> bool:
         """Note that a load of ``size`` bytes found too little memory; whether another one would have more.
 
         The corrected estimate holds until a load has measured the truth.
         """
-        corrected = corrected_bytes(size, missing_bytes, self._room(model.id, device))
+        corrected = corrected_bytes(size, missing, self._room(model.id, device))
         self.short[model.id] = Short(version, model.config, device, corrected)
         return corrected > size
+
+    def request_fell_short(
+        self, model: Model, version: int, device: str, size: int, missing: int
+    ) -> int:
+        """Note that a request found too little memory beside the ``size`` bytes that its model holds; return what the
+        model is taken to need from now on.
+        """
+        corrected = corrected_bytes(size, missing, self._room(model.id, device))
+        self.working[model.id] = Short(version, model.config, device, corrected)
+        return corrected
 
     def loaded(self, spec: LoadSpec, loaded: Loaded) -> None:
         """Note what a load from disk took."""
@@ -145,7 +167,7 @@ class Learned:
 
     def forget(self, model: str) -> None:
         """Forget what was learned of a deleted model: its id may come again."""
-        known = (self.measured, self.load_s, self.swap_s, self.failed, self.short)
+        known = (self.measured, self.load_s, self.swap_s, self.failed, self.short, self.working)
         for table in known:
             table.pop(model, None)
 

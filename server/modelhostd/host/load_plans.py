@@ -111,6 +111,7 @@ class LoadPlans:
             number=self._number,
             model=model.id,
             bytes=size,
+            working_bytes=self._occupancy.learned.working_bytes(model, device),
             device=device,
             priority=model.config.priority if priority is None else priority,
             since=now,
@@ -123,5 +124,5 @@ class LoadPlans:
             "instance": instance_key(route.model, route.instance),
             "device": route.device,
             "backend": route.loaded.backend if route.loaded is not None else "",
-            "measured_bytes": self._occupancy.ledger.held(route.device, route.model),
+            "measured_bytes": route.loaded.measured_bytes if route.loaded is not None else 0,
         }

@@ -48,7 +48,8 @@ class Loading(LoadTasks):
         loading = replace(
             instance,
             state=step(INSTANCE, instance.state, InstanceState.LOADING),
-            predicted_bytes=wanted.bytes,
+            predicted_bytes=wanted.bytes - wanted.working_bytes,
+            working_bytes=wanted.working_bytes,
             artifact_version=artifact.version,
             config_edit=model.edit,
             config_stale=False,
@@ -71,6 +72,7 @@ class Loading(LoadTasks):
         loading = replace(
             instance,
             state=step(INSTANCE, instance.state, InstanceState.LOADING),
+            working_bytes=wanted.working_bytes,
             operation=wanted.operations[0] if wanted.operations else "",
         )
         self._start(wanted, route, loading, self._swap_in(wanted, route))
@@ -117,7 +119,7 @@ class Loading(LoadTasks):
             log.exception("load failed unexpectedly", model=wanted.model)
             self._unmake(wanted, route, errors.unexpected(wanted))
         else:
-            self._occupancy.true_up(route.device, wanted.model, loaded)
+            self._occupancy.true_up(route.device, wanted.model, loaded, wanted.working_bytes)
             self._occupancy.learned.loaded(spec, loaded)
             self._loaded(wanted, route, loaded)
         self._pump()
@@ -150,7 +152,7 @@ class Loading(LoadTasks):
             log.exception("swap-in failed unexpectedly", model=wanted.model)
             self._take_back(wanted, route, errors.unexpected(wanted))
         else:
-            self._occupancy.true_up(route.device, wanted.model, loaded)
+            self._occupancy.true_up(route.device, wanted.model, loaded, wanted.working_bytes)
             self._occupancy.learned.swapped_in(wanted.model, loaded)
             self._loaded(wanted, route, loaded)
         self._pump()

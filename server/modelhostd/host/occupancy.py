@@ -83,9 +83,9 @@ class Occupancy:
             return 0
         return self.learned.image_bytes(model)
 
-    def true_up(self, device: str, model: str, loaded: Loaded) -> None:
-        """Replace predicted by measured bytes."""
-        self.ledger.true_up(device, model, loaded.measured_bytes)
+    def true_up(self, device: str, model: str, loaded: Loaded, working_bytes: int) -> None:
+        """Replace predicted by measured bytes; what is kept for requests stays reserved beside them."""
+        self.ledger.true_up(device, model, loaded.measured_bytes + working_bytes)
         self.ledger.hold(HOST, model, loaded.host_bytes)
 
     def free(self, device: str, model: str) -> None:

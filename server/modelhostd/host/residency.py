@@ -10,7 +10,8 @@ from functools import partial
 
 import structlog
 
-from modelhostd.core.errors import invalid
+from modelhostd.core.errors import ModelhostError, invalid
+from modelhostd.core.estimates import missing_bytes
 from modelhostd.core.resources import (
     Device,
     Event,
@@ -24,7 +25,7 @@ from modelhostd.core.state import Edit
 from modelhostd.host.crashes import Crashes
 from modelhostd.host.loads import Loads
 from modelhostd.host.losses import Losses
-from modelhostd.host.occupancy import Occupancy, gone
+from modelhostd.host.occupancy import Occupancy, changed, gone
 from modelhostd.host.registry import Request
 from modelhostd.host.retiring import Retiring
 from modelhostd.host.routes import Route
@@ -158,11 +159,36 @@ class Residency:
         self._drop_remains(model_id)
         return freed
 
-    async def make_room(self, route: Route, timeout_s: float | None) -> bool:
-        """Evict who is next to go from a device where a request found too little memory; whether anybody went.
+    async def fell_short(
+        self, route: Route, error: ModelhostError, timeout_s: float | None, *, evict: bool
+    ) -> bool:
+        """Take note of a request that found too little memory beside its model; with ``evict`` the next to go leaves the
+        device for it. Return whether anybody did.
 
-        The ledger counts weights; what a request takes beside them nobody can know before it came.
+        From then on more is reserved for the model: now as far as that is free, and by the plan of its next load.
         """
+        model = self._registry.decided.models.get(route.model)
+        if model is None or not route.open:
+            return False
+        ledger, learned = self._occupancy.ledger, self._occupancy.learned
+        held = ledger.held(route.device, route.model)
+        at = route.version, route.device
+        wanted = learned.request_fell_short(model, *at, held, missing_bytes(error.metadata))
+        gone = evict and await self._make_room(route, timeout_s)
+        instance = self._registry.decided.instance_of(route.model)
+        if not route.open or instance is None:
+            return gone
+        more = min(wanted - held, self._occupancy.views()[route.device].free_bytes)
+        if more > 0:
+            ledger.hold(route.device, route.model, held + more)
+            working = instance.working_bytes + more
+            details = {"workingBytes": str(working), "cause": error.reason.value}
+            edits = changed(replace(instance, working_bytes=working), "FELL_SHORT", details)
+            self._registry.record(edits)
+        return gone
+
+    async def _make_room(self, route: Route, timeout_s: float | None) -> bool:
+        """Evict who is next to go from a device where a request found too little memory; whether anybody went."""
         now, policy = self._registry.clock.monotonic(), self._occupancy.policy()
         view = self._occupancy.views()[route.device]
         for holding in policy.order(view.holdings, now):

@@ -29,7 +29,7 @@ class Wanted:
     number: int
     model: str
     bytes: int
-    """Of its device."""
+    """Of its device, ``working_bytes`` included."""
     device: str
     priority: int
     since: float
@@ -39,6 +39,8 @@ class Wanted:
     task: asyncio.Task[None] | None = None
     retries: int = WORKER_LOST_RETRIES
     memory_retries: int = MEMORY_RETRIES
+    working_bytes: int = 0
+    """What is kept for its requests beside the weights."""
     host_bytes: int = 0
     """What a copy beside the device takes of host memory, where there is room for it."""
     keeps_copy: bool = False
