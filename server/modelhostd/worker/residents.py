@@ -127,7 +127,7 @@ class Residents:
         image = resident.image
         del resident.hosted, resident.image
         self._imaging.close(image)
-        free_memory()
+        free_memory(thorough=image is None)
         activity.end()
         del self._endings[frame.request]
 

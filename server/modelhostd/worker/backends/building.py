@@ -13,6 +13,7 @@ import torch
 from modelhostd.worker.backend import BadInputError, LoadContext, LoadError, UnsupportedModelError
 from modelhostd.worker.backends import files
 from modelhostd.worker.image import devices
+from modelhostd.worker.process import importing
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -46,7 +47,8 @@ def build(
     precision = context.precision
     if precision and precision not in PRECISIONS:
         raise BadInputError("precision", " or ".join(PRECISIONS), precision)
-    kind = _model_class(mapping, config)
+    # The first of all imports a thousand modules.
+    kind = importing(lambda: _model_class(mapping, config))
     weights = files.read_weights(context, PRECISIONS.get(precision))
     floats = (tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
     dtype = PRECISIONS.get(precision) or next(floats, torch.float32)

@@ -1,6 +1,5 @@
 """What the images of one worker share: the host arena, and the device that they are swapped into."""
 
-import gc
 import logging
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from modelhostd.worker.image.arena import HostArena
 from modelhostd.worker.image.devices import make_device
 from modelhostd.worker.image.image import Image
+from modelhostd.worker.process import collect
 
 log = logging.getLogger("modelhostd.worker")
 
@@ -38,7 +38,7 @@ class Images:
         """End an image whose module is gone. What somebody still holds a view of goes when they let go."""
         if not image.close() or self._lingering:
             # In cycles of what is gone there may be views, and a collection holds everything up: only then.
-            gc.collect()
+            collect()
             self._lingering = [other for other in (*self._lingering, image) if not other.close()]
         if self._lingering:
             log.warning(
