@@ -192,6 +192,14 @@ async def test_what_does_not_pass_is_refused(site: Site, hub: LoopbackHub, name:
     assert await site.files.check({"tiny": [1]}, deep=True, repair=False) == ()
 
 
+async def test_a_wait_that_is_too_long_is_nobodys(site: Site, hub: LoopbackHub) -> None:
+    """One connection of four is told to come back in a year: that is refused at once, and the others wait no part of it."""
+    hub.fault(Fault(CDN_PATH, status=429, headers={"Retry-After": "31536000"}))
+    assert (await failure(site)).reason is Reason.RATE_LIMITED
+    await site.fetch()
+    assert site.content() == FILES
+
+
 class Undigested(Hub):
     """A Hub that tells no digests: only ETags say that two answers are of one version."""
 

@@ -314,11 +314,15 @@ class FileStreams:
         return spare
 
     def _stays(self, failure: Transient) -> bool:
-        """Tell whether a connection that failed is the last one, after it has waited as it must."""
+        """Tell whether a connection that failed is the last one, after it has waited as it must.
+
+        Raises what the server said where it wants a longer wait than any: the others would begin it.
+        """
         with self._changed:
-            if failure.retry_after_s is not None:
-                cap_s = self._transfer.adapter.retry.retry_after_cap_s
-                pause_s = min(failure.retry_after_s, cap_s)
+            pause_s = failure.retry_after_s
+            if pause_s is not None:
+                if pause_s > self._transfer.adapter.retry.retry_after_cap_s:
+                    raise failure.error from failure
                 self._not_before = max(self._not_before, time.monotonic() + pause_s)
             if len(self._threads) > 1:
                 self._ramp.failed(time.monotonic())
