@@ -314,7 +314,7 @@ async def test_a_load_that_fails_says_so_in_known_words(world: World) -> None:
     ("key", "code"),
     [
         ("file:../../etc/passwd", grpc.StatusCode.PERMISSION_DENIED),
-        ("config", grpc.StatusCode.UNIMPLEMENTED),
+        ("file:config.json", grpc.StatusCode.PERMISSION_DENIED),
         ("other", grpc.StatusCode.INVALID_ARGUMENT),
     ],
 )
@@ -325,7 +325,8 @@ async def test_load_parameters_are_refused_before_anything_happens(
     async with oip_scene(world) as at:
         await at.run.have("a")
         asked = oip.RepositoryModelLoadRequest(model_name="a")
-        asked.parameters[key].string_param = "{}"
+        asked.parameters["config"].string_param = '{"priority": 1}'  # as clients send it with files
+        asked.parameters[key].bytes_param = b"{}"
         error = await refused(at.stub.RepositoryModelLoad(asked))
         assert error.code() is code
         assert not at.run.workers.log
@@ -357,25 +358,3 @@ async def test_a_repository_by_name_is_refused(world: World) -> None:
         ):
             error = await refused(call(asked))
             assert info_of(error).metadata["field"] == "repository_name"
-
-
-# --- what is not offered --------------------------------------------------------------------------
-
-
-async def test_start_up_clean_up_of_clients_succeeds_and_registering_does_not(world: World) -> None:
-    """Status and unregister answer with nothing; what would take memory or write files is refused."""
-    async with oip_scene(world) as at:
-        for kind in ("System", "Cuda"):
-            status = getattr(at.stub, f"{kind}SharedMemoryStatus")
-            answer = await status(getattr(oip, f"{kind}SharedMemoryStatusRequest")())
-            assert not answer.regions
-            forget = getattr(at.stub, f"{kind}SharedMemoryUnregister")
-            await forget(getattr(oip, f"{kind}SharedMemoryUnregisterRequest")())
-        for method in (
-            *("SystemSharedMemoryRegister", "CudaSharedMemoryRegister"),
-            *("TraceSetting", "LogSettings"),
-        ):
-            asked = getattr(oip, f"{method}Request")()
-            error = await refused(getattr(at.stub, method)(asked))
-            assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-            assert info_of(error).metadata["method"] == method

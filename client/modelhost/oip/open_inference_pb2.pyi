@@ -560,7 +560,7 @@ class ModelInferRequest(_message.Message):
     model_version: _builtins.str
     """The version; empty = the one in service."""
     id: _builtins.str
-    """The caller's own mark; it comes back in the answer. At most 256 characters."""
+    """The caller's own mark; it comes back in the answer. At most 1,024 bytes."""
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
         """Parameters: `timeout` (microseconds in the queue), `priority`, and the backend's own. Others
@@ -1315,7 +1315,10 @@ class RepositoryModelLoadRequest(_message.Message):
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___ModelRepositoryParameter]:
         """`config`, as text: a JSON object of fields of `modelhost.v1.ModelConfig`; it updates the
-        model's config and reloads. `file:` parameters are PERMISSION_DENIED, others INVALID_ARGUMENT.
+        model's config for good (null = back to the default) and reloads. Fields of the ModelConfig below
+        may stand beside them as that method answers them; others than they are, are INVALID_ARGUMENT,
+        except `max_batch_size`, `backend` and `dynamic_batching` (with `max_queue_delay_microseconds`),
+        which both have. `file:` parameters are PERMISSION_DENIED, others INVALID_ARGUMENT.
         """
 
     def __init__(
@@ -1796,7 +1799,7 @@ Global___CudaSharedMemoryUnregisterResponse: _TypeAlias = CudaSharedMemoryUnregi
 
 @_typing.final
 class TraceSettingRequest(_message.Message):
-    """Asks for trace settings, or to change them."""
+    """Asks for trace settings."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1849,7 +1852,7 @@ class TraceSettingRequest(_message.Message):
     """The model; empty = the whole server."""
     @_builtins.property
     def settings(self) -> _containers.MessageMap[_builtins.str, Global___TraceSettingRequest.SettingValue]:
-        """The settings to change, by name."""
+        """The settings to change, by name: any is UNIMPLEMENTED."""
 
     def __init__(
         self,
@@ -1867,7 +1870,7 @@ Global___TraceSettingRequest: _TypeAlias = TraceSettingRequest  # noqa: Y015
 
 @_typing.final
 class TraceSettingResponse(_message.Message):
-    """Never sent."""
+    """What is traced: `trace_level` is `OFF`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1934,7 +1937,7 @@ Global___TraceSettingResponse: _TypeAlias = TraceSettingResponse  # noqa: Y015
 
 @_typing.final
 class LogSettingsRequest(_message.Message):
-    """Asks for log settings, or to change them."""
+    """Asks for log settings."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1992,7 +1995,7 @@ class LogSettingsRequest(_message.Message):
     SETTINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def settings(self) -> _containers.MessageMap[_builtins.str, Global___LogSettingsRequest.SettingValue]:
-        """The settings to change, by name."""
+        """The settings to change, by name: any is UNIMPLEMENTED."""
 
     def __init__(
         self,
@@ -2009,7 +2012,9 @@ Global___LogSettingsRequest: _TypeAlias = LogSettingsRequest  # noqa: Y015
 
 @_typing.final
 class LogSettingsResponse(_message.Message):
-    """Never sent."""
+    """What is logged, as `Settings.log_level` says: `log_error`, `log_warning`, `log_info`,
+    `log_verbose_level` (1 = debug).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -247,7 +247,7 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SystemSharedMemoryStatus(self, request, context):
-        """Lists registered regions of shared memory: none. Right: READ.
+        """Lists registered regions of shared memory: none; one by name is NOT_FOUND. Right: READ.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -268,7 +268,7 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CudaSharedMemoryStatus(self, request, context):
-        """Lists registered regions of CUDA memory: none. Right: READ.
+        """Lists registered regions of CUDA memory: none; one by name is NOT_FOUND. Right: READ.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -289,15 +289,16 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def TraceSetting(self, request, context):
-        """Answers UNIMPLEMENTED: it would let a caller write files. Right: OPERATE.
+        """Says that nothing is traced. With settings UNIMPLEMENTED: it would let a caller write files. Right:
+        READ.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LogSettings(self, request, context):
-        """Answers UNIMPLEMENTED: it would let a caller write files; see `Settings.log_level`. Right:
-        OPERATE.
+        """Says what is logged. With settings UNIMPLEMENTED: it would let a caller write files; see
+        `Settings.log_level`. Right: READ.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

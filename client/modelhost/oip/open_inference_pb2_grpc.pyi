@@ -89,22 +89,24 @@ class GRPCInferenceServiceStub:
     RepositoryModelUnload: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.RepositoryModelUnloadRequest, _open_inference_pb2.RepositoryModelUnloadResponse]
     """Unloads a model and answers when its memory is free. Right: MANAGE."""
     SystemSharedMemoryStatus: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryStatusRequest, _open_inference_pb2.SystemSharedMemoryStatusResponse]
-    """Lists registered regions of shared memory: none. Right: READ."""
+    """Lists registered regions of shared memory: none; one by name is NOT_FOUND. Right: READ."""
     SystemSharedMemoryRegister: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryRegisterRequest, _open_inference_pb2.SystemSharedMemoryRegisterResponse]
     """Answers UNIMPLEMENTED: modelhost takes no named shared memory. Right: OPERATE."""
     SystemSharedMemoryUnregister: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryUnregisterRequest, _open_inference_pb2.SystemSharedMemoryUnregisterResponse]
     """Does nothing, since nothing is registered; clients call it to clean up. Right: READ."""
     CudaSharedMemoryStatus: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryStatusRequest, _open_inference_pb2.CudaSharedMemoryStatusResponse]
-    """Lists registered regions of CUDA memory: none. Right: READ."""
+    """Lists registered regions of CUDA memory: none; one by name is NOT_FOUND. Right: READ."""
     CudaSharedMemoryRegister: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryRegisterRequest, _open_inference_pb2.CudaSharedMemoryRegisterResponse]
     """Answers UNIMPLEMENTED: modelhost takes no CUDA memory of others. Right: OPERATE."""
     CudaSharedMemoryUnregister: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryUnregisterRequest, _open_inference_pb2.CudaSharedMemoryUnregisterResponse]
     """Does nothing, since nothing is registered; clients call it to clean up. Right: READ."""
     TraceSetting: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.TraceSettingRequest, _open_inference_pb2.TraceSettingResponse]
-    """Answers UNIMPLEMENTED: it would let a caller write files. Right: OPERATE."""
+    """Says that nothing is traced. With settings UNIMPLEMENTED: it would let a caller write files. Right:
+    READ.
+    """
     LogSettings: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.LogSettingsRequest, _open_inference_pb2.LogSettingsResponse]
-    """Answers UNIMPLEMENTED: it would let a caller write files; see `Settings.log_level`. Right:
-    OPERATE.
+    """Says what is logged. With settings UNIMPLEMENTED: it would let a caller write files; see
+    `Settings.log_level`. Right: READ.
     """
 
 @_typing.type_check_only
@@ -159,22 +161,24 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     RepositoryModelUnload: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.RepositoryModelUnloadRequest, _open_inference_pb2.RepositoryModelUnloadResponse]  # type: ignore[assignment]
     """Unloads a model and answers when its memory is free. Right: MANAGE."""
     SystemSharedMemoryStatus: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryStatusRequest, _open_inference_pb2.SystemSharedMemoryStatusResponse]  # type: ignore[assignment]
-    """Lists registered regions of shared memory: none. Right: READ."""
+    """Lists registered regions of shared memory: none; one by name is NOT_FOUND. Right: READ."""
     SystemSharedMemoryRegister: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryRegisterRequest, _open_inference_pb2.SystemSharedMemoryRegisterResponse]  # type: ignore[assignment]
     """Answers UNIMPLEMENTED: modelhost takes no named shared memory. Right: OPERATE."""
     SystemSharedMemoryUnregister: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryUnregisterRequest, _open_inference_pb2.SystemSharedMemoryUnregisterResponse]  # type: ignore[assignment]
     """Does nothing, since nothing is registered; clients call it to clean up. Right: READ."""
     CudaSharedMemoryStatus: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryStatusRequest, _open_inference_pb2.CudaSharedMemoryStatusResponse]  # type: ignore[assignment]
-    """Lists registered regions of CUDA memory: none. Right: READ."""
+    """Lists registered regions of CUDA memory: none; one by name is NOT_FOUND. Right: READ."""
     CudaSharedMemoryRegister: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryRegisterRequest, _open_inference_pb2.CudaSharedMemoryRegisterResponse]  # type: ignore[assignment]
     """Answers UNIMPLEMENTED: modelhost takes no CUDA memory of others. Right: OPERATE."""
     CudaSharedMemoryUnregister: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.CudaSharedMemoryUnregisterRequest, _open_inference_pb2.CudaSharedMemoryUnregisterResponse]  # type: ignore[assignment]
     """Does nothing, since nothing is registered; clients call it to clean up. Right: READ."""
     TraceSetting: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.TraceSettingRequest, _open_inference_pb2.TraceSettingResponse]  # type: ignore[assignment]
-    """Answers UNIMPLEMENTED: it would let a caller write files. Right: OPERATE."""
+    """Says that nothing is traced. With settings UNIMPLEMENTED: it would let a caller write files. Right:
+    READ.
+    """
     LogSettings: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.LogSettingsRequest, _open_inference_pb2.LogSettingsResponse]  # type: ignore[assignment]
-    """Answers UNIMPLEMENTED: it would let a caller write files; see `Settings.log_level`. Right:
-    OPERATE.
+    """Says what is logged. With settings UNIMPLEMENTED: it would let a caller write files; see
+    `Settings.log_level`. Right: READ.
     """
 
 class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -304,7 +308,7 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _open_inference_pb2.SystemSharedMemoryStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.SystemSharedMemoryStatusResponse, _abc.Awaitable[_open_inference_pb2.SystemSharedMemoryStatusResponse]]:
-        """Lists registered regions of shared memory: none. Right: READ."""
+        """Lists registered regions of shared memory: none; one by name is NOT_FOUND. Right: READ."""
 
     @_abc_1.abstractmethod
     def SystemSharedMemoryRegister(
@@ -328,7 +332,7 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _open_inference_pb2.CudaSharedMemoryStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.CudaSharedMemoryStatusResponse, _abc.Awaitable[_open_inference_pb2.CudaSharedMemoryStatusResponse]]:
-        """Lists registered regions of CUDA memory: none. Right: READ."""
+        """Lists registered regions of CUDA memory: none; one by name is NOT_FOUND. Right: READ."""
 
     @_abc_1.abstractmethod
     def CudaSharedMemoryRegister(
@@ -352,7 +356,9 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _open_inference_pb2.TraceSettingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.TraceSettingResponse, _abc.Awaitable[_open_inference_pb2.TraceSettingResponse]]:
-        """Answers UNIMPLEMENTED: it would let a caller write files. Right: OPERATE."""
+        """Says that nothing is traced. With settings UNIMPLEMENTED: it would let a caller write files. Right:
+        READ.
+        """
 
     @_abc_1.abstractmethod
     def LogSettings(
@@ -360,8 +366,8 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _open_inference_pb2.LogSettingsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.LogSettingsResponse, _abc.Awaitable[_open_inference_pb2.LogSettingsResponse]]:
-        """Answers UNIMPLEMENTED: it would let a caller write files; see `Settings.log_level`. Right:
-        OPERATE.
+        """Says what is logged. With settings UNIMPLEMENTED: it would let a caller write files; see
+        `Settings.log_level`. Right: READ.
         """
 
 def add_GRPCInferenceServiceServicer_to_server(servicer: GRPCInferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

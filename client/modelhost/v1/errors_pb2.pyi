@@ -70,6 +70,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """No slot has this name. SwitchSlot makes one."""
     LEASE_NOT_FOUND: _Reason.ValueType  # 9
     """The lease has ended or never was. Acquire a new one."""
+    REGION_NOT_FOUND: _Reason.ValueType  # 53
+    """No region of shared memory is registered under this name, nor can one be: send tensors as
+    `raw_input_contents`.
+    """
     ALREADY_EXISTS: _Reason.ValueType  # 10
     """The id is taken by a model or a slot. Choose another with `model_id` (`--name` on the command
     line).
@@ -265,6 +269,10 @@ SLOT_NOT_FOUND: Reason.ValueType  # 8
 """No slot has this name. SwitchSlot makes one."""
 LEASE_NOT_FOUND: Reason.ValueType  # 9
 """The lease has ended or never was. Acquire a new one."""
+REGION_NOT_FOUND: Reason.ValueType  # 53
+"""No region of shared memory is registered under this name, nor can one be: send tensors as
+`raw_input_contents`.
+"""
 ALREADY_EXISTS: Reason.ValueType  # 10
 """The id is taken by a model or a slot. Choose another with `model_id` (`--name` on the command
 line).

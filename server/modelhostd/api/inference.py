@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from modelhost.oip import model_config_pb2, open_inference_pb2
+from modelhost.oip import open_inference_pb2
 from modelhost.v1 import options_pb2
 from modelhostd.api import oip_answers, oip_stream
 from modelhostd.api.admission import Group
@@ -18,11 +18,9 @@ from modelhostd.api.oip_refusals import Refusals
 from modelhostd.api.oip_repository import Repository
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.oip_scan import RequestHead, scan
-from modelhostd.core.resources import Device
 from modelhostd.core.values import dataclass
 from modelhostd.host import Host
-from modelhostd.host.routes import Route
-from modelhostd.ports import InferReply, Loaded
+from modelhostd.ports import InferReply
 
 _oip = open_inference_pb2
 
@@ -37,9 +35,11 @@ _READ = (
     *("ModelStatistics", "RepositoryIndex"),
     *("SystemSharedMemoryStatus", "SystemSharedMemoryUnregister"),
     *("CudaSharedMemoryStatus", "CudaSharedMemoryUnregister"),
+    *("TraceSetting", "LogSettings"),
 )
 _OPERATE = (
-    *("SystemSharedMemoryRegister", "CudaSharedMemoryRegister", "TraceSetting", "LogSettings"),
+    "SystemSharedMemoryRegister",
+    "CudaSharedMemoryRegister",
 )
 RIGHTS: Mapping[str, int] = {
     **dict.fromkeys(_READ, options_pb2.READ),
@@ -231,11 +231,7 @@ class InferenceService(Repository, Refusals):
         self, request: _oip.ModelConfigRequest, call: Call
     ) -> _oip.ModelConfigResponse:
         """Say how a model is configured, loading it as a request would."""
-        route, loaded = await self.loaded(request.name, request.version, call)
-        device: Device | None = self._host.registry.committed.devices.get(route.device)
-        config: model_config_pb2.ModelConfig = oip_answers.config(
-            request.name, route, loaded, device
-        )
+        config = await self.config(request.name, request.version, call)
         return _oip.ModelConfigResponse(config=config)
 
     async def model_statistics(
@@ -243,23 +239,6 @@ class InferenceService(Repository, Refusals):
     ) -> _oip.ModelStatisticsResponse:
         """Return counts and times, which never fall while a model is loaded."""
         return oip_answers.statistics(self._host, request.name, request.version)
-
-    async def loaded(self, name: str, version: str, call: Call) -> tuple[Route, Loaded]:
-        """Return a model's route and what its worker says of it; loads the model where that is allowed.
-
-        Only a loaded model knows its inputs, and clients ask for them before their first request.
-        """
-        work = self._host.inference.loaded_route(name, call.remaining_s())
-        route = await call.or_shutdown(work)
-        if version not in ("", str(route.version)):
-            raise ModelhostError(
-                Reason.MODEL_NOT_FOUND,
-                f"Request for unknown model: '{name}' version {version[:32]!r} is not found; version "
-                f"{route.version} is loaded (an empty version takes it)",
-                {"model": name},
-            )
-        assert route.loaded is not None, name
-        return route, route.loaded
 
 
 def _timeout_s(remaining_s: float | None, timeout_us: int) -> float | None:

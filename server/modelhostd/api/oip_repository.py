@@ -1,15 +1,19 @@
 """The repository calls of the protocol: models listed, loaded and unloaded as Triton's clients know it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from modelhost.oip import open_inference_pb2
-from modelhostd.api import oip_answers
+from modelhost.oip import model_config_pb2, open_inference_pb2
+from modelhostd.api import convert_from, oip_answers, oip_config
 from modelhostd.api.calls import Call
 from modelhostd.core.errors import ModelhostError, Reason, invalid
 from modelhostd.core.names import ID
 from modelhostd.core.operations import raised
+from modelhostd.core.registry import ModelSpec
 from modelhostd.core.resources import Model, Operation, OperationState
 from modelhostd.host import Host
+from modelhostd.host.routes import Route
+from modelhostd.ports import Loaded
 
 _oip = open_inference_pb2
 
@@ -30,14 +34,14 @@ class Repository:
     async def repository_model_load(
         self, request: _oip.RepositoryModelLoadRequest, call: Call
     ) -> _oip.RepositoryModelLoadResponse:
-        """Load a model; answers when it is loaded."""
+        """Load a model, with another config if one is given; answers when it is loaded."""
         _check_repository(request.repository_name)
         _check_load_parameters(request.parameters)
         model = self._registered(request.model_name)
         try:
-            await self._finished(
-                await self._host.residency.load(model.id, principal=call.principal), call
-            )
+            stale = "config" in request.parameters and await self._configured(request, model, call)
+            load = self._host.reloads.reload if stale else self._host.residency.load
+            await self._finished(await load(model.id, principal=call.principal), call)
         except ModelhostError as error:
             if error.reason is Reason.SHUTTING_DOWN:
                 raise
@@ -62,6 +66,46 @@ class Repository:
             await self._host.residency.unload(model.id, principal=call.principal), call
         )
         return _oip.RepositoryModelUnloadResponse()
+
+    async def loaded(self, name: str, version: str, call: Call) -> tuple[Route, Loaded]:
+        """Return a model's route and what its worker says of it; loads the model where that is allowed.
+
+        Only a loaded model knows its inputs, and clients ask for them before their first request.
+        """
+        work = self._host.inference.loaded_route(name, call.remaining_s())
+        route = await call.or_shutdown(work)
+        if version not in ("", str(route.version)):
+            raise ModelhostError(
+                Reason.MODEL_NOT_FOUND,
+                f"Request for unknown model: '{name}' version {version[:32]!r} is not found; version "
+                f"{route.version} is loaded (an empty version takes it)",
+                {"model": name},
+            )
+        assert route.loaded is not None, name
+        return route, route.loaded
+
+    async def config(self, name: str, version: str, call: Call) -> model_config_pb2.ModelConfig:
+        """Return a model's configuration as Triton's clients know it, loading it as a request would."""
+        route, loaded = await self.loaded(name, version, call)
+        device = self._host.registry.committed.devices.get(route.device)
+        return oip_answers.config(name, route, loaded, device)
+
+    async def _configured(
+        self, request: _oip.RepositoryModelLoadRequest, model: Model, call: Call
+    ) -> bool:
+        """Change a model's config; returns whether what is loaded was so with another one."""
+        change = oip_config.read(request.parameters["config"].string_param)
+        if change.as_is_names:
+            change.check(await self.config(request.model_name, "", call))
+        config = convert_from.config(change.config)
+        paths = [f"config.{name}" for name in change.names]
+
+        def changed(current: ModelSpec) -> ModelSpec:
+            return convert_from.merged(current, replace(current, config=config), paths)
+
+        await self._host.models.update(model.id, changed, "", call.principal)
+        instance = self._host.registry.committed.instance_of(model.id)
+        return instance is not None and instance.config_stale
 
     def _registered(self, name: str) -> Model:
         try:
@@ -94,8 +138,9 @@ def _check_repository(name: str) -> None:
         raise invalid("repository_name", "nothing: 'repository_name' is not supported", name)
 
 
-def _check_load_parameters(parameters: Mapping[str, object]) -> None:
-    for key in parameters:
+def _check_load_parameters(parameters: Mapping[str, _oip.ModelRepositoryParameter]) -> None:
+    # Files first: clients send a config with them.
+    for key, value in sorted(parameters.items(), key=lambda item: not item[0].startswith("file:")):
         if key.startswith("file:"):
             raise ModelhostError(
                 Reason.PERMISSION_DENIED,
@@ -103,14 +148,11 @@ def _check_load_parameters(parameters: Mapping[str, object]) -> None:
                 "register the model by its source instead",
                 {"method": "RepositoryModelLoad", "right": "none"},
             )
-        if key == "config":
-            raise ModelhostError(
-                Reason.UNIMPLEMENTED,
-                "load failed: parameter 'config' is not implemented by this daemon yet; change the "
-                "model's config with modelhost.v1 ModelService.UpdateModel, then load it again",
-                {"method": "RepositoryModelLoad"},
-            )
-        raise _unknown_parameter("load", key)
+        if key != "config":
+            raise _unknown_parameter("load", key)
+        kind = value.WhichOneof("parameter_choice")
+        if kind != "string_param":
+            raise invalid("parameters[config]", "string_param: a JSON object", kind or "nothing")
 
 
 def _unknown_parameter(verb: str, key: str) -> ModelhostError:

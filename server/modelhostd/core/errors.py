@@ -48,6 +48,7 @@ class Reason(enum.StrEnum):
     DEVICE_NOT_FOUND = "DEVICE_NOT_FOUND"
     SLOT_NOT_FOUND = "SLOT_NOT_FOUND"
     LEASE_NOT_FOUND = "LEASE_NOT_FOUND"
+    REGION_NOT_FOUND = "REGION_NOT_FOUND"
     ALREADY_EXISTS = "ALREADY_EXISTS"
     ETAG_MISMATCH = "ETAG_MISMATCH"
     CONFLICTING_OPERATION = "CONFLICTING_OPERATION"
@@ -111,6 +112,7 @@ REASONS: Mapping[Reason, ReasonSpec] = {
     Reason.DEVICE_NOT_FOUND: ReasonSpec(Code.NOT_FOUND, ("device",)),
     Reason.SLOT_NOT_FOUND: ReasonSpec(Code.NOT_FOUND, ("slot",)),
     Reason.LEASE_NOT_FOUND: ReasonSpec(Code.NOT_FOUND, ("lease",)),
+    Reason.REGION_NOT_FOUND: ReasonSpec(Code.NOT_FOUND, ("region",)),
     Reason.ALREADY_EXISTS: ReasonSpec(Code.ALREADY_EXISTS, ("name",)),
     Reason.ETAG_MISMATCH: ReasonSpec(Code.ABORTED, ("name", "expected", "actual")),
     Reason.CONFLICTING_OPERATION: ReasonSpec(Code.ABORTED, ("model", "operation")),

@@ -1,0 +1,108 @@
+"""The parameter ``config`` of RepositoryModelLoad: JSON, read as changes of a model's config.
+
+Clients take what ModelConfig answers, change it and send all of it back. So two kinds of fields may stand in it:
+those of ``modelhost.v1.ModelConfig``, which are set (null = back to the default), and those of Triton's
+configuration, which have to be as they are: modelhost takes inputs, outputs and the like from the model itself.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from modelhost.oip import model_config_pb2
+from modelhost.v1 import models_pb2
+from modelhostd.core.errors import ModelhostError, invalid
+from modelhostd.core.values import dataclass
+
+FIELD = "parameters[config]"
+
+_OURS = frozenset(field.name for field in models_pb2.ModelConfig.DESCRIPTOR.fields)
+_THEIRS = frozenset(field.name for field in model_config_pb2.ModelConfig.DESCRIPTOR.fields)
+_UPPER = re.compile(r"[A-Z]")
+_DELAY = "max_queue_delay_microseconds"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigChange:
+    """``config`` holds what is to be set, ``names`` which fields of it; ``as_is`` what must be so already."""
+
+    config: models_pb2.ModelConfig
+    names: Sequence[str]
+    as_is: model_config_pb2.ModelConfig
+    as_is_names: Sequence[str]
+
+    def check(self, current: model_config_pb2.ModelConfig) -> None:
+        """Raise INVALID_ARGUMENT for the first of Triton's fields that differs from what is loaded."""
+        for name in self.as_is_names:
+            given, have = getattr(self.as_is, name), getattr(current, name)
+            if given != have:
+                raise invalid(
+                    f"{FIELD}.{name}",
+                    f"{_shown(have)}, as ModelConfig answers it: modelhost takes it from the model",
+                    _shown(given),
+                )
+
+
+def read(text: str) -> ConfigChange:
+    """Return what a ``config`` says. Raises INVALID_ARGUMENT naming the field that is wrong."""
+    ours: dict[str, Any] = {}
+    theirs: dict[str, Any] = {}
+    for key, value in _object(text).items():
+        name = _UPPER.sub(lambda letter: "_" + letter[0].lower(), key)
+        if name == "dynamic_batching" and isinstance(value, dict):
+            ours.update(_batching(value))
+        elif name in _OURS:
+            ours[name] = value
+        elif name in _THEIRS:
+            theirs[name] = value
+        else:
+            raise invalid(f"{FIELD}.{key[:64]}", f"one of {', '.join(sorted(_OURS))}", "another")
+    made, as_is = models_pb2.ModelConfig(), model_config_pb2.ModelConfig()
+    _fill(made, ours)
+    _fill(as_is, theirs)
+    return ConfigChange(made, tuple(ours), as_is, tuple(theirs))
+
+
+def _object(text: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise invalid(FIELD, "a JSON object", text[:100])
+    return found
+
+
+def _batching(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return Triton's message of this name in our words: its presence turns batching on."""
+    found: dict[str, Any] = {"dynamic_batching": True}
+    message = model_config_pb2.ModelDynamicBatching()
+    _fill(message, given)
+    for field, value in message.ListFields():
+        if field.name != _DELAY:
+            raise _other(f"dynamic_batching.{field.name}", "nothing but " + _DELAY, value)
+        found["max_batch_delay"] = f"{value // 1_000_000}.{value % 1_000_000:06}s"
+    return found
+
+
+def _fill(message: Message, values: Mapping[str, Any]) -> None:
+    """Set fields one by one, so that an error names its own."""
+    for name, value in values.items():
+        try:
+            json_format.ParseDict({name: value}, message)
+        except (json_format.ParseError, RecursionError):
+            kind = message.DESCRIPTOR.full_name
+            raise _other(name, f"what {kind}.{name} takes, as protobuf's JSON", value) from None
+
+
+def _other(name: str, expected: str, actual: object) -> ModelhostError:
+    return invalid(f"{FIELD}.{name}", expected, _shown(actual))
+
+
+def _shown(value: object) -> str:
+    text = " ".join(str(value).split())
+    return (text[:77] + "..." if len(text) > 80 else text) or "empty"

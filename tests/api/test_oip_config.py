@@ -1,0 +1,123 @@
+"""RepositoryModelLoad with ``config``: the model's config is changed, and what is loaded is so with it."""
+
+import json
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf import json_format
+
+from modelhost.oip import open_inference_pb2 as oip
+from modelhostd.core.resources import OperationKind
+from tests.api.oip_scene import OipScene, oip_scene
+from tests.api.serving import info_of
+from tests.host.support import World
+
+
+async def load(at: OipScene, config: object) -> None:
+    """Load the model with a config, given as text or as what becomes JSON."""
+    asked = oip.RepositoryModelLoadRequest(model_name="a")
+    text = config if isinstance(config, str) else json.dumps(config)
+    asked.parameters["config"].string_param = text
+    await at.stub.RepositoryModelLoad(asked)
+
+
+async def refused(at: OipScene, config: object) -> tuple[str, str]:
+    """Return the field that a config is refused for, and the message."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await load(at, config)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    message = caught.value.details() or ""
+    assert message.startswith("load failed for model 'a': ")
+    return info_of(caught.value).metadata["field"], message
+
+
+def reloads(at: OipScene) -> int:
+    """Return how many reloads there were."""
+    return sum(o.kind is OperationKind.RELOAD for o in at.run.host.operations.list())
+
+
+async def test_a_config_is_taken_up_by_a_load(tmp_path: Path) -> None:
+    """What is not loaded is loaded with it; a model that is, is reloaded if what changed asks for that."""
+    async with oip_scene(World(tmp_path)) as at:
+        await at.run.have("a")
+        await load(at, {"max_batch_size": 8, "keep_alive": "90s"})
+        config = at.run.host.models.get("a").config
+        assert (config.max_batch_size, config.keep_alive_s) == (8, 90.0)
+        assert reloads(at) == 0
+        await load(at, {"maxBatchSize": 4})
+        assert at.run.host.models.get("a").config.max_batch_size == 4
+        assert reloads(at) == 1
+        instance = at.run.host.registry.committed.instance_of("a")
+        assert instance is not None
+        assert not instance.config_stale
+        # Live, and the same again: nothing to reload for.
+        await load(at, {"priority": 3, "max_batch_size": 4})
+        assert at.run.host.models.get("a").config.priority == 3
+        assert reloads(at) == 1
+        await load(at, {"max_batch_size": None})
+        assert at.run.host.models.get("a").config.max_batch_size is None
+        assert reloads(at) == 2
+
+
+async def test_what_model_config_answers_may_come_back(tmp_path: Path) -> None:
+    """A client takes the whole configuration, changes what both sides know, and loads with that."""
+    async with oip_scene(World(tmp_path)) as at:
+        await at.run.have("a")
+        answer = await at.stub.ModelConfig(oip.ModelConfigRequest(name="a"))
+        whole = json_format.MessageToDict(answer.config, preserving_proto_field_name=True)
+        assert {"name", "platform", "input", "output", "instance_group"} <= whole.keys()
+        await load(at, whole)
+        whole["dynamic_batching"] = {"max_queue_delay_microseconds": "1500"}
+        await load(at, whole)
+        config = at.run.host.models.get("a").config
+        assert (config.dynamic_batching, config.max_batch_delay_s) == (True, 0.0015)
+        whole["input"][0]["data_type"] = "TYPE_FP16"
+        field, message = await refused(at, whole)
+        assert field == "parameters[config].input"
+        assert "TYPE_FP16" in message
+        field, _ = await refused(at, {"name": "b"})
+        assert field == "parameters[config].name"
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        ("", "parameters[config]"),
+        ("[1]", "parameters[config]"),
+        ("{" * 100_000, "parameters[config]"),
+        ("[" * 100_000, "parameters[config]"),
+        ('{"no_such": 1}', "parameters[config].no_such"),
+        ('{"max_batch_size": "many"}', "parameters[config].max_batch_size"),
+        ('{"max_batch_size": 1e99}', "parameters[config].max_batch_size"),
+        ('{"max_batch_size": -1}', "model.config.max_batch_size"),
+        ('{"device": "devices/none"}', "model.config.device"),
+        ('{"keep_alive": NaN}', "parameters[config].keep_alive"),
+        ('{"dynamic_batching": {"preserve_ordering": true}}',
+         "parameters[config].dynamic_batching.preserve_ordering"),
+        ('{"backend_options": ' + '{"a":' * 40 + "1" + "}" * 41, "model.config.backend_options"),
+        ('{"response_cache": {"enable": true}}', "parameters[config].response_cache"),
+    ],
+    ids=range(13),
+)  # fmt: skip
+async def test_a_config_that_is_wrong_changes_nothing(
+    tmp_path: Path, config: str, field: str
+) -> None:
+    """INVALID_ARGUMENT names the field, whatever the text holds; the model is as it was."""
+    async with oip_scene(World(tmp_path)) as at:
+        await at.run.have("a")
+        before = at.run.host.models.get("a")
+        found, _ = await refused(at, config)
+        assert found == field
+        assert at.run.host.models.get("a") == before
+
+
+async def test_a_config_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """It comes as string_param."""
+    async with oip_scene(World(tmp_path)) as at:
+        await at.run.have("a")
+        asked = oip.RepositoryModelLoadRequest(model_name="a")
+        asked.parameters["config"].bytes_param = b"{}"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await at.stub.RepositoryModelLoad(asked)
+        assert info_of(caught.value).metadata["field"] == "parameters[config]"
