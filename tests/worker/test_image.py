@@ -124,6 +124,24 @@ def test_a_view_that_somebody_keeps_is_found(images):
     images.close(other)
 
 
+def test_an_evicted_module_can_be_touched_when_its_tensors_are_elsewhere():
+    """The device's memory is free at once; the module's tensors follow, and come back as they were."""
+    images, module = Images("sim-0"), make()
+    before = answer(module)
+    image = image_of(images, module)
+    assert image.evict()
+    assert held(images)[1] == 0
+    image.unpoint()
+    assert all(not t.numel() for t in (*module.parameters(), *module.buffers()))
+    other = image_of(images, make(9))
+    image.swap_in(lambda: False)
+    assert answer(module) == before
+    del module
+    images.close(image)
+    images.close(other)
+    assert held(images) == (0, 0)
+
+
 def test_what_lies_in_the_image_already_is_not_copied(images):
     """Parameters that a backend read into the image's memory stay there; the rest goes beside them."""
     image = images.new()
@@ -168,6 +186,7 @@ def test_a_swap_in_that_is_cancelled_or_fails_holds_nothing(monkeypatch):
     before = answer(module)
     image = image_of(images, module)
     assert image.evict()
+    image.unpoint()
     with pytest.raises(Cancelled):
         image.swap_in(lambda: True)
     with monkeypatch.context() as patch:

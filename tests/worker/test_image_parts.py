@@ -82,6 +82,8 @@ def test_on_cuda_memory_is_pinned_copied_and_waited_for_in_order(small, gpu):
         assert image.evict()
         assert cuda.log == ["synchronised with copies", "synchronised with default"]
         assert cuda.pools == 0
+        # Views that are left hold no memory.
+        assert {t.untyped_storage().nbytes() for t in module.parameters()} == {0}
         cuda.log.clear()
         image.swap_in(lambda: False)
         assert cuda.log == ["allocate", *["copy in copies"] * extents, "default waits for copies"]

@@ -143,6 +143,11 @@ class Residents:
             with resident.lock:
                 if self._holds(resident):
                     answer.host_bytes = self._leave_device(resident, frame)
+                # The device's memory is free: what is left to do may take longer than that did.
+                self._answer(Kind.DEMOTED, frame, answer.SerializeToString())
+                if resident.warm and (image := resident.image) is not None:
+                    image.unpoint()
+            return
         self._answer(Kind.DEMOTED, frame, answer.SerializeToString())
 
     def _leave_device(self, resident: _Resident, frame: Frame) -> int:

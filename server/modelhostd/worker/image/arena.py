@@ -72,9 +72,13 @@ class Block:
         """Give it back, unless something still holds a view of it: then it stays, and False is returned."""
         if not only_holder(self.tensor):
             return False
+        self.leave()
+        return True
+
+    def leave(self) -> None:
+        """Give it back; who has a view of it makes no use of that any more."""
         del self.tensor
         self._arena.give_back(self._taken)
-        return True
 
     def drop(self) -> None:
         """Give it back with nothing of it kept ready; nobody has a view."""
@@ -232,11 +236,11 @@ class HostArena:
             log.warning("no memory for the %d bytes that shall be ready for images", self._limit)
 
 
-def only_holder(tensor: torch.Tensor) -> bool:
-    """Whether nothing but this tensor uses its memory: no view, in Python or in C++, is left."""
+def only_holder(tensor: torch.Tensor, views: int = 0) -> bool:
+    """Whether nothing but this tensor uses its memory: no view, in Python or in C++, beside ``views`` of them."""
     storage = tensor.untyped_storage()
     # One use is the tensor's, one that of the storage's own Python object.
-    return bool(torch._C._storage_Use_Count(storage._cdata) <= 2)  # noqa: SLF001
+    return bool(torch._C._storage_Use_Count(storage._cdata) == 2 + views)  # noqa: SLF001
 
 
 def _to_page(size: int) -> int:

@@ -44,15 +44,17 @@ class CudaSlab:
         self._copied.record(self._stream)
         self._copied.synchronize()
 
-    def free(self) -> bool:
-        """Give it back when what runs on it has ended; False: something still holds a view of it."""
+    def free(self, views: int = 0) -> bool:
+        """Give it back when what runs on it has ended; False: something else still holds a view of it."""
         self.wait()
         # Requests are answered with what was copied back, so that this waits for nothing as a rule.
         ended = self._cuda.Event()
         ended.record(self._default)
         ended.synchronize()
-        if not only_holder(self.tensor):
+        if not only_holder(self.tensor, views):
             return False
+        # The memory goes now, whatever views have the storage.
+        self.tensor.untyped_storage().resize_(0)
         del self.tensor
         # The tensor first: a pool that goes before what was taken from it would free it twice.
         del self._pool

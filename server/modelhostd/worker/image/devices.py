@@ -5,7 +5,7 @@ from typing import Protocol
 
 import torch
 
-from modelhostd.worker.image.arena import SPACE_BYTES, Block, HostArena
+from modelhostd.worker.image.arena import SPACE_BYTES, Block, HostArena, only_holder
 
 
 class Slab(Protocol):
@@ -24,8 +24,11 @@ class Slab(Protocol):
     def wait(self) -> None:
         """Wait until all copies are done, and their sources may go."""
 
-    def free(self) -> bool:
-        """Give it back when what runs on it has ended; False: something still holds a view of it."""
+    def free(self, views: int = 0) -> bool:
+        """Give it back when what runs on it has ended; False: something still holds a view of it.
+
+        Beside so many ``views``, of which nobody makes use any more: their memory is gone.
+        """
 
 
 class Device(Protocol):
@@ -73,9 +76,12 @@ class RamSlab:
     def wait(self) -> None:
         """Do nothing, for the same reason."""
 
-    def free(self) -> bool:
-        """Give it back; False: something still holds a view of it."""
-        return self._block.free()
+    def free(self, views: int = 0) -> bool:
+        """Give it back; False: something else still holds a view of it."""
+        if not only_holder(self.tensor, views):
+            return False
+        self._block.leave()
+        return True
 
 
 class RamDevice:

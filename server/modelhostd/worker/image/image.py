@@ -1,5 +1,6 @@
 """One model's weights in host RAM, and the slabs on its device that are filled from them."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -88,10 +89,20 @@ class Image:
         self._point()
 
     def evict(self) -> bool:
-        """Drop the slabs, nothing copied back. False: something else still holds a view of one."""
+        """Drop the slabs, nothing copied back. False: something else still holds a view of one.
+
+        The module may not be touched from then on until it is swapped in, or ``unpoint`` was called: its tensors are where the
+        slabs were. Having each of them be elsewhere takes longer than all the rest.
+        """
+        if all(part.evict(part.views) for part in self._parts):
+            return True
         unpoint(self._places)
         held = [part for part in self._parts if not part.evict()]
         return not held
+
+    def unpoint(self) -> None:
+        """Have the tensors of a module that was evicted be of size zero, so that they can be touched."""
+        unpoint(self._places)
 
     def release_host(self) -> None:
         """Let go of the host's copy: the model stays on its device, and cannot leave it and come back."""
@@ -108,6 +119,9 @@ class Image:
         return not self._unused
 
     def _point(self) -> None:
+        used = Counter(place.part for place in self._places)
+        for index, part in enumerate(self._parts):
+            part.views = used[index]
         if self._device is None:
             point(self._places, [part.tensor for part in self._parts], torch.device("cpu"))
             return

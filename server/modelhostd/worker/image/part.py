@@ -24,6 +24,8 @@ class Part:
         self.tensor = block.tensor
         self.size = block.size
         self.slab: Slab | None = None
+        self.views = 0
+        """Of the slab, which the module has while it is on the device."""
         self._block = block
         self._device = device
         self._freed = False
@@ -74,9 +76,9 @@ class Part:
             raise
         slab.ready()
 
-    def evict(self) -> bool:
-        """Give the slab back; False: something still holds a view of it."""
-        if self.slab is not None and self.slab.free():
+    def evict(self, views: int = 0) -> bool:
+        """Give the slab back; False: something still holds a view of it, beside so many that nobody uses."""
+        if self.slab is not None and self.slab.free(views):
             self.slab = None
         return self.slab is None
 
