@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from modelhostd.adapters.workers.worker import Worker
 from modelhostd.core.errors import ModelhostError, Reason
 from tests.support import wait_until_async
 from tests.worker.harness import CONFIG, decode, encode, ignore, running, spec, started
@@ -27,11 +28,15 @@ def rows(*values):
 
 
 class Scene:
-    """A worker with one model at work, behind which requests pile up until ``open``."""
+    """A worker with one model at work, behind which requests pile up until ``open``.
 
-    def __init__(self, workers, gate):
+    ``queued`` is what its heartbeats said, one after the other, of how many wait.
+    """
+
+    def __init__(self, workers, gate, queued):
         self.workers = workers
         self.gate = gate
+        self.queued = queued
 
     def send(self, *values, model="m", priority=0, timeout_s=None, name="x", **parameters):
         """Send a request with an item for each value."""
@@ -45,16 +50,25 @@ class Scene:
         self.first = self.send(0, model=model, do=f"wait:{self.gate}")
         await wait_until_async(lambda: started(self.gate) == 1)
 
-    async def open(self):
-        """Let the work end."""
+    async def open(self, *, behind=0):
+        """Let the work end, once so many requests wait behind it: what is sent is not there yet."""
+        await wait_until_async(lambda: not behind or behind in self.queued, what=f"{behind} wait")
         self.gate.touch()
         await self.first
 
 
 @pytest.fixture
-async def scene(tmp_path):
+async def scene(tmp_path, monkeypatch):
+    queued = []
+    beat = Worker._beat
+
+    def heard(self, header):
+        queued.append(header.queued)
+        beat(self, header)
+
+    monkeypatch.setattr(Worker, "_beat", heard)
     async with running() as (workers, _):
-        yield Scene(workers, tmp_path / "gate")
+        yield Scene(workers, tmp_path / "gate", queued)
 
 
 def sizes(replies):
@@ -80,7 +94,7 @@ async def test_what_waited_runs_together_and_each_gets_its_own_items(scene):
     await scene.workers.load("cpu", batched(), ignore)
     await scene.block()
     replies = [scene.send(*range(10 * n, 10 * n + n)) for n in (1, 2, 3)]
-    await scene.open()
+    await scene.open(behind=3)
     got = await asyncio.gather(*replies)
     assert sizes(got) == [6, 6, 6]
     assert [reply.item_count for reply in got] == [1, 2, 3]
@@ -102,7 +116,7 @@ async def test_only_what_is_alike_runs_together(scene):
         scene.send(5, name="y"),
         scene.workers.infer("cpu", "m-1", 1, other, timeout_s=None),
     ]
-    await scene.open()
+    await scene.open(behind=6)
     assert sizes(await asyncio.gather(*replies)) == [2, 2, 1, 1, 1, 1]
 
 
@@ -111,7 +125,7 @@ async def test_a_batch_holds_no_more_items_than_it_may(scene):
     await scene.workers.load("cpu", batched(limit=4), ignore)
     await scene.block()
     replies = [scene.send(1, 2), scene.send(3, 4, 5), scene.send(6), scene.send(7), scene.send(8)]
-    await scene.open()
+    await scene.open(behind=5)
     assert sizes(await asyncio.gather(*replies)) == [4, 4, 4, 4, 4]
 
 
@@ -120,7 +134,7 @@ async def test_a_bad_item_fails_alone(scene):
     await scene.workers.load("cpu", batched(), ignore)
     await scene.block()
     replies = [scene.send(1), scene.send(float("nan")), scene.send(3)]
-    await scene.open()
+    await scene.open(behind=3)
     one, bad, three = await asyncio.gather(*replies, return_exceptions=True)
     assert (firsts(one), firsts(three)) == ([1], [3])
     assert isinstance(bad, ModelhostError)
@@ -137,7 +151,7 @@ async def test_what_cannot_be_parsed_fails_alone(scene):
         scene.send(*range(9)),
         scene.send(2),
     ]
-    await scene.open()
+    await scene.open(behind=4)
     broken, one, large, two = await asyncio.gather(*replies, return_exceptions=True)
     assert sizes([one, two]) == [2, 2]
     assert {broken.reason, large.reason} == {Reason.INVALID_ARGUMENT}
@@ -169,7 +183,7 @@ async def test_priorities_hold_across_batches(scene):
         reply = scene.send(value, priority=priority)
         reply.add_done_callback(lambda _, value=value: order.append(value))
         replies.append(reply)
-    await scene.open()
+    await scene.open(behind=4)
     await asyncio.gather(*replies)
     assert (set(order[:2]), set(order[2:])) == ({3, 4}, {1, 2})
 
@@ -213,5 +227,5 @@ async def test_batching_can_be_switched_off(scene):
     assert not loaded.dynamic_batching
     await scene.block()
     replies = [scene.send(1), scene.send(2)]
-    await scene.open()
+    await scene.open(behind=2)
     assert sizes(await asyncio.gather(*replies)) == [1, 1]
