@@ -19,6 +19,8 @@ TORCH ?= $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 PIP_ARGS ?=
 ARGS ?=
 MINUTES ?= 10
+# Most tests wait most of their time. A debugger wants `make test ARGS=-n0`.
+JOBS ?= 3
 
 DESTDIR ?=
 PREFIX ?= /usr/local
@@ -77,7 +79,7 @@ run: $(READY) ## the daemon in the foreground, with its defaults
 
 .PHONY: test
 test: $(READY) ## every test that needs neither a GPU nor minutes
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: check
 check: check-lint check-types check-imports check-protos check-twins check-unit ## lint, types, import directions, protos, unit file
@@ -137,6 +139,12 @@ bench: $(READY) ## every promised figure beside its reference, to bench/RESULTS.
 .PHONY: bench-downloads
 bench-downloads: $(READY) ## downloads beside nginx, aria2c and huggingface_hub, into bench/RESULTS.md
 	@$(PY) bench/figures.py --part downloads --output bench/RESULTS.md $(ARGS)
+
+# Each peer in an environment of its own: its packages are not ours, and it is large (minutes, 3 GB).
+.PHONY: bench-peers
+bench-peers: $(READY) ## inference beside Triton and MLServer, which it installs, into bench/RESULTS.md
+	@$(PY) bench/peers/install.py --pip='$(PIP_ARGS)'
+	@$(PY) bench/figures.py --part peers --part embeddings --output bench/RESULTS.md $(ARGS)
 
 .PHONY: bench-gpu
 bench-gpu: $(READY) ## images on a GPU beside its own limits and other loaders (on sim-0 without one)
