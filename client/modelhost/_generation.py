@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
+from google.protobuf.descriptor import FieldDescriptor
+
 from modelhost import _names
 from modelhost._enums import name_of
 from modelhost._errors import invalid
@@ -40,6 +42,16 @@ class Generation:
     """Tokens of the text."""
 
 
+_KINDS = {
+    FieldDescriptor.TYPE_INT32: "an integer of 32 bits",
+    FieldDescriptor.TYPE_INT64: "an integer of 64 bits",
+    FieldDescriptor.TYPE_DOUBLE: "a number",
+    FieldDescriptor.TYPE_BOOL: "true or false",
+    FieldDescriptor.TYPE_STRING: "a text, or several",
+}
+"""What a parameter may be, by the type of its field."""
+
+
 def generate_request(
     model: str, prompt: Prompt, sampling: Sampling, *, version: int, priority: int
 ) -> pb.GenerateRequest:
@@ -68,8 +80,8 @@ def generate_request(
                 request.sampling.stop.extend([value] if isinstance(value, str) else value)  # type: ignore[arg-type]
             else:
                 setattr(request.sampling, name, value)
-        except (TypeError, ValueError) as error:
-            raise invalid(name, "a value that the contract holds", f"{error}"[:100]) from None
+        except (TypeError, ValueError):
+            raise invalid(name, _KINDS[fields[name].type], repr(value)[:100]) from None
     return request
 
 

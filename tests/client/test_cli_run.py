@@ -71,6 +71,15 @@ def test_a_file_and_standard_input_give_a_text_a_line(double: Double, run, tmp_p
     ]
 
 
+def test_a_slot_is_named_as_a_model_is(double: Double, run) -> None:
+    """With its kind in front or without."""
+    of_task(double, "feature-extraction")
+    double.on("ModelInfer", embed)
+    for name in ("m", "slots/m", "models/m"):
+        assert run("run", name, "one").exit_code == 0
+    assert [request.name for request in double.requests("GetModel")] == ["models/m"] * 3
+
+
 def test_labels_have_their_scores(double: Double, run) -> None:
     """A line for each label of each text: the text's number, label, score; as JSON a document a text."""
     of_task(double, "text-classification")
@@ -166,7 +175,11 @@ def test_another_task_is_told_with_what_to_do(double: Double, run) -> None:
         ("feature-extraction", ["-"], "\n", "no text"),
         ("feature-extraction", ["-"], "x" * (4 * 2**20 + 1), "bytes"),
         ("text-generation", ["a", "-p", "colour=red"], "", "colour"),
+        ("text-generation", ["a", "-p", "seed=red"], "", "an integer of 64 bits, got 'red'"),
         ("text-classification", ["a", "--top-k", "0"], "", "top-k"),
+        ("text-generation", ["a", "--top-k", "2"], "", "--top-k is for text-classification"),
+        ("feature-extraction", ["a", "-p", "seed=1"], "", "--parameter is for text-generation"),
+        ("text-classification", ["a", "--system", "x"], "", "--system is for text-generation"),
     ],
 )
 def test_wrong_input_is_a_clear_error(double: Double, run, task, arguments, given, says) -> None:

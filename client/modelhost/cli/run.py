@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from modelhost._names import model_id
 from modelhost.cli.infer import scalar, short_row
 from modelhost.cli.output import Output
 from modelhost.cli.registry import to_pairs
@@ -20,13 +21,14 @@ INPUT_BYTES_MAX = 4 * 1024 * 1024
 TEXTS_AT_ONCE = 32
 """Texts of one request: what comes back of them is shown while the next ones are at work."""
 EXCERPT = 40
+TOP_K = 5
 
 
 @click.command(cls=Command)
 @model_argument
 @click.argument("inputs", nargs=-1, metavar="[INPUT|FILE|-]...")
-@click.option("--top-k", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N",
-              help="Classification: how many labels of each text.")  # fmt: skip
+@click.option("--top-k", type=click.IntRange(1, 1000), metavar="N",
+              help="Classification: how many labels of each text (5).")  # fmt: skip
 @click.option("-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE",
               help="Generation: max_tokens=100, temperature=0.7, stop=END, ...; repeatable.")  # fmt: skip
 @click.option("--system", metavar="TEXT", help="Generation: what the model is told first.")
@@ -38,7 +40,7 @@ def run(
     session: Session,
     model: str,
     inputs: tuple[str, ...],
-    top_k: int,
+    top_k: int | None,
     parameters: tuple[str, ...],
     system: str | None,
     raw: bool,
@@ -58,7 +60,15 @@ def run(
 
     output = session.output
     with session.client() as client:
-        found = client.get(model)
+        found = client.get(model_id(model))
+        _refuse_options(
+            model,
+            found,
+            {
+                "text-classification": {"--top-k": top_k},
+                "text-generation": {"--parameter": parameters, "--system": system, "--raw": raw},
+            },
+        )
         if found.task == "text-generation":
             sampling = {k: scalar(v) for k, v in to_pairs(parameters, "--parameter").items()}
             talk = chat.Talk(client, model, sampling, system=system, raw=raw)
@@ -75,7 +85,17 @@ def run(
         at_once = min(TEXTS_AT_ONCE, found.config.max_batch_size or TEXTS_AT_ONCE)
         texts = _texts(inputs)
         for start in range(0, len(texts), at_once):
-            show(client, model, texts[start : start + at_once], start, top_k, output)
+            show(client, model, texts[start : start + at_once], start, top_k or TOP_K, output)
+
+
+def _refuse_options(
+    model: str, found: "Model", by_task: Mapping[str, Mapping[str, object]]
+) -> None:
+    """Refuse what was said for a model of another task."""
+    for task, options in by_task.items():
+        given = [name for name, value in options.items() if value]
+        if given and found.task in (*_BY_TASK, "text-generation") and found.task != task:
+            raise click.UsageError(f"{given[0]} is for {task}; {model} is of the task {found.task}")
 
 
 def _embed(

@@ -48,7 +48,7 @@ class _Number:
 
     def __call__(self, name: str, value: object) -> Any:
         kind = "an integer" if self.whole else "a number"
-        expected = f"{kind} {'above' if self.above else 'from'} {self.low:g} to {self.high:g}"
+        expected = f"{kind} {'above' if self.above else 'from'} {self.low} to {self.high}"
         number: float
         try:
             if not _is_number_like(value):
