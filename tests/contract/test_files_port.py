@@ -94,6 +94,17 @@ async def test_files_are_listed_in_the_order_of_their_paths(world: World) -> Non
     assert [file.path for file in published] == sorted(CONTENT)
 
 
+async def test_a_config_is_read_or_is_empty(world: World) -> None:
+    """What ``config.json`` says, where it is an object; nothing where it is not, or where there is none."""
+    world.put("one", 1, {"config.json": b'{"n_layer": 2}'})
+    world.put("two", 1, {"config.json": b"[1"})
+    world.put("three", 1, {"config.json": b"[1]"})
+    world.put("four", 1, {"model.safetensors": b"x"})
+    assert await world.files.read_config("one", 1) == {"n_layer": 2}
+    for model in ("two", "three", "four", "five"):
+        assert await world.files.read_config(model, 1) == {}
+
+
 async def test_a_missing_artifact_is_a_storage_error(world: World) -> None:
     """With the next step in the message."""
     with pytest.raises(ModelhostError, match="download") as caught:

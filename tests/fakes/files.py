@@ -4,6 +4,7 @@ Trees are put in by a fake download or by ``put``; ``lose`` and ``flip`` do what
 """
 
 import hashlib
+import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -144,6 +145,16 @@ class FakeFiles:
                 {"path": str(self.model_dir(model, version)), "cause": "missing"},
             )
         return tuple(tree.files[path] for path in sorted(tree.files))
+
+    async def read_config(self, model: str, version: int) -> Mapping[str, Any]:
+        """Return what ``config.json`` says."""
+        tree = self.trees.get((model, version))
+        file = tree.files.get("config.json") if tree is not None else None
+        try:
+            found = json.loads(self.blobs.get(file.sha256, b"{}")) if file is not None else {}
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
     async def on_disk(self, models: Collection[str]) -> Mapping[str, Sequence[int]]:
         """Return the versions that were put in and not taken away."""

@@ -1,9 +1,12 @@
 """Text generation in this process: each text as the library's own ``generate`` writes it, however many at once."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from modelhostd.core.text_memory import read_config
 from modelhostd.worker.backend import BadInputError, Cancelled, InferContext, Tensor
 from modelhostd.worker.backends.generation import engine
 from modelhostd.worker.backends.generation.text_stream import TextStream
@@ -195,6 +198,36 @@ def test_more_texts_than_there_is_room_for_wait_their_turn(folder):
     assert [bool(reader.got) for reader in readers] == [True, True, False, False, False]
     run(backend)
     assert len({reader.text for reader in readers}) == 1
+
+
+def test_texts_keep_to_the_tokens_that_are_reserved(folder):
+    """``cache_tokens`` bounds all texts at work, each taken to become as long as it may; one alone is always taken."""
+    backend = load(folder, options={"cache_tokens": 35})
+    readers = [begin(backend, "hello", max_tokens=5, ignore_eos=True) for _ in range(5)]
+    for _ in range(4):
+        backend.step()
+    assert [bool(reader.got) for reader in readers] == [True, True, True, False, False]
+    run(backend)
+    assert all(reader.ended and reader.error is None for reader in readers)
+    longest = begin(backend, "hello", max_tokens=1000, ignore_eos=True)
+    run(backend)
+    assert longest.got[-1]["num_input_tokens"] + longest.got[-1]["num_output_tokens"] == 35
+    with pytest.raises(BadInputError, match="cache_tokens"):
+        begin(backend, "x" * 36, max_tokens=1)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom"])
+def test_what_is_reserved_for_a_token_is_what_it_takes(tmp_path, kind):
+    """The daemon's estimate from config.json is the size of the library's cache, to the byte."""
+    save_model(tmp_path, kind)
+    backend = load(tmp_path, max_sequence_length=CONTEXT)
+    with torch.inference_mode():
+        row, _ = backend._engine._lane.prefill([1, 2, 3, 4, 5])
+    layers = row.layers or [(layer.keys, layer.values) for layer in row.cache.layers]
+    taken = sum(part.nbytes for pair in layers for part in pair)
+    memory = read_config(json.loads((tmp_path / "config.json").read_text()))
+    assert memory is not None
+    assert memory.token_numbers * memory.number_bytes * 5 == taken
 
 
 def test_a_seed_decides_and_company_does_not(backend):
@@ -408,7 +441,8 @@ def test_other_precisions(folder, precision):
 
 def test_options_are_checked(folder):
     """An unknown option and one out of range are refused."""
-    for options in ({"max_sequences": 0}, {"max_sequences": "many"}, {"sequences": 3}):
+    wrong = ({"max_sequences": 0}, {"max_sequences": "many"}, {"sequences": 3}, {"cache_tokens": 0})
+    for options in wrong:
         with pytest.raises(BadInputError):
             load(folder, options=options)
 

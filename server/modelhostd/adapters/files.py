@@ -1,12 +1,14 @@
 """The Files port: the trees and blobs below the home directory, for the loop. Blocking work in threads."""
 
 import asyncio
+import json
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from modelhostd.adapters.blobs import BlobStore
 from modelhostd.adapters.layout import FILES, disk_errors, tree_at
@@ -32,6 +34,8 @@ from modelhostd.ports import (
 THREADS_MAX = 4
 """Pieces of file work at once; more would only make the disk seek."""
 
+CONFIG_BYTES_MAX = 1 << 20
+
 T = TypeVar("T")
 
 
@@ -55,6 +59,10 @@ class FileStore:
     async def list_files(self, model: str, version: int) -> Sequence[ModelFile]:
         """Return the manifest's files in the order of their paths."""
         return (await self._run(partial(self._manifest, model, version))).files
+
+    async def read_config(self, model: str, version: int) -> Mapping[str, Any]:
+        """Return the artifact's ``config.json``, or nothing."""
+        return await self._run(partial(_read_config, self.model_dir(model, version)))
 
     async def on_disk(self, models: Collection[str]) -> Mapping[str, Sequence[int]]:
         """Return which artifacts of these models lie on disk: model -> versions."""
@@ -165,3 +173,14 @@ class FileStore:
 
     def _manifest(self, model: str, version: int) -> Manifest:
         return self._trees.read_manifest(tree_at(model, version), f"{model}/{version}")
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    try:
+        fd = os.open(folder / "config.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            data = file.read(CONFIG_BYTES_MAX + 1)
+        found = json.loads(data) if len(data) <= CONFIG_BYTES_MAX else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -43,6 +43,18 @@ class Want:
     device: str = ""
     priority: int = 0
     since: float = 0.0
+    working_bytes: int = 0
+    """Of the bytes, those that are kept for its requests beside its weights."""
+
+    @property
+    def needs(self) -> str:
+        """What it needs, in words."""
+        if not self.working_bytes:
+            return f"model '{self.model}' needs {self.bytes} bytes"
+        return (
+            f"model '{self.model}' needs {self.bytes} bytes ({self.working_bytes} of them for its requests beside its "
+            f"weights)"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +189,9 @@ def too_large(want: Want, devices: Sequence[DeviceView]) -> ModelhostError:
     budget = largest.capacity_bytes + largest.taken_bytes
     return ModelhostError(
         Reason.MODEL_TOO_LARGE,
-        f"model '{want.model}' needs {want.bytes} bytes, but the largest budget it may use is "
+        f"{want.needs}, but the largest budget it may use is "
         f"{budget} bytes on devices/{largest.id}; raise that budget or use a "
-        f"smaller precision",
+        f"smaller precision{', or fewer cache_tokens (backend_options)' if want.working_bytes else ''}",
         {
             "model": want.model,
             "neededBytes": str(want.bytes),
@@ -199,7 +211,7 @@ def held_by_others(want: Want, device: DeviceView) -> ModelhostError:
     shown = ", ".join(held) or "loads in progress"
     return ModelhostError(
         Reason.OUT_OF_DEVICE_MEMORY,
-        f"model '{want.model}' needs {want.bytes} bytes on devices/{device.id}: "
+        f"{want.needs} on devices/{device.id}: "
         f"{max(0, device.free_bytes)} free, {evictable} evictable, the rest held by {shown}; "
         f"free some of it or raise the budget",
         {

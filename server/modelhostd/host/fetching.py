@@ -26,6 +26,7 @@ from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry
 from modelhostd.host.room_waits import RoomWaits
 from modelhostd.host.space import Space
+from modelhostd.host.text_memories import TextMemories
 from modelhostd.ports import DownloadJob, Downloads, Fetched, Files
 
 log = structlog.get_logger(__name__)
@@ -46,6 +47,7 @@ class Fetching:
         files: Files,
         space: Space,
         departures: Departures,
+        memories: TextMemories,
     ) -> None:
         self._registry = registry
         self._operations = operations
@@ -53,6 +55,7 @@ class Fetching:
         self._files = files
         self._space = space
         self._departures = departures
+        self._memories = memories
 
     async def run(self, key: str, whole: Callable[[], None], waits: RoomWaits) -> None:
         """Carry out a QUEUED download; ``whole`` is called once its files are there and verified.
@@ -195,6 +198,9 @@ class Fetching:
             ]
 
         model_id = self._registry.decided.operation(key).model
+        found = artifacts.artifact_of(self._registry.decided, key)
+        if found is not None:
+            await self._memories.read(model_id, found[1].version)
         with self._departures.leaving([model_id]):
             if await self._operations.settle(edits):
                 for version in gone:

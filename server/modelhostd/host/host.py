@@ -117,7 +117,13 @@ class Host:
         self.uses = Uses(self.registry, self.routes, files)
         self.space = Space(self.registry, self.routes, files, self.uses, departures)
         fetching = Fetching(
-            self.registry, self.operations, downloads, files, self.space, departures
+            self.registry,
+            self.operations,
+            downloads,
+            files,
+            self.space,
+            departures,
+            occupancy.text_memories,
         )
         self.transfers = Transfers(
             self.registry,
@@ -186,6 +192,7 @@ class Host:
         await first
         await second
         await self.storage.take_away_leftovers()
+        await self.occupancy.text_memories.take_up(self.registry.decided.models.values())
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new work, let requests in flight end within ``grace_s``, and close the registry.

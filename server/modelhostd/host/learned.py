@@ -40,11 +40,15 @@ class Short(NamedTuple):
 class Learned:
     """One table for each kind of experience, by model id.
 
-    ``room`` tells what there is for a model on a device.
+    ``room`` tells what there is for a model on a device; ``cache_bytes`` the most that one takes for the texts that it
+    is at.
     """
 
-    def __init__(self, room: Callable[[str, str], Room]) -> None:
+    def __init__(
+        self, room: Callable[[str, str], Room], cache_bytes: Callable[[Model], int]
+    ) -> None:
         self._room = room
+        self._cache_bytes = cache_bytes
         self.measured: dict[str, Measured] = {}
         """What the last load of each model really took: the truth after the prediction."""
         self.load_s: dict[str, float] = {}
@@ -74,7 +78,8 @@ class Learned:
 
     def working_bytes(self, model: Model, device: str = "") -> int:
         """Return what requests to the model are taken to need beside its weights."""
-        return max(0, self._guess(self.working, model, device) - self._weight_bytes(model))
+        guess = self._guess(self.working, model, device) - self._weight_bytes(model)
+        return max(self._cache_bytes(model), guess)
 
     def _weight_bytes(self, model: Model) -> int:
         found = self._known(model)

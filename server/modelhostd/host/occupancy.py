@@ -25,6 +25,7 @@ from modelhostd.host.learned import Learned
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry
 from modelhostd.host.routes import Routes
+from modelhostd.host.text_memories import TextMemories
 from modelhostd.ports import Files, Loaded, Workers
 
 CPU_SHARE = 0.25
@@ -48,12 +49,14 @@ class Occupancy:
     generation: int = 0
     host: HostTier = field(init=False)
     learned: Learned = field(init=False)
+    text_memories: TextMemories = field(init=False)
 
     def __post_init__(self) -> None:
         self.host = HostTier(
             self.registry, self.ledger, self.routes, self.foreign, self.host_default_bytes
         )
-        self.learned = Learned(self._room)
+        self.text_memories = TextMemories(self.files)
+        self.learned = Learned(self._room, self.text_memories.cache_bytes)
         self.host.load_s = lambda model: self.learned.reload_s(model, 0, warm=False)
 
     def next_generation(self) -> int:

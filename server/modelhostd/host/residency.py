@@ -176,7 +176,7 @@ class Residency:
         wanted = learned.request_fell_short(model, *at, held, missing_bytes(error.metadata))
         gone = evict and await self._make_room(route, timeout_s)
         instance = self._registry.decided.instance_of(route.model)
-        if not route.open or instance is None:
+        if self.routes.get(route.model) is not route or instance is None:
             return gone
         more = min(wanted - held, self._occupancy.views()[route.device].free_bytes)
         if more > 0:
@@ -283,6 +283,7 @@ class Residency:
             if event.kind is Kind.MODEL and event.resource is None:
                 self._crashes.forget(event.key)
                 self._occupancy.learned.forget(event.key)
+                self._occupancy.text_memories.forget(event.key)
                 self.routes.forget(event.key)
 
     # --- WorkerListener -------------------------------------------------------------------------

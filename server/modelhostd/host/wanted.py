@@ -61,7 +61,9 @@ class Wanted:
     @property
     def ask(self) -> rules.Want:
         """What the planner needs to know."""
-        return rules.Want(self.model, self.bytes, self.device, self.priority, self.since)
+        return rules.Want(
+            self.model, self.bytes, self.device, self.priority, self.since, self.working_bytes
+        )
 
 
 def cancelled(wanted: Wanted) -> ModelhostError:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from modelhostd.core.resources import ModelFile, Progress
 from modelhostd.core.values import dataclass
@@ -106,6 +106,9 @@ class Files(Protocol):
 
     async def list_files(self, model: str, version: int) -> Sequence[ModelFile]:
         """Return the manifest's files. Raises STORAGE_ERROR when the manifest is gone or broken."""
+
+    async def read_config(self, model: str, version: int) -> Mapping[str, Any]:
+        """Return the artifact's ``config.json``; empty where there is none of up to 1 MiB that is a JSON object."""
 
     async def on_disk(self, models: Collection[str]) -> Mapping[str, Sequence[int]]:
         """Return the artifacts of these models that lie on disk, whoever knows them: model -> versions.

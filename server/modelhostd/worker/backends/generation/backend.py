@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from modelhostd.core.text_memory import MAX_SEQUENCES, cache_tokens
 from modelhostd.worker.backend import (
     Answer,
     Backend,
@@ -32,9 +33,9 @@ from modelhostd.worker.backends.generation.lanes import Lane
 from modelhostd.worker.backends.generation.sampling import Sampler
 from modelhostd.worker.backends.generation.text_stream import TextStream
 
-MAX_SEQUENCES = 16
 MAX_SEQUENCES_MOST = 256
-OPTIONS = ("max_sequences",)
+CACHE_TOKENS_MOST = 2**24
+OPTIONS = ("max_sequences", "cache_tokens")
 CANARY_TOKENS = (1, 2, 3)
 CANARY_TOLERANCE = 1e-2
 """Of the canary's first scores, relative."""
@@ -68,7 +69,9 @@ _MESSAGES = TensorSpec("messages", "BYTES", (1,), "JSON list of {role, content}"
 
 
 class TextGenerationBackend(Backend):
-    """Task ``text-generation``. Options: ``max_sequences``, the texts that are generated at a time (16)."""
+    """Task ``text-generation``. Options: ``max_sequences``, the texts that are generated at a time (16); ``cache_tokens``, the
+    tokens of all of them together, and so of the longest one (16384, or a whole context of up to 32768).
+    """
 
     tasks = frozenset({"text-generation"})
     packages = ("torch", "transformers", "safetensors", "jinja2")
@@ -97,7 +100,7 @@ class TextGenerationBackend(Backend):
         """Load tokenizer, configuration, chat template and weights."""
         import transformers
 
-        most = _read_options(context.options)
+        most, chosen = _read_options(context.options)
         files.refuse_custom_code(context.model_dir)
         own = {"local_files_only": True, "trust_remote_code": False}
         config = transformers.AutoConfig.from_pretrained(context.model_dir, **own)
@@ -114,7 +117,8 @@ class TextGenerationBackend(Backend):
             raise LoadError(
                 "config.json does not say how long a text may be; set max_sequence_length"
             )
-        self._context_tokens = min(limits)
+        tokens = cache_tokens(min(limits), most, chosen)
+        self._context_tokens = min(*limits, tokens)
         template = self._tokenizer.chat_template
         if isinstance(template, str):
             self._chat = ChatTemplate(template, _special_tokens(self._tokenizer))
@@ -124,6 +128,7 @@ class TextGenerationBackend(Backend):
             Lane(self._model),
             max_sequences=most,
             context_tokens=self._context_tokens,
+            cache_tokens=tokens,
             end_tokens=self._defaults.end_tokens,
             is_fatal=self.is_poisoned,
         )
@@ -234,7 +239,11 @@ class TextGenerationBackend(Backend):
             (prompt,) = text.decode(inputs[name].array, name)
             tokens = self._tokenizer(prompt)["input_ids"]
         if not 0 < len(tokens) < self._context_tokens:
-            raise BadInputError(name, f"1 to {self._context_tokens - 1} tokens", len(tokens))
+            raise BadInputError(
+                name,
+                f"1 to {self._context_tokens - 1} tokens (max_sequence_length, backend_options.cache_tokens)",
+                len(tokens),
+            )
         return prompt, list(tokens)
 
 
@@ -266,14 +275,22 @@ class _Collected(Answer):
         raise Cancelled if isinstance(error, Cancelled) else error
 
 
-def _read_options(options: Mapping[str, Any]) -> int:
+def _read_options(options: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the most texts at a time, and their tokens; 0 = not said."""
     unknown = set(options) - set(OPTIONS)
     if unknown:
         raise BadInputError("backend_options", ", ".join(OPTIONS), min(unknown))
-    most = options.get("max_sequences", MAX_SEQUENCES)
-    if not isinstance(most, int) or isinstance(most, bool) or not 0 < most <= MAX_SEQUENCES_MOST:
-        raise BadInputError("max_sequences", f"1 to {MAX_SEQUENCES_MOST}", most)
-    return most
+    most = _read_count(options, "max_sequences", MAX_SEQUENCES_MOST)
+    return most or MAX_SEQUENCES, _read_count(options, "cache_tokens", CACHE_TOKENS_MOST)
+
+
+def _read_count(options: Mapping[str, Any], name: str, most: int) -> int:
+    if name not in options:
+        return 0
+    value = options[name]
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+        raise BadInputError(name, f"1 to {most}", value)
+    return value
 
 
 def _special_tokens(tokenizer: Any) -> dict[str, str]:

@@ -103,13 +103,15 @@ class Engine:
         *,
         max_sequences: int,
         context_tokens: int,
+        cache_tokens: int,
         end_tokens: frozenset[int],
         is_fatal: Callable[[BaseException], bool],
     ) -> None:
-        """``is_fatal`` tells after which errors nothing in this process can be trusted."""
+        """``cache_tokens``: how many all texts in places may come to, padded to the longest; ``is_fatal`` tells after which errors nothing in this process can be trusted."""
         self._lane = lane
         self._max_sequences = max_sequences
         self._context_tokens = context_tokens
+        self._cache_tokens = cache_tokens
         self._end_tokens = end_tokens
         self._is_fatal = is_fatal
         self._pending: list[Generation] = []
@@ -135,8 +137,9 @@ class Engine:
                     self._decode()
                 # One prompt between two tokens: those who read are not held up by a crowd that comes.
                 while self._has_room():
-                    if self._placed() >= self._max_sequences:
+                    if not self._fits(self._pending[0]):
                         self._displace()
+                        continue
                     self._start(self._pending.pop(0))
                     if busy:
                         break
@@ -147,14 +150,24 @@ class Engine:
             self._fail(running, error)
         return bool(self._running) or self._has_room() or any(not g.resting for g in self._resting)
 
-    def _placed(self) -> int:
-        return len(self._running) + sum(1 for g in self._resting if g.row is not None)
+    def _fits(self, generation: Generation) -> bool:
+        """Whether there is a place for one more, however long it and the others become."""
+        placed = [*self._running, *(g for g in self._resting if g.row is not None)]
+        if len(placed) >= self._max_sequences:
+            return False
+        longest = max(self._longest(g) for g in (*placed, generation))
+        return not placed or (len(placed) + 1) * longest <= self._cache_tokens
+
+    def _longest(self, generation: Generation) -> int:
+        """Return how many tokens a text can come to."""
+        wanted = len(generation.prompt) + generation.parameters.max_tokens
+        return min(wanted, self._context_tokens)
 
     def _has_room(self) -> bool:
         """Whether one that waits can begin, in the place of one that rests where need be."""
         if not self._pending:
             return False
-        return self._placed() < self._max_sequences or self._idlest() is not None
+        return self._fits(self._pending[0]) or self._idlest() is not None
 
     def _idlest(self) -> Generation | None:
         """Return who has rested longest in a place, if that is long enough to lose it."""
