@@ -20,6 +20,8 @@ class Figure:
     reference: float | None = None
     of_reference: bool = False
     expected: str = ""
+    absent: str = ""
+    """Why there is no reference, where there should be one."""
 
     @property
     def ratio(self) -> float | None:
@@ -45,7 +47,7 @@ class Figure:
             goal,
             self.expected,
             f"{_number(self.measured)} {self.unit}",
-            "" if self.reference is None else f"{_number(self.reference)} {self.unit}",
+            self.absent if self.reference is None else f"{_number(self.reference)} {self.unit}",
             "" if self.ratio is None else f"{self.ratio:.2f}x",
             {None: "", True: "met", False: "**not met**"}[self.met],
         )

@@ -6,8 +6,8 @@
     python bench/figures.py --quick             everything in little: does it run?
 
 A part that fails is reported as such, and the others go on. What stands in RESULTS.md below its marker is
-written by hand and stays. Downloads are measured apart, by `make bench-downloads`: they want programs of
-others, and gigabytes of memory.
+written by hand and stays. Downloads, and inference beside other servers, are measured apart, by `make
+bench-downloads` and `make bench-peers`: they want programs of others, and gigabytes.
 """
 
 import argparse
@@ -24,8 +24,19 @@ from pathlib import Path
 # Run as a script: the repository's root is not on the path by itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import control, downloads, inference, parts, policies, residency, start, switching
+from bench import (
+    control,
+    downloads,
+    generation,
+    inference,
+    parts,
+    policies,
+    residency,
+    start,
+    switching,
+)
 from bench.figure import COLUMNS, Effort, Figure, Part
+from bench.peers import identity, sentences
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 BY_HAND = "<!-- by hand: what follows is kept when the figures above are written anew -->"
@@ -36,6 +47,7 @@ PARTS: Sequence[Part] = (
     Part("start", str(start.__doc__), start.figures),
     Part("control", str(control.__doc__), control.figures),
     Part("inference", str(inference.__doc__), inference.figures),
+    Part("generation", str(generation.__doc__), generation.figures),
     Part("metrics", parts.METRICS, parts.metrics),
     Part("ending", parts.ENDING, parts.ending_),
     Part("connections", parts.CONNECTIONS, parts.connections_),
@@ -45,7 +57,11 @@ PARTS: Sequence[Part] = (
     Part("switching", str(switching.__doc__), switching.figures),
     Part("residency", str(residency.__doc__), residency.figures),
 )
-APART: Sequence[Part] = (Part("downloads", str(downloads.__doc__), downloads.figures),)
+APART: Sequence[Part] = (
+    Part("peers", str(identity.__doc__), identity.figures),
+    Part("embeddings", str(sentences.__doc__), sentences.figures),
+    Part("downloads", str(downloads.__doc__), downloads.figures),
+)
 """Measured only when asked for."""
 
 

@@ -12,6 +12,7 @@ END_STREAM, END_HEADERS, ACK = 1, 4, 1
 INITIAL_WINDOW, MAX_FRAME = 4, 5
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEAD_BYTES = 9
+MESSAGE_HEAD_BYTES = 5
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:

@@ -4,6 +4,7 @@ A gRPC client in Python costs more than the server under test and hides it. This
 encoded beforehand and looks at nothing but frame headers of what comes back.
 """
 
+import itertools
 import socket
 import struct
 import time
@@ -54,6 +55,9 @@ class Load:
 
     target: str
     path: str
+    keep: bool = False
+    """Whether ``answer`` is the last answer's message: for small ones, looking at them takes time."""
+    answer: bytes = b""
     _streams: dict[int, _Stream] = field(default_factory=dict)
     _blocked: deque[int] = field(default_factory=deque)
 
@@ -83,20 +87,20 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def run(self, message: bytes, *, concurrency: int, requests: int) -> Measured:
-        """Send ``requests`` of one message, ``concurrency`` at a time; raises LoadError on any failure."""
-        body = h2.message(message)
+    def run(self, *messages: bytes, concurrency: int, requests: int) -> Measured:
+        """Send ``requests`` of the messages in turn, ``concurrency`` at a time; raises LoadError on any failure."""
+        bodies = itertools.cycle([h2.message(message) for message in messages])
         latencies: list[float] = []
         started = time.perf_counter()
         begun = min(concurrency, requests)
         for _ in range(begun):
-            self._begin(body)
+            self._begin(next(bodies))
         while len(latencies) < requests:
             for stream in self._ended():
                 latencies.append(time.perf_counter() - stream.started)
                 if begun < requests:
                     begun += 1
-                    self._begin(body)
+                    self._begin(next(bodies))
         return Measured(time.perf_counter() - started, latencies)
 
     # --- sending --------------------------------------------------------------------------------
@@ -169,7 +173,12 @@ class Load:
             if kind == h2.DATA:
                 if size:
                     self._streams[number].answered = True
-                if rest < size:
+                if rest < size and self.keep:
+                    break
+                if self.keep and size:
+                    begin = position + 9 + h2.MESSAGE_HEAD_BYTES
+                    self.answer = bytes(buffer[begin : position + 9 + size])
+                elif rest < size:
                     self._skip = size - rest
                     position = len(buffer)
                     break

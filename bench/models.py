@@ -48,6 +48,43 @@ def make_classifier(folder: Path, *, seed: int = 7, hidden: int = 128, layers: i
     return folder
 
 
+def make_generator(folder: Path, *, seed: int = 7, hidden: int = 256, layers: int = 4) -> Path:
+    """Write a small language model with random weights whose tokens are bytes; returns ``folder``.
+
+    It has no end token, so its texts are as long as is asked; the weights are the same for the same seed.
+    """
+    import tokenizers
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate(alphabet)}
+    tokens = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    tokens.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = tokenizers.decoders.ByteLevel()
+    config = transformers.LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=hidden * 2,
+        max_position_embeddings=1024,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+        # So large that texts differ.
+        initializer_range=0.3,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    fast: Any = transformers.PreTrainedTokenizerFast
+    fast(tokenizer_object=tokens).save_pretrained(folder)
+    return folder
+
+
 def reference_embeddings(folder: Path, sentences: list[str]) -> Any:
     """Return (n, 384) float32 embeddings by the bare library: mean pooling over the tokens, normalised."""
     import torch

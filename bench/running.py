@@ -82,7 +82,10 @@ def running(*flags: str, endpoint: str = "", below: Path | None = None) -> Itera
         with log.open("wb") as output:
             process = subprocess.Popen(command, env=environment, stderr=output)
         stack.callback(_end, process)
-        wait_until_serving(users, process)
+        try:
+            wait_until_serving(users, process)
+        except RuntimeError as error:
+            raise RuntimeError(log.read_text(errors="replace") or str(error)) from error
         with Client(users) as client:
             tcp = next(x.address for x in client.host().listeners if ":/" not in x.address)
         yield Running(process, users, f"unix:{folder}/admin.sock", tcp, log, lag, folder / "home")

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from bench import figures
 from bench.figure import Figure
+from bench.peers import install, servers
 
 
 def test_a_part_is_measured_and_what_stands_by_hand_is_kept(tmp_path: Path) -> None:
@@ -39,3 +42,15 @@ def test_a_figure_is_held_against_its_goal() -> None:
     assert Figure("a", 2.0, "s", 0.5, reference=8.0, of_reference=True).met is True
     assert Figure("a", 2.0, "s", 0.5, True, reference=8.0, of_reference=True).met is False
     assert Figure("a", 2.0, "s").met is None
+
+
+def test_a_peer_that_is_not_installed_is_absent_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers of others yield nobody where they are not installed, and a figure says so in its reference's place."""
+    monkeypatch.setattr(install, "PEERS", tmp_path)
+    with servers.triton({}, tmp_path) as triton, servers.mlserver({}, tmp_path) as mlserver:
+        assert (triton, mlserver) == (None, None)
+    figure = Figure("a", 2.0, "s", 1.0, of_reference=True, absent=servers.ABSENT)
+    assert figure.met is None
+    assert servers.ABSENT in figure.row()
