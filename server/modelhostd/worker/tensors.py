@@ -22,6 +22,8 @@ MAX_TENSORS = 64
 MAX_NAME_CHARACTERS = 256
 MAX_BYTES_ELEMENTS = 1_000_000
 """Each element of a BYTES tensor is a Python object: a million of them takes about 0.2 s."""
+LONG_TEXT_BYTES = 4096
+"""Elements above it on average are copied one by one, not all at once before."""
 
 _NUMPY: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -172,22 +174,29 @@ def from_contents(
 
 
 def _split(name: str, model: str, raw: memoryview, count: int) -> Array:
-    elements: Array = np.empty(count, object)
-    position = 0
-    end = len(raw)
-    for index in range(count):
-        if end - position < _LENGTH.size:
-            raise _bytes_mismatch(name, model, count, f"the data ends in element {index}")
-        (length,) = _LENGTH.unpack_from(raw, position)
-        position += _LENGTH.size
-        if length > end - position:
-            raise _bytes_mismatch(
-                name, model, count, f"element {index} of {length} bytes passes the end"
-            )
-        elements[index] = bytes(raw[position : position + length])
-        position += length
+    # Slices of bytes are made twice as fast as those of a view, which must be copied once more.
+    data = bytes(raw) if len(raw) < LONG_TEXT_BYTES * count else raw
+    parts: list[bytes] = []
+    add, unpack, width = parts.append, _LENGTH.unpack_from, _LENGTH.size
+    position, end = 0, len(data)
+    try:
+        for _ in range(count):
+            start = position + width
+            position = start + unpack(data, position)[0]
+            add(bytes(data[start:position]))
+    except struct.error:
+        # What is longer than the data is cut, and the next length is not there.
+        if position <= end:
+            problem = f"the data ends in element {len(parts)}"
+            raise _bytes_mismatch(name, model, count, problem) from None
+    if position > end:
+        length = position - (end - len(parts[-1]))
+        problem = f"element {len(parts) - 1} of {length} bytes passes the end"
+        raise _bytes_mismatch(name, model, count, problem)
     if position != end:
         raise _bytes_mismatch(name, model, count, f"{end - position} bytes are left over")
+    elements: Array = np.empty(count, object)
+    elements[:] = parts
     return elements
 
 
