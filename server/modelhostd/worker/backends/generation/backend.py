@@ -85,6 +85,7 @@ class TextGenerationBackend(Backend):
         self._chat: ChatTemplate | None = None
         self._defaults = parameters.Defaults()
         self._context_tokens = 0
+        self._why_shorter = ""
         self._canary: torch.Tensor | None = None
 
     @classmethod
@@ -119,6 +120,8 @@ class TextGenerationBackend(Backend):
             )
         tokens = cache_tokens(min(limits), most, chosen)
         self._context_tokens = min(*limits, tokens)
+        if tokens < min(limits):
+            self._why_shorter = " (backend_options.cache_tokens)"
         template = self._tokenizer.chat_template
         if isinstance(template, str):
             self._chat = ChatTemplate(template, _special_tokens(self._tokenizer))
@@ -239,11 +242,8 @@ class TextGenerationBackend(Backend):
             (prompt,) = text.decode(inputs[name].array, name)
             tokens = self._tokenizer(prompt)["input_ids"]
         if not 0 < len(tokens) < self._context_tokens:
-            raise BadInputError(
-                name,
-                f"1 to {self._context_tokens - 1} tokens (max_sequence_length, backend_options.cache_tokens)",
-                len(tokens),
-            )
+            expected = f"1 to {self._context_tokens - 1} tokens{self._why_shorter}"
+            raise BadInputError(name, expected, len(tokens))
         return prompt, list(tokens)
 
 
