@@ -101,11 +101,14 @@ async def oip_scene(
     *,
     options: InferenceOptions | None = None,
     real_workers: Workers | None = None,
+    host_budget: int = 0,
 ) -> AsyncIterator[OipScene]:
     """Start a host on ``world`` (with a real clock where it has real workers) and serve inference."""
     clock = SystemClock() if real_workers is not None else None
     budget = BUDGET if real_workers is None else REAL_BUDGET
-    async with world.host(budget=budget, real_workers=real_workers, real_clock=clock) as run:
+    async with world.host(
+        budget=budget, host_budget=host_budget, real_workers=real_workers, real_clock=clock
+    ) as run:
         run.workers.handler = identity
         run.workers.inputs["a"] = (TensorSpec("INPUT0", "UINT8", (-1, 4)),)
         run.workers.outputs["a"] = (TensorSpec("INPUT0", "UINT8", (-1, 4)),)

@@ -14,6 +14,8 @@ from modelhostd.core.resources import OperationState
 from modelhostd.ports import TensorSpec
 from tests.api.oip_scene import OipScene, oip_scene, request
 from tests.api.serving import info_of
+from tests.fakes.devices import cuda
+from tests.host import support as host_support
 from tests.host.support import World
 from tests.support import DEADLINE_S
 
@@ -189,6 +191,22 @@ async def test_statistics_rise_with_traffic_and_never_fall(world: World) -> None
         assert again.inference_count == 6
 
 
+async def test_memory_is_told_for_each_place_that_it_is_in(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model on a GPU its number and bytes there, and the copy in host memory; of a warm one the copy."""
+    monkeypatch.setattr(host_support, "sim", lambda index, _: cuda(index + 1))
+    async with oip_scene(world, host_budget=4000) as at:
+        await at.run.have("a")
+        await at.run.load("a")
+        (loaded,) = await statistics(at, "a")
+        found = [(m.type, m.id, m.byte_size) for m in loaded.memory_usage]
+        assert found == [("GPU", 1, 400), ("CPU", 0, 400)]
+        await at.run.end(await at.run.host.residency.unload("a", keep_warm=True))
+        (warm,) = await statistics(at, "a")
+        assert [(m.type, m.id, m.byte_size) for m in warm.memory_usage] == [("CPU", 0, 400)]
+
+
 async def test_statistics_of_all_models_and_of_none(world: World) -> None:
     """An empty name is everybody; unknown names and versions are NOT_FOUND; a deleted model is forgotten."""
     async with oip_scene(world) as at:
@@ -330,6 +348,17 @@ async def test_load_parameters_are_refused_before_anything_happens(
         error = await refused(at.stub.RepositoryModelLoad(asked))
         assert error.code() is code
         assert not at.run.workers.log
+
+
+async def test_a_file_that_is_too_large_is_refused_as_a_file(world: World) -> None:
+    """What is above the limit of a message is not looked into: the refusal says that files are not taken."""
+    async with oip_scene(world) as at:
+        await at.run.have("a")
+        asked = oip.RepositoryModelLoadRequest(model_name="a")
+        asked.parameters["file:1/model.py"].bytes_param = bytes(2**20)
+        error = await refused(at.stub.RepositoryModelLoad(asked))
+        assert info_of(error).reason == "MESSAGE_TOO_LARGE"
+        assert "register the model by its source" in (error.details() or "")
 
 
 async def test_a_client_that_goes_away_does_not_stop_its_load(world: World) -> None:

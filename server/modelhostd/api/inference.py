@@ -15,7 +15,7 @@ from modelhostd.api.admission import Group
 from modelhostd.api.calls import Call
 from modelhostd.api.methods import Service
 from modelhostd.api.oip_refusals import Refusals
-from modelhostd.api.oip_repository import Repository
+from modelhostd.api.oip_repository import FILES_REFUSED, Repository
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.oip_scan import RequestHead, scan
 from modelhostd.core.values import dataclass
@@ -74,6 +74,7 @@ def inference_service(host: Host, options: InferenceOptions) -> Service:
         groups={"ModelInfer": Group.INFERENCE, **dict.fromkeys(_WAITING, Group.STREAM)},
         limits=dict.fromkeys(infer, options.message_bytes_max),
         timeouts=dict.fromkeys(("ModelInfer", *_WAITING)),
+        too_large={"RepositoryModelLoad": FILES_REFUSED},
     )
 
 

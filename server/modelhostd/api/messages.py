@@ -23,7 +23,7 @@ def parsed(method: Method, raw: bytes) -> Any:
         raise ModelhostError(
             Reason.MESSAGE_TOO_LARGE,
             f"the message has {len(raw)} bytes, {method.name} takes at most {method.limit_bytes}; "
-            f"send less at once",
+            f"{method.too_large}",
             {"limitBytes": str(method.limit_bytes), "actualBytes": str(len(raw))},
         )
     if method.request is None:

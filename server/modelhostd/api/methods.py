@@ -20,6 +20,7 @@ from modelhostd.api.unimplemented import UNIMPLEMENTED_METHODS
 from modelhostd.core.values import dataclass
 
 CONTROL_BYTES_MAX = 256 * 1024
+SEND_LESS = "send less at once"
 CONTROL_TIMEOUT_S = 120.0
 """The longest that a control method may take where nothing else bounds it."""
 
@@ -43,6 +44,8 @@ class Method:
     group: Group
     limit_bytes: int
     timeout_s: float | None
+    too_large: str = SEND_LESS
+    """What to do about a message above the limit."""
 
     @property
     def name(self) -> str:
@@ -67,6 +70,8 @@ class Service:
     groups: Mapping[str, Group] = field(default_factory=dict)
     limits: Mapping[str, int] = field(default_factory=dict)
     timeouts: Mapping[str, float | None] = field(default_factory=dict)
+    too_large: Mapping[str, str] = field(default_factory=dict)
+    """What to do about a message above the limit, where that is not to send less."""
     offered_as: str = ""
     """Another full name for it than the descriptor's."""
 
@@ -98,6 +103,7 @@ class Service:
             group=self.groups.get(name, Group.STREAM if lasting else Group.CONTROL),
             limit_bytes=self.limits.get(name, control_bytes_max),
             timeout_s=self.timeouts.get(name, timeout),
+            too_large=self.too_large.get(name, SEND_LESS),
         )
 
     def _handler(self, name: str, path: str) -> Callable[..., Any]:

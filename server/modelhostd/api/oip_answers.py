@@ -35,6 +35,8 @@ _INDEX_STATES = {
     InstanceState.DRAINING: "UNLOADING",
 }
 
+_HOST = ("CPU", 0)
+
 
 # --- one loaded model -----------------------------------------------------------------------------
 
@@ -111,7 +113,7 @@ def _group(route: Route, device: Device | None) -> _config.ModelInstanceGroup:
 def _place(device: Device | None) -> tuple[str, int]:
     """Return a device as memory is told of: ``GPU`` and its number, else ``CPU`` 0."""
     if device is None or device.kind is not DeviceKind.CUDA:
-        return "CPU", 0
+        return _HOST
     number = device.id.rpartition("-")[2]
     return "GPU", int(number) if number.isdecimal() else 0
 
@@ -142,7 +144,7 @@ def statistics(host: Host, name: str, version: str) -> _oip.ModelStatisticsRespo
 
 def _of_model(host: Host, model: Model, name: str, version: str) -> Iterator[_oip.ModelStatistics]:
     figures = {v: f for (m, v), f in host.inference.figures.items() if m == model.id}
-    route = host.routes.get(model.id)
+    route = host.routes.get(model.id) or host.occupancy.host.warm.get(model.id)
     versions = set(figures)
     if route is not None:
         versions.add(route.version)
@@ -198,13 +200,19 @@ def _batch(size: int, batch: BatchFigures) -> _oip.InferBatchStatistics:
 
 
 def _memory(host: Host, route: Route | None) -> Sequence[_oip.MemoryUsage]:
+    """Return the bytes on the model's device, and those of its copy in host memory."""
     if route is None:
         return ()
-    size = host.occupancy.ledger.held(route.device, route.model)
-    if not size:
-        return ()
-    kind, number = _place(host.registry.committed.devices.get(route.device))
-    return [_oip.MemoryUsage(type=kind, id=number, byte_size=size)]
+    occupancy = host.occupancy
+    place = _place(host.registry.committed.devices.get(route.device))
+    sizes = {place: occupancy.ledger.held(route.device, route.model)}
+    # On a CPU there is no copy: the weights themselves are in host memory.
+    sizes[_HOST] = sizes.get(_HOST, 0) + occupancy.host.held_bytes(route.model)
+    return [
+        _oip.MemoryUsage(type=kind, id=number, byte_size=size)
+        for (kind, number), size in sizes.items()
+        if size
+    ]
 
 
 # --- the repository -------------------------------------------------------------------------------

@@ -17,6 +17,11 @@ from modelhostd.ports import Loaded
 
 _oip = open_inference_pb2
 
+FILES_REFUSED = (
+    "a parameter 'file:...' would have the daemon run files of a caller; register the model by its "
+    "source instead"
+)
+
 
 class Repository:
     """Load and unload answer when they are done: clients take the answer for that."""
@@ -144,8 +149,7 @@ def _check_load_parameters(parameters: Mapping[str, _oip.ModelRepositoryParamete
         if key.startswith("file:"):
             raise ModelhostError(
                 Reason.PERMISSION_DENIED,
-                "load failed: parameter 'file:...' would have the daemon run files of a caller; "
-                "register the model by its source instead",
+                f"load failed: {FILES_REFUSED}",
                 {"method": "RepositoryModelLoad", "right": "none"},
             )
         if key != "config":
