@@ -125,7 +125,8 @@ class Scene:
         return (self.folder / "log").read_text(errors="replace")
 
     def model(self, name: str, *, alone: bool = False, **options: object) -> None:
-        """Register, fetch and load a model, in the common worker or in one of its own."""
+        """Register, fetch and load a model, in the common worker or in one of its own; the watcher has seen it READY."""
+        since = len(self.watcher.seen)
         config: dict[str, Any] = {"backend": "faulty", "backend_options": options}
         config["load_on_demand"] = False
         if alone:
@@ -133,6 +134,8 @@ class Scene:
         self.client.add("hf://org/tiny", name, config=config)
         self.client.pull(name)
         self.client.load(name)
+        # Or else a READY that comes late is taken for that of the replacement.
+        wait_for("READY", lambda: self.watcher.of("READY", name, since))
 
     def infer(self, model: str, do: str = "", *, timeout_s: float = CALL_S) -> Any:
         """Ask a model to do something; return the call."""

@@ -63,6 +63,7 @@ class Library(Residents):
         there = {model.name.removeprefix("models/") for model in self.client.models()}
         for model in sorted(self.touched):
             if model in there:
+                self.client.update(model, {"config.keep_alive": -1.0})
                 self.client.unpin(model)
                 self.client.unblock(model)
                 self.client.unload(model)
