@@ -1,6 +1,7 @@
 """An existing client, tritonclient, unchanged, against the daemon's services and a real worker process."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -24,8 +25,14 @@ Array = npt.NDArray[Any]
 TENSORS: dict[str, Array] = {
     "BOOL": np.array([[True, False, True]]),
     "INT8": np.array([[-128, 127]], np.int8),
+    "INT16": np.array([[-(2**15), 2**15 - 1]], np.int16),
+    "INT32": np.array([[-(2**31), 2**31 - 1]], np.int32),
     "INT64": np.array([[1, -(2**63)]], np.int64),
+    "UINT8": np.array([[0, 255]], np.uint8),
     "UINT16": np.array([[0, 65535]], np.uint16),
+    "UINT32": np.array([[0, 2**32 - 1]], np.uint32),
+    "UINT64": np.array([[0, 2**64 - 1]], np.uint64),
+    "BF16": np.array([[0.5, -2.0]], np.float32),
     "FP16": np.array([[0.5, -2.0]], np.float16),
     "FP32": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
     "FP64": np.array([[np.pi]]),
@@ -94,6 +101,51 @@ def sync_client_does_everything(target: str) -> None:
         assert client.get_model_repository_index().models[0].state == "UNAVAILABLE"
 
 
+def sync_client_looks_around(target: str) -> None:
+    """Run in a thread: what is there of settings and shared memory, and what may not be changed of it."""
+    region = "Unable to find {} shared memory region: 'r'"
+    with triton.InferenceServerClient(target) as client:
+        assert client.get_trace_settings("a").settings["trace_level"].value == ["OFF"]
+        assert client.get_log_settings().settings["log_info"].bool_param
+        assert not client.get_system_shared_memory_status().regions
+        assert not client.get_cuda_shared_memory_status().regions
+        client.unregister_system_shared_memory("r")
+        client.unregister_cuda_shared_memory("r")
+        for asked, code, words in (
+            (lambda: client.get_system_shared_memory_status("r"), "NOT_FOUND", region.format("system")),
+            (lambda: client.get_cuda_shared_memory_status("r"), "NOT_FOUND", region.format("cuda")),
+            (lambda: client.register_system_shared_memory("r", "/r", 8), "UNIMPLEMENTED", "raw"),
+            (lambda: client.register_cuda_shared_memory("r", b"AAAA", 0, 8), "UNIMPLEMENTED", "raw"),
+            (lambda: client.update_trace_settings("a", {"trace_rate": "1"}), "UNIMPLEMENTED", "trace"),
+            (lambda: client.update_log_settings({"log_file": "/x"}), "UNIMPLEMENTED", "log_level"),
+            (lambda: client.load_model("a", config="{}", files={"file:x": b"x"}), "PERMISSION_DENIED",
+             "register the model by its source"),
+            (lambda: client.load_model("a", config='{"x": 1}'), "INVALID_ARGUMENT", "failed"),
+            (lambda: client.load_model("b"), "NOT_FOUND", "failed to load 'b'"),
+            (lambda: client.get_model_metadata("b"), "NOT_FOUND", "'b' is not found"),
+            (lambda: client.get_inference_statistics("b"), "NOT_FOUND", "'b' is not found"),
+            (lambda: client.is_model_ready("b"), "NOT_FOUND", "'b' is not found"),
+        ):  # fmt: skip
+            with pytest.raises(InferenceServerException) as refused:
+                asked()
+            assert refused.value.status() == f"StatusCode.{code}"
+            assert words in refused.value.message()
+
+
+def sync_client_configures(target: str) -> None:
+    """Run in a thread: a config is taken, changed and given back; a batch above its most is refused."""
+    with triton.InferenceServerClient(target) as client:
+        client.load_model("a")
+        config = client.get_model_config("a", as_json=True)["config"]
+        client.load_model("a", config=json.dumps({**config, "max_batch_size": 2}))
+        assert client.get_model_config("a").config.max_batch_size == 2
+        client.infer("a", inputs({"FP32": TENSORS["FP32"]}, triton))
+        with pytest.raises(
+            InferenceServerException, match="batch-size must be <= 2 for 'a', got 3"
+        ):
+            client.infer("a", inputs({"FP32": np.zeros((3, 1), np.float32)}, triton))
+
+
 def sync_client_streams(target: str) -> list[tuple[str, str | None]]:
     """Run in a thread: a stream with a bad request in the middle; returns (id, error) of each answer."""
     got: list[tuple[str, str | None]] = []
@@ -123,6 +175,51 @@ def sync_client_streams(target: str) -> list[tuple[str, str | None]]:
 async def test_the_synchronous_client_works_unchanged(at: OipScene) -> None:
     """Every call of a program's life: ready, load, metadata, tensors of all types, statistics, unload."""
     await asyncio.to_thread(sync_client_does_everything, at.serving.target)
+
+
+async def test_what_is_not_offered_is_told_in_known_words(at: OipScene) -> None:
+    """Settings and shared memory can be looked at; changes are refused, and what is unknown is not found."""
+    await asyncio.to_thread(sync_client_looks_around, at.serving.target)
+
+
+async def test_a_config_comes_back_changed(at: OipScene) -> None:
+    """load_model with the config that get_model_config gave, and another batch size in it."""
+    await asyncio.to_thread(sync_client_configures, at.serving.target)
+
+
+async def test_the_asyncio_client_has_the_other_calls_too(at: OipScene) -> None:
+    """Each call that the first program of this client did not make."""
+    async with triton_aio.InferenceServerClient(at.serving.target) as client:
+        await client.load_model("a", config='{"priority": 1}')
+        assert (await client.get_server_metadata()).version
+        assert (await client.get_model_config("a")).config.name == "a"
+        (entry,) = (await client.get_model_repository_index()).models
+        assert (entry.name, entry.state) == ("a", "READY")
+        one = inputs({"FP32": TENSORS["FP32"]}, triton)
+        for algorithm in ("gzip", "deflate", None):
+            answer = await client.infer("a", one, compression_algorithm=algorithm)
+            assert same(answer.as_numpy("FP32"), TENSORS["FP32"])
+        (statistics,) = (await client.get_inference_statistics("a")).model_stats
+        assert statistics.inference_count == 3
+        trace = await client.get_trace_settings()
+        assert trace.settings["trace_level"].value == ["OFF"]
+        assert (await client.get_log_settings()).settings["log_error"].bool_param
+        assert not (await client.get_system_shared_memory_status()).regions
+        assert not (await client.get_cuda_shared_memory_status()).regions
+        await client.unregister_system_shared_memory()
+        await client.unregister_cuda_shared_memory()
+        for refused in (
+            client.register_system_shared_memory("r", "/r", 8),
+            client.register_cuda_shared_memory("r", b"AAAA", 0, 8),
+            client.update_trace_settings(settings={"trace_rate": "1"}),
+            client.update_log_settings({"log_file": "/x"}),
+        ):
+            with pytest.raises(InferenceServerException) as caught:
+                await refused
+            assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+        await client.unload_model("a", unload_dependents=True)
+        index = await client.get_model_repository_index()
+        assert index.models[0].state == "UNAVAILABLE"
 
 
 async def test_the_synchronous_client_streams(at: OipScene) -> None:
