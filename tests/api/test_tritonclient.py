@@ -32,7 +32,6 @@ TENSORS: dict[str, Array] = {
     "UINT16": np.array([[0, 65535]], np.uint16),
     "UINT32": np.array([[0, 2**32 - 1]], np.uint32),
     "UINT64": np.array([[0, 2**64 - 1]], np.uint64),
-    "BF16": np.array([[0.5, -2.0]], np.float32),
     "FP16": np.array([[0.5, -2.0]], np.float16),
     "FP32": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
     "FP64": np.array([[np.pi]]),
