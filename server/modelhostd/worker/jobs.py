@@ -11,6 +11,7 @@ from modelhostd.core.values import dataclass
 from modelhostd.worker import failures, oip
 from modelhostd.worker.backend import Backend, Cancelled, InferContext, Signature
 from modelhostd.worker.channel import Channel, DataChannel
+from modelhostd.worker.forms import Forms
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
 from modelhostd.worker.wire.blackbox import BlackBox
@@ -40,6 +41,7 @@ class Hosted:
     """Items that may run together; 1 = each request by itself."""
     batch_delay_ns: int = 0
     """How long a request may wait for others."""
+    forms: Forms = field(default_factory=Forms, compare=False, repr=False)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -172,7 +174,7 @@ class InferJob:
             return False
         if self._parsed is None:
             try:
-                self._parsed = oip.parse(
+                self._parsed = hosted.forms.parse(
                     self.payload,
                     name=self.name,
                     version=hosted.version,

@@ -35,11 +35,18 @@ element of two bytes takes 16), so tensors beyond this have to come raw."""
 ACTED_ON = frozenset({"timeout", "priority", "triton_enable_empty_final_response"})
 """Parameters of requests that the daemon acts on itself; a backend never sees them."""
 
-_RAW_INPUT_FIELD = 7
-_RAW_OUTPUT_KEY = b"\x32"
+_ID_FIELD, _RAW_INPUT_FIELD = 3, 7
+_ID_KEY, _RAW_OUTPUT_KEY = b"\x1a", b"\x32"
 _SIZES = {1: 8, 5: 4}
+_SHORT = [bytes((value,)) for value in range(0x80)]
 
 Parameter = bool | int | float | str
+Span = tuple[int, int]
+"""Where something begins and ends."""
+Answer = tuple[int, tuple[tuple[str, str, tuple[int, ...]], ...]]
+"""A version, and name, datatype and shape of each of its outputs."""
+HEADS_MAX = 8
+"""Answers to requests of one form whose encoding is kept."""
 
 
 @dataclass(slots=True)
@@ -54,6 +61,8 @@ class ParsedRequest:
     item_count: int
     tops: Mapping[str, Top]
     """Outputs of which only the highest elements are wanted."""
+    heads: dict[Answer, bytes]
+    """What answers to requests of this form begin with, as far as they were made."""
 
 
 def parse(
@@ -71,7 +80,7 @@ def parse(
     outputs, tops = read_requested(request, signature, inputs, name)
     parameters = _read_parameters(request, name)
     items = count_items(signature, inputs, name)
-    return ParsedRequest(request.id, name, inputs, outputs, parameters, items, tops)
+    return ParsedRequest(request.id, name, inputs, outputs, parameters, items, tops, {})
 
 
 def _decode(payload: bytes | memoryview) -> tuple[oip.ModelInferRequest, list[memoryview]]:
@@ -97,10 +106,32 @@ def split(payload: bytes | memoryview) -> tuple[bytes, list[memoryview]]:
     protobuf would copy them three times. Only top-level fields are looked at, at most ``MAX_FIELDS``.
     """
     view = memoryview(payload)
-    raw: list[memoryview] = []
+    _, spans = holes(view)
     kept: list[memoryview] = []
-    position = start = 0
-    end = len(view)
+    kept_from = 0
+    for field_start, _, end in spans:
+        kept.append(view[kept_from:field_start])
+        kept_from = end
+    kept.append(view[kept_from:])
+    if (size := sum(map(len, kept))) > MAX_STRUCTURE_BYTES:
+        raise refuse(
+            f"the request holds {size} bytes beside its raw_input_contents, at most "
+            f"{MAX_STRUCTURE_BYTES} are taken; send large tensors as raw_input_contents",
+            "inputs",
+            f"at most {MAX_STRUCTURE_BYTES} bytes of typed contents",
+            size,
+        )
+    return b"".join(kept), [view[start:end] for _, start, end in spans]
+
+
+def holes(view: memoryview) -> tuple[list[Span], list[tuple[int, int, int]]]:
+    """Return where ids are in a message, and of each of its raw contents the field, the first byte and the end.
+
+    Raises INVALID_ARGUMENT for what is malformed, and for more than ``MAX_FIELDS`` top-level fields.
+    """
+    ids: list[Span] = []
+    raw: list[tuple[int, int, int]] = []
+    position, end = 0, len(view)
     for _ in range(MAX_FIELDS):
         if position >= end:
             break
@@ -112,9 +143,9 @@ def split(payload: bytes | memoryview) -> tuple[bytes, list[memoryview]]:
             if length > end - position:
                 raise _malformed(f"a field of {length} bytes at byte {field_start}")
             if key >> 3 == _RAW_INPUT_FIELD:
-                kept.append(view[start:field_start])
-                raw.append(view[position : position + length])
-                start = position + length
+                raw.append((field_start, position, position + length))
+            elif key >> 3 == _ID_FIELD:
+                ids.append((position, position + length))
             position += length
         elif wire_type == 0:
             _, position = _varint(view, position, end)
@@ -126,16 +157,7 @@ def split(payload: bytes | memoryview) -> tuple[bytes, list[memoryview]]:
         raise _malformed(
             f"more than {MAX_FIELDS} top-level fields" if position < end else "a cut field"
         )
-    kept.append(view[start:])
-    if (size := sum(map(len, kept))) > MAX_STRUCTURE_BYTES:
-        raise refuse(
-            f"the request holds {size} bytes beside its raw_input_contents, at most "
-            f"{MAX_STRUCTURE_BYTES} are taken; send large tensors as raw_input_contents",
-            "inputs",
-            f"at most {MAX_STRUCTURE_BYTES} bytes of typed contents",
-            size,
-        )
-    return b"".join(kept), raw
+    return ids, raw
 
 
 def _varint(view: memoryview, position: int, end: int) -> tuple[int, int]:
@@ -286,18 +308,23 @@ class Response:
 
         Raises ``TypeError``, ``ValueError`` or ``KeyError`` where a backend answered what cannot be sent.
         """
-        head = oip.ModelInferResponse(
-            model_name=request.model_name, model_version=str(version), id=request.id
-        )
         parts: list[bytes | memoryview] = [b""]
+        found = []
         for name in request.outputs or outputs:
             tensor = as_tensor(outputs[name])
             if name in request.tops:
                 tensor = classify(name, tensor, request.tops[name])
-            head.outputs.add(name=name, datatype=tensor.datatype, shape=tensor.array.shape)
+            found.append((name, tensor.datatype, tensor.array.shape))
             raw = to_raw(tensor)
             parts += (_RAW_OUTPUT_KEY + _encode_varint(len(raw)), raw)
-        parts[0] = head.SerializeToString()
+        answer = version, tuple(found)
+        head = request.heads.get(answer)
+        if head is None:
+            head = _head(request, answer)
+        if request.id:
+            encoded = request.id.encode()
+            head = b"".join((head, _ID_KEY, _encode_varint(len(encoded)), encoded))
+        parts[0] = head
         self.parts = parts
         self.size = sum(map(len, parts))
 
@@ -313,7 +340,21 @@ class Response:
             position += len(part)
 
 
+def _head(request: ParsedRequest, answer: Answer) -> bytes:
+    """Return what the answer begins with: all but the id and the contents."""
+    version, outputs = answer
+    made = oip.ModelInferResponse(model_name=request.model_name, model_version=str(version))
+    for name, datatype, shape in outputs:
+        made.outputs.add(name=name, datatype=datatype, shape=shape)
+    if len(request.heads) >= HEADS_MAX:
+        request.heads.clear()
+    head = request.heads[answer] = made.SerializeToString()
+    return head
+
+
 def _encode_varint(value: int) -> bytes:
+    if value < 0x80:
+        return _SHORT[value]
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
