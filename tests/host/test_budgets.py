@@ -107,6 +107,18 @@ async def test_a_busy_model_above_the_budget_goes_after_its_requests(world: Worl
         assert not run.workers.resident
 
 
+async def test_what_can_never_fit_cannot_be_pinned(world: World) -> None:
+    """A pin of a model above every budget is refused with the numbers; of one that is not fetched yet it is not."""
+    async with world.host() as run:
+        await run.have("a", 1001)
+        with pytest.raises(ModelhostError) as caught:
+            await run.host.models.pin("a", pinned=True)
+        assert caught.value.reason is Reason.MODEL_TOO_LARGE
+        assert not run.host.models.get("a").pinned
+        await run.add("b")
+        await run.host.models.pin("b", pinned=True)
+
+
 async def test_a_failed_budget_change_is_no_change(world: World) -> None:
     """When UpdateDevice cannot be stored the budget stays as it was."""
     async with world.host() as run:

@@ -213,7 +213,8 @@ class ResidencyServiceServicer(object):
 
     def PinModel(self, request, context):
         """Forbids a model's eviction, without end. It does not load it now, but whenever the daemon
-        starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND.
+        starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND, and with
+        MODEL_TOO_LARGE for a model on disk that no device could hold, however empty.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -87,7 +87,8 @@ class ResidencyServiceStub:
     """
     PinModel: _grpc.UnaryUnaryMultiCallable[_residency_service_pb2.PinModelRequest, _models_pb2.Model]
     """Forbids a model's eviction, without end. It does not load it now, but whenever the daemon
-    starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND.
+    starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND, and with
+    MODEL_TOO_LARGE for a model on disk that no device could hold, however empty.
     """
     UnpinModel: _grpc.UnaryUnaryMultiCallable[_residency_service_pb2.UnpinModelRequest, _models_pb2.Model]
     """Allows a model's eviction again. Not pinned is no error. The answer is the model. Fails with
@@ -178,7 +179,8 @@ class ResidencyServiceAsyncStub(ResidencyServiceStub):
     """
     PinModel: _aio.UnaryUnaryMultiCallable[_residency_service_pb2.PinModelRequest, _models_pb2.Model]  # type: ignore[assignment]
     """Forbids a model's eviction, without end. It does not load it now, but whenever the daemon
-    starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND.
+    starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND, and with
+    MODEL_TOO_LARGE for a model on disk that no device could hold, however empty.
     """
     UnpinModel: _aio.UnaryUnaryMultiCallable[_residency_service_pb2.UnpinModelRequest, _models_pb2.Model]  # type: ignore[assignment]
     """Allows a model's eviction again. Not pinned is no error. The answer is the model. Fails with
@@ -314,7 +316,8 @@ class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.Model, _abc.Awaitable[_models_pb2.Model]]:
         """Forbids a model's eviction, without end. It does not load it now, but whenever the daemon
-        starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND.
+        starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND, and with
+        MODEL_TOO_LARGE for a model on disk that no device could hold, however empty.
         """
 
     @_abc_1.abstractmethod

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from modelhostd.core import operations as op_rules
 from modelhostd.core import registry as model_rules
 from modelhostd.core import residency as rules
+from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import Model, Tier
 from modelhostd.core.state import instance_key
 from modelhostd.core.values import dataclass
@@ -52,6 +53,17 @@ class LoadPlans:
             raise blocked
         operations = self._registry.decided.operations.values()
         op_rules.refuse_while_deleted(operations, model.id, artifact.version)
+
+    def check_can_fit(self, model: Model) -> None:
+        """Raise MODEL_TOO_LARGE for a model on disk that fits no device, however empty; a loaded one fits."""
+        if model.available is None or self._occupancy.routes.get(model.id) is not None:
+            return
+        try:
+            plan, _ = self.plan_model(model)
+        except ModelhostError:
+            return  # Why it cannot be loaded now says nothing of its size.
+        if isinstance(plan, rules.Refuse) and plan.error.reason is Reason.MODEL_TOO_LARGE:
+            raise plan.error
 
     def check_worth(self, model: Model) -> None:
         """Raise what the model's last load failed with, if a request is not to try another one yet."""
