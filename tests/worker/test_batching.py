@@ -1,9 +1,11 @@
 """Which of the requests that wait run together."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelhostd.worker.batching import LENGTH_FLOOR, LENGTH_RATIO, Candidate, choose
+from modelhostd.worker.batching import LENGTH_FLOOR, LENGTH_RATIO, Candidate, choose, passes
 
 waiting = st.lists(
     st.builds(Candidate, st.sampled_from("ab"), st.integers(1, 12), st.integers(0, 500)),
@@ -75,3 +77,24 @@ def test_everybody_runs_within_as_many_turns_as_there_are_requests(candidates, l
         if not left:
             return
     raise AssertionError(left)
+
+
+def test_items_of_like_length_share_a_pass():
+    """Where padding would cost more than a pass, there is one more pass; else all stay together in their order."""
+    lengths = [40, 5, 38, 6, 5, 39]
+    assert passes(lengths, 10) == [[1, 4, 3], [2, 5, 0]]
+    assert passes(lengths, float("inf")) == [[0, 1, 2, 3, 4, 5]]
+    assert passes([7, 3, 7], 10) == [[0, 1, 2]]
+
+
+@given(st.lists(st.integers(0, 200), max_size=40), st.integers(0, 300))
+def test_no_pass_has_more_padding_than_another_pass_costs(lengths, price):
+    """Each item is in one pass, no pass has padding beyond the price, and only where it would is there another."""
+    found = passes(lengths, price)
+    assert sorted(position for one in found for position in one) == list(range(len(lengths)))
+    for one in found:
+        longest = max((lengths[position] for position in one), default=0)
+        assert sum(longest - lengths[position] for position in one) <= price
+    for one, after in pairwise(found):
+        joined = [*one, after[0]]
+        assert sum(lengths[after[0]] - lengths[position] for position in joined) > price

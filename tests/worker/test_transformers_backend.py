@@ -18,6 +18,7 @@ from modelhostd.worker.backend import (
     InferContext,
     Tensor,
 )
+from modelhostd.worker.backends.text import TextLimits, tokenize
 from tests.worker.bert import CLASSIFICATION, EMBEDDING, ask, byte_strings, load
 from tests.worker.harness import CONFIG, decode, encode, running
 
@@ -239,3 +240,20 @@ async def test_a_worker_serves_the_model_end_to_end(tiny, classifier):
         assert (await workers.check("cpu", "e-1", 1))[0] is Health.HEALTHY
         await workers.unload("cpu", "e-1", 1)
         await workers.unload("cpu", "c-1", 1)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_texts_go_through_the_model_with_their_like(minilm, side):
+    """Of short and long texts each pass is as wide as its longest, whichever side is padded; none is lost or changed."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm, padding_side=side)
+    limits = TextLimits(256, 512, len(tokenizer), 2)
+    texts = ["word " * count for count in (40, 1, 38, 2, 1, 0, 40)]
+    found = {}
+    widths = []
+    for rows, batch in tokenize(tokenizer, texts, limits, price=20):
+        assert batch["attention_mask"].any(0).all()
+        widths.append(batch["input_ids"].shape[1])
+        for row, ids, mask in zip(rows, batch["input_ids"], batch["attention_mask"], strict=True):
+            found[row] = ids[mask.bool()].tolist()
+    assert found == {row: tokenizer(text)["input_ids"] for row, text in enumerate(texts)}
+    assert widths == [4, 42]

@@ -1,4 +1,4 @@
-"""Which of the requests that wait for an instance run together. Pure.
+"""Which of the requests that wait for an instance run together, and which of their items in one pass. Pure.
 
 The first that waits decides: it runs now, and whoever fits goes with it. So nothing waits for company (an idle model
 answers at once), and nothing is passed over for ever: what did not fit is first one day.
@@ -54,3 +54,22 @@ def choose(waiting: Sequence[Candidate], limit: int) -> list[int]:
             items += candidate.items
             shortest, longest = low, high
     return chosen
+
+
+def passes(lengths: Sequence[int], price: float) -> list[list[int]]:
+    """Return the positions of items that go through a model together, each pass padded to its longest item.
+
+    A pass ends where its padding would come to more than ``price``: what one pass more costs, in the unit of
+    ``lengths`` (infinite = all go together). Positions keep their order where all fit.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    found: list[list[int]] = []
+    held = 0
+    for position in order:
+        length = lengths[position]
+        if not found or length * (len(found[-1]) + 1) - held - length > price:
+            found.append([])
+            held = 0
+        found[-1].append(position)
+        held += length
+    return found if len(found) > 1 else [list(range(len(lengths)))]

@@ -59,6 +59,7 @@ class TransformersBackend(Backend):
         self._task: Task
         self._limits: text.TextLimits
         self._max_batch_size = 0
+        self._price = 0.0
         self._device = torch.device("cpu")
         self._canary: dict[str, Array] | None = None
 
@@ -98,6 +99,7 @@ class TransformersBackend(Backend):
         )
         self._max_batch_size = context.max_batch_size
         self._device = find_device(context.device)
+        self._price = text.pass_price(self._device)
         compiles = context.options.get("compile", False)
         if not isinstance(compiles, bool):
             raise BadInputError("compile", "true or false", compiles)
@@ -140,7 +142,7 @@ class TransformersBackend(Backend):
         if "text" in inputs:
             texts = text.decode(inputs["text"].array)
             items = len(texts)
-            batches = text.tokenize(self._tokenizer, texts, self._limits)
+            batches = text.tokenize(self._tokenizer, texts, self._limits, self._price)
         else:
             items = inputs["input_ids"].array.shape[0]
             batches = text.take_tokens(inputs, self._limits)
