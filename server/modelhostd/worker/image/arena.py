@@ -169,9 +169,12 @@ class HostArena:
 
     def protect(self, taken: _Range, protection: int) -> None:
         """Set what may be done with a range."""
-        address = ctypes.c_void_p(self._address + taken.start)
-        if _LIBC.mprotect(address, ctypes.c_size_t(taken.length), protection) != 0:
-            raise OSError(ctypes.get_errno(), "mprotect of an image")
+        # In steps: 400 MB take 5 ms, in which no other thread can map or unmap anything.
+        for start in range(taken.start, taken.end, AHEAD_BYTES):
+            address = ctypes.c_void_p(self._address + start)
+            length = ctypes.c_size_t(min(taken.end - start, AHEAD_BYTES))
+            if _LIBC.mprotect(address, length, protection) != 0:
+                raise OSError(ctypes.get_errno(), "mprotect of an image")
 
     # --- inside ---------------------------------------------------------------------------------
 
