@@ -16,6 +16,7 @@ from modelhostd.ports import (
     WorkerListener,
 )
 from tests.fakes.gates import Gate, first
+from tests.fakes.leavings import Leavings
 from tests.fakes.pieces import Pieces, in_pieces
 from tests.fakes.worker_errors import aborted, deadline_exceeded, not_loaded, worker_lost
 
@@ -47,7 +48,7 @@ class FakeWorkers(Pieces):
     ``promote_gate(model)``, ``infer_gate(model)``: ``close()`` holds, ``open()`` releases, ``await
     reached(n)`` waits until n callers are held. ``crash(device)`` kills a worker as a signal would.
     What happened is in ``log`` as ``(verb, device, model, generation)``; what is held in ``resident`` and ``warm``;
-    ``peak_bytes`` is the most that a device ever held at once.
+    ``peak_bytes`` is the most that a device ever held at once. ``leavings`` says what outlives a crash.
     """
 
     def __init__(self, handler: Handler | None = None) -> None:
@@ -63,6 +64,7 @@ class FakeWorkers(Pieces):
         self.inputs: dict[str, tuple[TensorSpec, ...]] = {}
         self.outputs: dict[str, tuple[TensorSpec, ...]] = {}
         self.progress_steps: int = 4
+        self.leavings = Leavings()
         self.log: list[tuple[str, str, str, int]] = []
         self.peak_bytes: dict[str, int] = {}
         self.stopped = False
@@ -94,24 +96,17 @@ class FakeWorkers(Pieces):
     @property
     def image_bytes(self) -> int:
         """Bytes of host RAM that images hold now, those of what is on a device included."""
-        return sum(
-            loaded.host_bytes
-            for process in self._processes.values()
-            for loaded in process.loaded.values()
-        )
+        loaded = (one for p in self._processes.values() for one in p.loaded.values())
+        return self.unowned_bytes() + sum(one.host_bytes for one in loaded)
 
     def device_bytes(self, device: str) -> int:
-        """Return the bytes that instances hold on ``device`` now, loads in progress included."""
+        """Return the bytes that instances hold on ``device`` now, loads included."""
         return sum(size for key, size in self._bytes.items() if key[0] == device)
 
     def in_flight(self, model: str = "") -> int:
         """Return how many requests (to ``model``, or to all) are not answered yet."""
-        return sum(
-            1
-            for process in self._processes.values()
-            for name in process.requests.values()
-            if model in ("", name)
-        )
+        names = (name for p in self._processes.values() for name in p.requests.values())
+        return sum(model in ("", name) for name in names)
 
     def crash(
         self,
@@ -138,11 +133,13 @@ class FakeWorkers(Pieces):
         process.requests.clear()
         for instance, generation in process.instances:
             self._bytes.pop((device, instance, generation), None)
+        held = (process.instances | process.warm).items()
+        there = {(device, *key): (spec, process.loaded[key]) for key, spec in held}
+        kept = self.leavings.leave(device, model, there)
         self.log.append(("crash", device, model, 0))
         if self._listener is not None:
-            self._listener.worker_exited(
-                WorkerExit(device, process.pid, exit, blamed, stderr_tail, model)
-            )
+            told = WorkerExit(device, process.pid, exit, blamed, stderr_tail, model, kept)
+            self._listener.worker_exited(told)
         if replace:
             asyncio.get_running_loop().call_soon(self._process, device, model)
 
@@ -197,6 +194,10 @@ class FakeWorkers(Pieces):
 
     async def unload(self, device: str, instance: str, generation: int) -> None:
         """See :class:`modelhostd.ports.Workers`."""
+        if model := self.leavings.model((device, instance, generation)):
+            await self.unload_gate(model).wait()
+            self.leavings.left.pop((device, instance, generation), None)
+            self.log.append(("unload", device, model, generation))
         process, spec = self._find(device, instance, generation, warm=True)
         if process is None or spec is None:
             await asyncio.sleep(0)
@@ -214,7 +215,7 @@ class FakeWorkers(Pieces):
         key = instance, generation
         if process is None or spec is None:
             await asyncio.sleep(0)
-            return 0
+            return self.leavings.bytes((device, *key))
         kept = process.loaded[key].host_bytes
         if process.instances.pop(key, None) is None:
             return kept
@@ -232,6 +233,9 @@ class FakeWorkers(Pieces):
     ) -> Loaded:
         """See :class:`modelhostd.ports.Workers`; reports its bytes once."""
         await asyncio.sleep(0)
+        if (left := (device, instance, generation)) in self.leavings.left:
+            loaded = await self.load(device, self.leavings.spec(left), report)
+            return dataclasses.replace(loaded, adopted_bytes=self.leavings.taken(left))
         process, spec = self._find(device, instance, generation, warm=True)
         key = instance, generation
         if process is None:
@@ -328,6 +332,10 @@ class FakeWorkers(Pieces):
             return Health.UNHEALTHY, "The worker does not hold this instance."
         return self.healths.get(spec.model, (Health.HEALTHY, "The canary was answered."))
 
+    def unowned_bytes(self) -> int:
+        """See :class:`modelhostd.ports.Workers`."""
+        return sum(map(self.leavings.bytes, self.leavings.left))
+
     def pids(self) -> Mapping[int, str]:
         """See :class:`modelhostd.ports.Workers`."""
         return {process.pid: process.device for process in self._processes.values()}
@@ -336,6 +344,7 @@ class FakeWorkers(Pieces):
         """See :class:`modelhostd.ports.Workers`."""
         self.stopped = True
         self._listener = None
+        self.leavings.clear()
         for device, model in list(self._processes):
             self.crash(device, model=model, exit="stopped", replace=False)
         await asyncio.sleep(0)

@@ -135,7 +135,7 @@ def test_backends_are_names_with_optional_targets():
 async def test_a_load_is_refused_while_the_next_start_is_far_off():
     """After many crashes a load is told at once when to come back, instead of being kept waiting."""
     loop = asyncio.get_running_loop()
-    seat = seats.Seat(WorkersConfig(), "cpu", "", lambda *_: None, lambda *_: None)
+    seat = seats.Seat(WorkersConfig(), "cpu", "", *[lambda *_: None] * 3)
     seat._backoff = Backoff(9)
     seat._due = loop.time() + 40
     with pytest.raises(ModelhostError) as caught:

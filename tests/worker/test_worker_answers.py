@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from modelhostd.adapters.workers import errors as worker_errors
 from modelhostd.adapters.workers.commands import BYTES_MAX
 from modelhostd.adapters.workers.control import Control
+from modelhostd.adapters.workers.images import Leavings
 from modelhostd.adapters.workers.streams import FrameStream
 from modelhostd.api import convert_values, errors
 from modelhostd.core import operations
@@ -23,7 +24,10 @@ from tests.worker.harness import CONFIG, spec
 
 NUMBERS = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 2**50, 2**63, 2**64 - 1]))
 SECONDS = st.floats() | st.sampled_from([0.0, -1.0, 1e63, math.inf, math.nan])
-ANSWERS = (Kind.HELLO, Kind.LOADED, Kind.UNLOADED, Kind.CHECKED, Kind.ERROR, Kind.LOAD_PROGRESS)
+ANSWERS = (
+    *(Kind.HELLO, Kind.LOADED, Kind.UNLOADED, Kind.CHECKED, Kind.ERROR, Kind.LOAD_PROGRESS),
+    Kind.KEPT,
+)
 
 loaded = st.builds(
     worker_pb2.LoadedHeader, backend=st.text(max_size=5), measured_bytes=NUMBERS, load_s=SECONDS
@@ -39,7 +43,14 @@ error = st.builds(
     metadata=st.dictionaries(st.sampled_from(["model", "field", "x", ""]), st.text(max_size=5)),
     retry_delay_s=SECONDS,
 )
-headers = st.binary(max_size=60) | (loaded | progress | error).map(
+kept = st.builds(
+    worker_pb2.KeptHeader,
+    instance=st.just("m-1"),
+    **dict.fromkeys(("weights_offset", "description_offset"), NUMBERS | st.just(4096)),
+    **dict.fromkeys(("weights_length", "description_length"), NUMBERS),
+    checksum=st.binary(max_size=70),
+)
+headers = st.binary(max_size=60) | (loaded | progress | error | kept).map(
     lambda header: header.SerializeToString()
 )
 frame = st.tuples(st.sampled_from(ANSWERS), st.integers(0, 4), st.integers(0, 2), headers)
@@ -86,14 +97,17 @@ def test_any_answer_is_read_or_ends_the_worker(frames_: list[tuple[Kind, int, in
     """Each command gets an answer, an error of the contract, or fails with its worker."""
 
     async def talk() -> None:
-        control = Control(lambda _: None)
+        leavings = Leavings()
+        leavings.begin(("m-1", 1))
+        leavings.loaded(("m-1", 1), 2**30)
+        control = Control(lambda _: None, leavings.told)
         lost: list[Exception | None] = []
         stream = FrameStream(frames.CONTROL_FROM_WORKER, control.take, lost.append)
         stream.connection_made(sink := Sink())  # type: ignore[arg-type]
         control.stream = stream
         told: list[object] = []
         _, load = control.load(spec(), told.append)
-        greeting = asyncio.ensure_future(control.hello(CONFIG, "cpu"))
+        greeting = asyncio.ensure_future(control.hello(CONFIG, "cpu", {}))
         checking = asyncio.ensure_future(control.check("m-1", 1, 20.0))
         await asyncio.sleep(0)
         for kind, request, generation, header in frames_:
@@ -111,6 +125,8 @@ def test_any_answer_is_read_or_ends_the_worker(frames_: list[tuple[Kind, int, in
                 if isinstance(found, Loaded):
                     assert 0 <= found.measured_bytes <= BYTES_MAX
                     assert convert_values.duration(found.load_s) is not None
+        for image in leavings.of([("m-1", 1)], {}).values():
+            assert image.sound(2**30)
         assert all(0 <= p.done_bytes <= BYTES_MAX for p in told if isinstance(p, Progress))
 
     asyncio.run(talk())

@@ -37,6 +37,19 @@ def read(root: Path = Path("/")) -> Memory:
     return Memory(total, available)
 
 
+def oom_kills(root: Path = Path("/")) -> int | None:
+    """Return how many processes the kernel has killed for memory since the machine started; None = it does not tell.
+
+    Of a control group, too, and in a container often those of all others. Source: /proc/vmstat, ``oom_kill``.
+    """
+    try:
+        lines = (root / "proc/vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split() for line in lines if line.startswith("oom_kill ")]
+    return int(found[0][1]) if found and found[0][1].isdigit() else None
+
+
 def resident_bytes(pids: Iterable[int], root: Path = Path("/")) -> int:
     """Return the resident memory of processes; one that is gone counts as nothing."""
     total = 0

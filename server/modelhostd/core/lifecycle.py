@@ -25,7 +25,8 @@ INSTANCE: Mapping[I, frozenset[I]] = {
     I.QUEUED: frozenset({I.LOADING, I.FAILED, I.BLOCKED}),
     # Back to WARM: a swap-in that was stopped, or found no memory.
     I.LOADING: frozenset({I.READY, I.WARM, I.QUEUED, I.DRAINING, I.FAILED, I.BLOCKED}),
-    I.READY: frozenset({I.DRAINING, I.QUEUED, I.BLOCKED, I.FAILED}),
+    # WARM: its worker has gone, and its weights are still in host memory.
+    I.READY: frozenset({I.DRAINING, I.WARM, I.QUEUED, I.BLOCKED, I.FAILED}),
     # A drained instance that gets its worker killed comes back, as any other.
     I.DRAINING: frozenset({I.WARM, I.QUEUED, I.BLOCKED, I.FAILED}),
     # DRAINING: the copy in host memory goes, too.

@@ -5,6 +5,7 @@ import asyncio
 import structlog
 
 from modelhostd.core.errors import ModelhostError
+from modelhostd.core.resources import DeviceKind
 from modelhostd.host.occupancy import Occupancy
 from modelhostd.ports import Devices
 
@@ -47,6 +48,9 @@ class ForeignUse:
                     log.warning("foreign use is not known", device=device, error=str(error))
                 continue
             self._silent.discard(device)
+            if self._occupancy.registry.committed.devices[device].kind is DeviceKind.CPU:
+                # In the ledger, and in no process's resident memory.
+                used = max(0, used - self._occupancy.workers.unowned_bytes())
             self._occupancy.foreign[device] = used
 
     async def _run(self) -> None:

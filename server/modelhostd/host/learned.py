@@ -134,7 +134,8 @@ class Learned:
     def swapped_in(self, model: str, loaded: Loaded) -> None:
         """Note what a swap-in took."""
         self.short.pop(model, None)
-        _weigh(self.swap_s, model, loaded.load_s)
+        if not loaded.adopted_bytes:
+            _weigh(self.swap_s, model, loaded.load_s)
 
     def _known(self, model: Model) -> Measured | None:
         """Return what was measured of the model as it is now: these files, this config."""

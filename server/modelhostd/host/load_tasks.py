@@ -116,12 +116,15 @@ class LoadTasks:
             ready_time=clock.time(),
             load_s=loaded.load_s,
         )
-        if not wanted.swapping:
-            # A swap-in brings back what was checked before.
+        if not wanted.swapping or loaded.adopted_bytes:
+            # Any other swap-in brings back what was checked before.
             ready = replace(ready, health=Health.HEALTHY, health_time=clock.time())
         route.loaded = loaded
-        route.ready_since = route.last_used = clock.monotonic()
-        if wanted.lost is not None:
+        route.left_bytes = 0
+        route.ready_since = clock.monotonic()
+        if wanted.lost is None:
+            route.last_used = route.ready_since
+        else:
             # Coming back is no use: the order of last use is the one from before the loss.
             route.last_used = wanted.lost.last_used
             route.last_used_time = wanted.lost.last_used_time
@@ -140,6 +143,9 @@ class LoadTasks:
             "hostBytes": str(loaded.host_bytes),
             "sourceTier": (Tier.HOST if wanted.swapping else Tier.DISK).value,
         }
+        if loaded.adopted_bytes:
+            details["adoptedBytes"] = str(loaded.adopted_bytes)
+            details["loadSeconds"] = f"{loaded.load_s:.3f}"
         edits = [*changed(ready, "READY", details)]
         for operation in wanted.operations:
             edits += self._operations.succeeded(operation, result)

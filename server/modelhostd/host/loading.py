@@ -66,6 +66,10 @@ class Loading(LoadTasks):
         wanted.swapping = True
         del self._occupancy.host.warm[wanted.model]
         self._occupancy.ledger.reserve(route.device, wanted.model, wanted.bytes)
+        on_cpu = self._registry.decided.devices[route.device].kind is DeviceKind.CPU
+        if route.left_bytes and on_cpu:
+            # What is adopted there is where the weights are, not a copy of them.
+            self._occupancy.ledger.release(HOST, wanted.model)
         route.keep = True
         instance = self._registry.decided.instance_of(wanted.model)
         assert instance is not None
@@ -187,6 +191,8 @@ class Loading(LoadTasks):
         """Note that a copy that was to be swapped in is where it was."""
         del self._tasks[wanted.model], self._wanted[wanted.model]
         self._occupancy.ledger.release(route.device, wanted.model)
+        if route.left_bytes:
+            self._occupancy.ledger.hold(HOST, wanted.model, route.left_bytes)
         self._occupancy.routes.remove(route)
         self._occupancy.host.add(route)
         instance = self._registry.decided.instance_of(wanted.model)

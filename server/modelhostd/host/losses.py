@@ -1,14 +1,20 @@
-"""What is lost with a worker: its instances come back, most recently used first; its warm copies do not."""
+"""What is lost with a worker: its instances come back, most recently used first.
 
+Weights that the worker left in host memory stay there: an instance of them is WARM, and adopted when it is wanted.
+"""
+
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import structlog
 
 from modelhostd.core import operations as op_rules
-from modelhostd.core.crashes import last_words
+from modelhostd.core.crashes import ISOLATED_AT, last_words
+from modelhostd.core.host_tier import HOST
 from modelhostd.core.lifecycle import INSTANCE, step
 from modelhostd.core.resources import Health, InstanceState, Tier
+from modelhostd.core.state import instance_key
 from modelhostd.host.crashes import Crashes
 from modelhostd.host.loads import Loads
 from modelhostd.host.occupancy import Occupancy, changed, gone
@@ -27,6 +33,7 @@ class Losses:
         self._routes = occupancy.routes
         self._crashes = crashes
         self._loads = loads
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def worker_exited(self, exit: WorkerExit) -> None:
         """Take the worker's instances out of service and want them back, most recently used first."""
@@ -38,11 +45,62 @@ class Losses:
         for route in lost:
             route.lost = True
         for warm in _of_worker(exit, self._occupancy.host.warm.values()):
-            self._forget_warm(warm, exit)
+            left = self._left(warm, exit)
+            if left:
+                self._stays(warm, exit, left)
+            else:
+                self._forget_warm(warm, exit)
         # LOADING ends through its load, DRAINING through its unload.
         for route in sorted((r for r in lost if r.open), key=lambda r: -r.last_used):
-            self._lost(route, exit)
+            left = self._left(route, exit)
+            if left:
+                self._stays(route, exit, left)
+                self._loads.want_for_queue(route.model, "recovery", lost=route)
+            else:
+                self._lost(route, exit)
         self._loads.pump()
+
+    def _left(self, route: Route, exit: WorkerExit) -> int:
+        """Return the bytes that the worker left of an instance, if they are to be adopted."""
+        left = exit.kept.get((route.instance, route.generation), 0)
+        if left and self._crashes.count(route.model) >= ISOLATED_AT:
+            # They may be why; and where the model has a process of its own now, they belong to another one.
+            log.info("not adopted", model=route.model, bytes=left)
+            # Beside the model's own entry: it may be loaded anew meanwhile.
+            key = instance_key(route.model, route.instance)
+            self._occupancy.ledger.hold(HOST, key, left)
+            task = asyncio.create_task(self._discard(route, key), name=f"discard {route.model}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return 0
+        return left
+
+    async def _discard(self, route: Route, key: str) -> None:
+        """Free what was left of an instance; ``key`` is its entry in the ledger."""
+        try:
+            await self._occupancy.workers.unload(route.device, route.instance, route.generation)
+        finally:
+            self._occupancy.ledger.release(HOST, key)
+        self._loads.pump()
+
+    def _stays(self, route: Route, exit: WorkerExit, left: int) -> None:
+        """Note an instance whose weights outlived its worker."""
+        model = route.model
+        self._occupancy.ledger.release(route.device, model)
+        self._occupancy.ledger.hold(HOST, model, left)
+        self._routes.remove(route)
+        self._occupancy.host.add(route)
+        route.lost, route.left_bytes = False, left
+        instance = self._registry.decided.instance_of(model)
+        assert instance is not None
+        warm = replace(
+            instance,
+            state=step(INSTANCE, instance.state, InstanceState.WARM),
+            tier=Tier.HOST,
+            host_bytes=left,
+        )
+        details = {**_details(route, exit), "keptBytes": str(left)}
+        self._registry.record(changed(warm, "CRASHED", details))
 
     def _forget_warm(self, route: Route, exit: WorkerExit) -> None:
         """Tell that a copy in host memory went with the worker that held it; nothing waits for it."""

@@ -41,7 +41,9 @@ class Route:
     keep: bool = False
     """Whether its weights stay in host memory when it leaves its device."""
     lost: bool = False
-    """Whether the worker that had it has gone."""
+    """Whether the worker that had it has gone, and all of it with that."""
+    left_bytes: int = 0
+    """What its last worker left in host memory: no worker has it until it is adopted. 0 = its worker has it."""
     in_flight: int = 0
     request_count: int = 0
     """Requests answered since it was loaded, errors included."""

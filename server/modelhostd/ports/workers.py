@@ -1,6 +1,7 @@
 """The worker processes as the host sees them: load, demote, promote, unload, infer, check."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -59,6 +60,8 @@ class Loaded:
     host_bytes: int = 0
     """Host RAM that the instance's image holds beside ``measured_bytes``; 0 = there is none, and it cannot be
     demoted: so on ``cpu``, where the parameters are views of the image itself."""
+    adopted_bytes: int = 0
+    """Bytes of weights that an earlier worker had left in host RAM, and that were not read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,9 @@ class WorkerExit:
     stderr_tail: str
     model: str = ""
     """The model whose own worker it was (isolation PROCESS); empty = the shared worker."""
+    kept: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    """What stays in host RAM though the worker is gone, of instances and generations: bytes of their weights. They are as
+    if demoted: ``promote`` brings them back, ``unload`` frees them."""
 
 
 class InferReply(NamedTuple):
@@ -130,6 +136,7 @@ class Workers(Protocol):
     ) -> Loaded:
         """Bring a demoted instance back to its device from its image: same instance, same generation.
 
+        One whose worker is gone is loaded and checked, with the weights that stayed, where their checksum holds.
         Returns at once where it is there already. Raises WORKER_LOST and MODEL_NOT_LOADED (no image: load it
         anew), and OUT_OF_DEVICE_MEMORY. After that, and after a cancellation, it is still demoted.
         """
@@ -181,6 +188,9 @@ class Workers(Protocol):
 
     def pids(self) -> Mapping[int, str]:
         """Return worker process id -> device."""
+
+    def unowned_bytes(self) -> int:
+        """Return the host RAM of what outlived its worker and is in no other one yet: no process's, so far."""
 
     async def stop(self, timeout_s: float) -> None:
         """End every worker: SIGTERM, then SIGKILL at ``timeout_s``; returns when all are reaped."""

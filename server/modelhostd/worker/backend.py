@@ -147,6 +147,10 @@ class LoadContext:
     """Gives memory for weights, by its bytes: ``tensor`` (torch, uint8), ``prepare(start, length)``, to be called for each part
     before it is filled, and ``filled(start, length)``, which may be called after it so that the part goes to the device at once. Parameters that are views of it are not copied once more; it is read-only after the
     load. None = there is none to be had."""
+    kept: Any | None = None
+    """Weights that an earlier load of just this model left in memory, to be taken in place of reading the files:
+    ``tensors(asked)`` has them by name. Whoever reads into ``memory`` tells by ``describe(text)`` of it what lies where, else
+    there never are any. None = read."""
 
     def check_cancelled(self) -> None:
         """Raise :class:`Cancelled` when the load is not wanted any more. Call it between files."""

@@ -2,24 +2,41 @@
 
 import logging
 import threading
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from modelhostd.worker.backend import Backend
+from modelhostd.worker.wire.images import Kept
 
 if TYPE_CHECKING:
     from modelhostd.worker.image.image import Image
     from modelhostd.worker.image.images import Images
+    from modelhostd.worker.image.kept import Adoption
     from modelhostd.worker.image.part import Part
 
 log = logging.getLogger("modelhostd.worker")
+
+Key = tuple[str, int]
+"""Instance and generation."""
 
 
 class Imaging:
     """What the loads of a worker share."""
 
-    def __init__(self, device: str, ready_bytes: int = 0) -> None:
-        """Prepare; ``ready_bytes`` of host memory are taken now, in a thread, and kept."""
+    def __init__(
+        self,
+        device: str,
+        ready_bytes: int = 0,
+        descriptor: int = -1,
+        kept: Mapping[Key, Kept] | None = None,
+    ) -> None:
+        """Prepare; ``ready_bytes`` of host memory are taken now, in a thread, and kept.
+
+        ``descriptor`` is the memory for images, in which an earlier worker left ``kept``; -1 = its own.
+        """
         self._device = device
+        self._descriptor = descriptor
+        self._kept = dict(kept or {})
         self._ready_bytes = ready_bytes
         self._lock = threading.Lock()
         self._images: Images | None = None
@@ -33,13 +50,18 @@ class Imaging:
             if self._images is None:
                 from modelhostd.worker.image.images import Images
 
-                self._images = Images(self._device, self._ready_bytes)
+                self._images = Images(self._device, self._ready_bytes, self._descriptor, self._kept)
             return self._images
 
     def close(self, image: "Image | None") -> None:
         """Free an image whose module is gone."""
         if image is not None:
             self.images.close(image)
+
+    def drop(self, key: Key) -> None:
+        """Free what an earlier worker left of an instance, if it did."""
+        if self._kept.pop(key, None) is not None:
+            self.images.inheritance.drop(key)
 
 
 class Draft:
@@ -52,6 +74,12 @@ class Draft:
     def memory(self, size: int) -> "Part":
         """Return memory for weights; see :attr:`modelhostd.worker.backend.LoadContext.memory`."""
         return self._begun().memory(size)
+
+    def adopt(
+        self, key: Key, cancelled: Callable[[], bool], report: Callable[[int, int], None]
+    ) -> "Adoption":
+        """Begin with what an earlier worker left; see :class:`modelhostd.worker.image.kept.Inheritance`."""
+        return self._imaging.images.inheritance.adopt(key, self._begun(), cancelled, report)
 
     def finish(self, backend: Backend, *, keep: bool) -> "Image | None":
         """Put a loaded backend's module on its device; return what holds its memory, if anything does.

@@ -17,6 +17,7 @@ from modelhostd.worker.channel import Channel
 from modelhostd.worker.executor import Executor
 from modelhostd.worker.imaging import Draft, Imaging
 from modelhostd.worker.jobs import Activity, Hosted
+from modelhostd.worker.keeping import Keeper
 from modelhostd.worker.own_threads import start_thread
 from modelhostd.worker.process import free_memory
 from modelhostd.worker.registry import Registry
@@ -28,6 +29,7 @@ from modelhostd.worker.wire.frames import Frame, Kind
 
 if TYPE_CHECKING:
     from modelhostd.worker.image.image import Image
+    from modelhostd.worker.image.kept import Adoption
 
 log = logging.getLogger("modelhostd.worker")
 
@@ -54,6 +56,7 @@ class Loader:
         self._residents = residents
         self._imaging = imaging
         self._channel = channel
+        self._keeper = Keeper(imaging, channel)
         self._loads: dict[int, _Load] = {}
 
     @property
@@ -98,13 +101,16 @@ class Loader:
                 return failures.from_load(Cancelled(), header.model, name, *load.about)
         except BaseException as error:
             return failures.from_load(error, header.model, name, *load.about)
+        load.done()
         self._residents.add(*resident)
-        _, loaded, _ = resident
+        hosted, loaded, image = resident
         # Before the answer: who has it may kill the worker, which is then to blame on nobody.
         load.activity.end()
         self._channel.send(
             Kind.LOADED, frames.FINAL, load.request, load.generation, loaded.SerializeToString()
         )
+        if image is not None and not loaded.adopted_bytes:
+            self._keeper.keep(hosted.key, image)
         return None
 
 
@@ -130,6 +136,7 @@ class _Load:
         self._draft = Draft(imaging)
         self._image: Image | None = None
         self._backend: Backend | None = None
+        self._adoption: Adoption | None = None
         self._reported_at = 0.0
 
     def run(
@@ -139,6 +146,10 @@ class _Load:
         header = self.header
         begin = time.monotonic()
         self._backend = backend
+        if header.adopt:
+            self._adoption = self._draft.adopt(
+                (header.instance, self.generation), self.cancelled.is_set, self._report
+            )
         backend.load(
             LoadContext(
                 model=header.model,
@@ -152,6 +163,7 @@ class _Load:
                 report=self._report,
                 cancelled=self.cancelled.is_set,
                 memory=self._draft.memory,
+                kept=self._adoption and self._adoption.weights,
             )
         )
         image = self._draft.finish(backend, keep=header.keep_image)
@@ -183,14 +195,27 @@ class _Load:
             load_s=time.monotonic() - begin,
             dynamic_batching=hosted.batch_limit > 1,
             decoupled=signature.decoupled,
+            adopted_bytes=self._adopted_bytes(image),
         )
         return hosted, loaded, image
+
+    def done(self) -> None:
+        """Have what was adopted be this load's own."""
+        if self._adoption is not None:
+            self._adoption.done()
+
+    def _adopted_bytes(self, image: "Image | None") -> int:
+        adoption = self._adoption
+        used = adoption is not None and image is not None and image.uses(adoption.part)
+        return adoption.part.size if adoption is not None and used else 0
 
     def discard(self) -> None:
         """Let go of what a load that failed had taken."""
         if self._backend is not None:
             let_go(self._backend)
             self._backend = None
+        if self._adoption is not None:
+            self._adoption.weights = None
         self._draft.discard()
         image, self._image = self._image, None
         self._imaging.close(image)

@@ -106,7 +106,9 @@ class Residents:
     def _unload(self, frame: Frame) -> None:
         header = worker_pb2.UnloadHeader.FromString(frame.header)
         resident = self._residents.get((header.instance, frame.generation))
-        if resident is not None:
+        if resident is None:
+            self._imaging.drop((header.instance, frame.generation))
+        else:
             with resident.lock:
                 if self._holds(resident):
                     self._free(resident, frame)

@@ -21,6 +21,7 @@ from modelhostd.worker.channel import Channel, DataChannel
 from modelhostd.worker.executor import Executor, exit_now
 from modelhostd.worker.imaging import Imaging
 from modelhostd.worker.jobs import CheckJob, InferJob
+from modelhostd.worker.keeping import from_hello
 from modelhostd.worker.loader import Loader
 from modelhostd.worker.own_threads import look_for_lost, start_thread
 from modelhostd.worker.readers import Readers, Received
@@ -46,6 +47,7 @@ class Descriptors:
     data: int
     requests: int
     responses: int
+    images: int
 
 
 class Worker:
@@ -117,7 +119,10 @@ class Worker:
         cores = len(os.sched_getaffinity(0))
         threads = hello.executor_threads or max(2, min(MAX_THREADS, cores))
         self._executor = Executor(threads, hello.queue_limit, box, exit_now)
-        imaging = Imaging(hello.device, hello.host_ready_bytes)
+        os.set_inheritable(self._descriptors.images, False)
+        imaging = Imaging(
+            hello.device, hello.host_ready_bytes, self._descriptors.images, from_hello(hello)
+        )
         self._residents = Residents(hello.device, self._executor, imaging, self._control, box)
         self._loader = Loader(
             hello.device, found, self._executor, self._residents, imaging, self._control, box

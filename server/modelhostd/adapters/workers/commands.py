@@ -53,8 +53,14 @@ class _Command:
 class Commands:
     """Commands in flight on the control socket. Answers may come in any order."""
 
-    def __init__(self, on_beat: Callable[[worker_pb2.HeartbeatHeader], None]) -> None:
+    def __init__(
+        self,
+        on_beat: Callable[[worker_pb2.HeartbeatHeader], None],
+        on_kept: Callable[[int, bytes], None],
+    ) -> None:
+        """``on_kept`` gets the generation and the header of each KEPT frame."""
         self._on_beat = on_beat
+        self._on_kept = on_kept
         self._in_flight: dict[int, _Command] = {}
         self._next = 0
         self._gone: Callable[[str], ModelhostError] | None = None
@@ -94,6 +100,9 @@ class Commands:
         """Take a frame of the worker. Raises :class:`ProtocolError` for what answers nothing."""
         if frame.kind == Kind.HEARTBEAT:
             self._on_beat(worker_pb2.HeartbeatHeader.FromString(frame.header))
+            return
+        if frame.kind == Kind.KEPT:
+            self._on_kept(frame.generation, frame.header)
             return
         command = self._in_flight.get(frame.request)
         if command is None or command.generation != frame.generation:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from google.protobuf import json_format
 
@@ -14,6 +14,7 @@ from modelhostd.ports import Loaded, LoadSpec, TensorSpec
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
 from modelhostd.worker.wire.frames import Kind, ProtocolError
+from modelhostd.worker.wire.images import Kept, Range
 
 SECONDS_MAX = 366 * 86_400.0
 
@@ -23,7 +24,9 @@ log = logging.getLogger("modelhostd.workers")
 class Control(Commands):
     """The commands that a worker knows."""
 
-    async def hello(self, config: WorkersConfig, device: str) -> worker_pb2.HelloResponse:
+    async def hello(
+        self, config: WorkersConfig, device: str, kept: Mapping[tuple[str, int], Kept]
+    ) -> worker_pb2.HelloResponse:
         """Greet the worker and wait, without a limit of its own, until it takes requests."""
         hello = worker_pb2.HelloRequest(
             protocol_version=frames.PROTOCOL_VERSION,
@@ -39,13 +42,15 @@ class Control(Commands):
         )
         for name, target in config.allowed_backends():
             hello.backends.add(name=name, target=target)
+        for (instance, generation), image in kept.items():
+            hello.kept.add(instance=instance, generation=generation, image=_from_kept(image))
         _, answer = self.send(Kind.HELLO, 0, hello, worker_pb2.HelloResponse.FromString)
         return await answer
 
     def load(
-        self, spec: LoadSpec, report: Callable[[Progress], None]
+        self, spec: LoadSpec, report: Callable[[Progress], None], *, adopt: bool = False
     ) -> tuple[int, "asyncio.Future[Loaded]"]:
-        """Send LOAD; return its number and the future of its answer."""
+        """Send LOAD; return its number and the future of its answer. ``adopt``: from what HELLO told of."""
         config = spec.config
         header = worker_pb2.LoadHeader(
             instance=spec.instance,
@@ -61,6 +66,7 @@ class Control(Commands):
             no_dynamic_batching=config.dynamic_batching is False,
             max_batch_delay_us=round((config.max_batch_delay_s or 0) * 1e6),
             keep_image=spec.keep_image,
+            adopt=adopt,
         )
         json_format.ParseDict(dict(config.backend_options), header.backend_options)
         return self.send(
@@ -112,7 +118,7 @@ class Control(Commands):
 def to_loaded(data: bytes) -> Loaded:
     """Return what a LOADED frame says. Raises :class:`ProtocolError` for numbers that none can be."""
     header = worker_pb2.LoadedHeader.FromString(data)
-    most = max(header.measured_bytes, header.host_bytes)
+    most = max(header.measured_bytes, header.host_bytes, header.adopted_bytes)
     if most > BYTES_MAX or not 0 <= header.load_s <= SECONDS_MAX:
         raise ProtocolError(f"{most} bytes loaded in {header.load_s} s")
     return Loaded(
@@ -126,6 +132,7 @@ def to_loaded(data: bytes) -> Loaded:
         dynamic_batching=header.dynamic_batching,
         decoupled=header.decoupled,
         host_bytes=header.host_bytes,
+        adopted_bytes=header.adopted_bytes,
     )
 
 
@@ -135,6 +142,26 @@ def to_host_bytes(data: bytes) -> int:
     if header.host_bytes > (BYTES_MAX if header.found else 0):
         raise ProtocolError(f"{header.host_bytes} bytes kept, found: {header.found}")
     return header.host_bytes
+
+
+def to_kept(data: bytes) -> tuple[str, Kept]:
+    """Return what a KEPT frame says: an instance and its image."""
+    header = worker_pb2.KeptHeader.FromString(data)
+    return header.instance, Kept(
+        Range(header.weights_offset, header.weights_length),
+        Range(header.description_offset, header.description_length),
+        header.checksum,
+    )
+
+
+def _from_kept(image: Kept) -> worker_pb2.KeptHeader:
+    return worker_pb2.KeptHeader(
+        weights_offset=image.weights.start,
+        weights_length=image.weights.length,
+        description_offset=image.description.start,
+        description_length=image.description.length,
+        checksum=image.checksum,
+    )
 
 
 def _specs(specs: Iterable[worker_pb2.TensorSpec]) -> tuple[TensorSpec, ...]:

@@ -61,8 +61,8 @@ class Process:
         self.pidfd = -1
 
 
-def start(config: WorkersConfig, requests: int, responses: int) -> Process:
-    """Start a worker that inherits the two arenas. Raises ``OSError`` with nothing left behind."""
+def start(config: WorkersConfig, requests: int, responses: int, images: int) -> Process:
+    """Start a worker that inherits the two arenas and the memory for images. Raises ``OSError`` with nothing left behind."""
     with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
         control, their_control = socket.socketpair()
         data, their_data = socket.socketpair()
@@ -79,6 +79,7 @@ def start(config: WorkersConfig, requests: int, responses: int) -> Process:
             "data": their_data.fileno(),
             "requests": requests,
             "responses": responses,
+            "images": images,
         }
         popen = subprocess.Popen(
             command(config, numbers),

@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from modelhostd.adapters.workers import errors
 from modelhostd.adapters.workers.config import WorkersConfig
+from modelhostd.adapters.workers.images import ImageMemory, Key
 from modelhostd.adapters.workers.worker import Worker
 from modelhostd.core.backoff import Backoff
 from modelhostd.ports import WorkerExit
@@ -18,7 +19,7 @@ class Seat:
     """The worker of a device (``model`` empty) or of one model with a process of its own.
 
     The first start is asked for by a load. After a crash a device's worker is replaced by itself; one of a single model is
-    started again by the next load, since without its model nobody needs it.
+    started again by the next load, since without its model nobody needs it. ``images`` goes from one worker to the next.
     """
 
     def __init__(
@@ -28,11 +29,13 @@ class Seat:
         model: str,
         on_ready: Callable[[Worker], None],
         on_exit: Callable[[Worker, WorkerExit], None],
+        held_by: Callable[[Worker], Iterable[Key]],
     ) -> None:
         self._config = config
         self._loop = asyncio.get_running_loop()
         self._on_ready = on_ready
         self._on_exit = on_exit
+        self._held_by = held_by
         self._backoff = Backoff()
         self._due = 0.0
         self._attempt: asyncio.Task[Worker] | None = None
@@ -41,6 +44,7 @@ class Seat:
         self.device = device
         self.model = model
         self.worker: Worker | None = None
+        self.images = ImageMemory(device)
 
     async def ready(self) -> Worker:
         """Return a worker that takes commands, starting one where needed.
@@ -78,7 +82,7 @@ class Seat:
         delay_s = self._due - self._loop.time()
         if delay_s > 0:
             await asyncio.sleep(delay_s)
-        self.worker = worker = Worker(self._config, self.device, self.model)
+        self.worker = worker = Worker(self._config, self.device, self.images, self.model)
         worker.exited.add_done_callback(lambda exited: self._exited(worker, exited.result()))
         try:
             await worker.launch()
@@ -107,7 +111,9 @@ class Seat:
         if self.worker is worker:
             self.worker = None
         if worker.stopping:
+            self.images.close()
             return
+        self._leave(worker)
         self._note_failure(self._loop.time() - worker.started_at)
         log.error(
             "the worker of %s ended: %s; model at work: %s; next start in %.1f s at the earliest",
@@ -119,6 +125,12 @@ class Seat:
         if worker.was_ready:
             self._on_exit(worker, exit)
         self._replace()
+
+    def _leave(self, worker: Worker) -> None:
+        """Keep what the worker leaves behind, and what it did not take over of the one before; free the rest."""
+        held = self._held_by(worker)
+        kept = {} if worker.for_memory else worker.leavings.of(held, self.images.kept)
+        self.images.keep(kept)
 
     def _note_failure(self, alive_s: float) -> None:
         self._backoff = self._backoff.failed(alive_s)

@@ -2,10 +2,12 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
 
 from modelhostd.adapters.workers import errors
 from modelhostd.adapters.workers.config import WorkersConfig
+from modelhostd.adapters.workers.images import Key as ImageKey
 from modelhostd.adapters.workers.seat import Seat
 from modelhostd.adapters.workers.worker import Worker
 from modelhostd.core.errors import ModelhostError
@@ -29,6 +31,8 @@ class ProcessWorkers:
         self._listener: WorkerListener | None = None
         self._seats: dict[tuple[str, str], Seat] = {}
         self._held: dict[Key, tuple[Worker, LoadSpec]] = {}
+        self._kept: dict[Key, tuple[Seat, LoadSpec]] = {}
+        """What outlived its worker."""
         self._stopping = False
 
     def set_listener(self, listener: WorkerListener) -> None:
@@ -55,7 +59,11 @@ class ProcessWorkers:
 
     async def unload(self, device: str, instance: str, generation: int) -> None:
         """Free an instance; see :meth:`modelhostd.ports.Workers.unload`."""
-        worker, spec = self._held.pop((device, instance, generation), (None, None))
+        key = device, instance, generation
+        if key in self._kept:
+            await self._drop(*self._kept.pop(key))
+            return
+        worker, spec = self._held.pop(key, (None, None))
         if worker is None or spec is None:
             return
         await worker.unload(instance, generation)
@@ -64,6 +72,8 @@ class ProcessWorkers:
     async def demote(self, device: str, instance: str, generation: int) -> int:
         """Take an instance off its device; see :meth:`modelhostd.ports.Workers.demote`."""
         key = device, instance, generation
+        if key in self._kept:
+            return self._kept_bytes(key)
         worker, spec = self._held.get(key, (None, None))
         if worker is None or spec is None:
             return 0
@@ -76,6 +86,9 @@ class ProcessWorkers:
         self, device: str, instance: str, generation: int, report: Callable[[Progress], None]
     ) -> Loaded:
         """Bring an instance back to its device; see :meth:`modelhostd.ports.Workers.promote`."""
+        key = device, instance, generation
+        if key in self._kept and not self._stopping:
+            return await self._adopt(key, report)
         worker, spec = self._held.get((device, instance, generation), (None, None))
         if worker is None or spec is None or self._stopping:
             raise self._missing(device, instance)
@@ -136,6 +149,10 @@ class ProcessWorkers:
         """Return worker process id -> device."""
         return {worker.pid: worker.device for worker in self._workers()}
 
+    def unowned_bytes(self) -> int:
+        """Return the RAM of what outlived its worker; see :meth:`modelhostd.ports.Workers.unowned_bytes`."""
+        return sum(self._kept_bytes(key) for key in self._kept)
+
     def libraries(self, device: str) -> Mapping[str, str]:
         """Return library -> version of the device's worker; empty when none runs."""
         seat = self._seats.get((device, ""))
@@ -149,15 +166,18 @@ class ProcessWorkers:
         workers = self._workers()
         for worker in workers:
             worker.terminate()
-        if not workers:
-            return
-        exits = [worker.exited for worker in workers]
-        await asyncio.wait(exits, timeout=timeout_s)
-        for worker in workers:
-            if not worker.exited.done():
-                worker.kill(f"still running {timeout_s:g} s after {signal.SIGTERM.name}")
-        await asyncio.wait(exits, timeout=REAP_S)
+        if workers:
+            exits = [worker.exited for worker in workers]
+            await asyncio.wait(exits, timeout=timeout_s)
+            for worker in workers:
+                if not worker.exited.done():
+                    worker.kill(f"still running {timeout_s:g} s after {signal.SIGTERM.name}")
+            await asyncio.wait(exits, timeout=REAP_S)
         self._held.clear()
+        self._kept.clear()
+        for seat in self._seats.values():
+            seat.images.close()
+            await seat.images.settled()
 
     # --- inside ---------------------------------------------------------------------------------
 
@@ -171,9 +191,55 @@ class ProcessWorkers:
         key = device, _own(spec)
         seat = self._seats.get(key)
         if seat is None:
-            seat = Seat(self._config, *key, self._ready, self._exited)
+            seat = Seat(self._config, *key, self._ready, self._exited, self._held_by)
             self._seats[key] = seat
         return seat
+
+    async def _adopt(self, key: Key, report: Callable[[Progress], None]) -> Loaded:
+        """Load an instance from what its last worker left."""
+        device, instance, generation = key
+        seat, spec = self._kept[key]
+        if seat.worker is None or not seat.worker.ready:
+            report(Progress(phase=Phase.STARTING_WORKER, total_bytes=spec.predicted_bytes))
+        worker = await seat.ready()
+        image = seat.images.kept.get((instance, generation))
+        if self._kept.get(key) != (seat, spec) or image is None:
+            raise self._missing(device, instance)
+        loaded, wanted = await worker.adopt(spec, report)
+        if not worker.ready:
+            raise errors.lost(device, spec.model, "it ended right after the load")
+        del self._kept[key]
+        self._held[key] = worker, spec
+        seat.images.adopted((instance, generation))
+        worker.leavings.adopted((instance, generation), loaded.measured_bytes, image)
+        if not wanted:
+            # It stays where it is until it is wanted, or leaves its device again where that frees anything.
+            if loaded.host_bytes:
+                await worker.demote(instance, generation)
+            raise asyncio.CancelledError
+        return loaded
+
+    async def _drop(self, seat: Seat, spec: LoadSpec) -> None:
+        """Free what outlived its worker: by the worker that was told of it, if one was."""
+        key = spec.instance, spec.generation
+        worker = seat.worker
+        if worker is not None and worker.running and key in worker.leavings.inherited:
+            seat.images.adopted(key)
+            await worker.unload(*key)
+        seat.images.drop(key)
+        await seat.images.settled()
+        if seat.worker is not None:
+            await self._end_own(seat.worker, spec)
+
+    def _kept_bytes(self, key: Key) -> int:
+        seat, spec = self._kept[key]
+        image = seat.images.kept.get((spec.instance, spec.generation))
+        return 0 if image is None else image.weights.length
+
+    def _held_by(self, worker: Worker) -> Sequence[ImageKey]:
+        """Return the instances of a worker, the last loaded ones first."""
+        held = [(i, g) for (_, i, g), (holder, _) in self._held.items() if holder is worker]
+        return held[::-1]
 
     async def _end_own(self, worker: Worker, spec: LoadSpec) -> None:
         """End the process of a model that had its own and is gone from it; returns when it is reaped."""
@@ -204,10 +270,19 @@ class ProcessWorkers:
             self._listener.worker_ready(worker.device, worker.pid)
 
     def _exited(self, worker: Worker, exit: WorkerExit) -> None:
+        seat = self._seats[worker.device, worker.model]
         for key in [key for key, (holder, _) in self._held.items() if holder is worker]:
-            del self._held[key]
+            _, spec = self._held.pop(key)
+            if key[1:] in seat.images.kept:
+                self._kept[key] = seat, spec
+        for key in [key for key, (place, _) in self._kept.items() if place is seat]:
+            if key[1:] not in seat.images.kept:
+                del self._kept[key]
         if self._listener is not None and not self._stopping:
-            self._listener.worker_exited(exit)
+            kept = {
+                k[1:]: self._kept_bytes(k) for k, (place, _) in self._kept.items() if place is seat
+            }
+            self._listener.worker_exited(replace(exit, kept=kept))
 
 
 def _own(spec: LoadSpec) -> str:

@@ -5,12 +5,14 @@ import logging
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 
+from modelhostd.adapters import memory
 from modelhostd.adapters.workers import errors
 from modelhostd.adapters.workers import process as processes
 from modelhostd.adapters.workers.arenas import Arenas
 from modelhostd.adapters.workers.calls import Calls
 from modelhostd.adapters.workers.config import WorkersConfig
 from modelhostd.adapters.workers.control import Control
+from modelhostd.adapters.workers.images import ImageMemory, Leavings
 from modelhostd.adapters.workers.liveness import Hang, Liveness
 from modelhostd.adapters.workers.pace import Pace
 from modelhostd.adapters.workers.streams import FrameStream, StderrTail
@@ -28,7 +30,11 @@ LAST_WORDS_S = 0.25
 """After a death, how long its sockets and pipe may take to end. They end with the process, unless it
 left a child behind that holds them; until then nobody is told of the death."""
 
-UNASKED = {Kind.HEARTBEAT: "heartbeats", Kind.LOAD_PROGRESS: "load progress"}
+UNASKED = {
+    Kind.HEARTBEAT: "heartbeats",
+    Kind.LOAD_PROGRESS: "load progress",
+    Kind.KEPT: "images",
+}
 UNASKED_RATE = 200.0
 UNASKED_BURST = 1000.0
 """Frames that answer nothing, a second and at once. A worker sends a beat a second and a few reports for each
@@ -39,22 +45,29 @@ clients' requests from 0.7 to 119 ms."""
 class Worker:
     """A worker process: ``launch`` it, ``greet`` it, use it; ``exited`` resolves when it is reaped.
 
-    ``ready`` = takes commands now; ``was_ready`` = it once did; ``stopping`` = its end was asked for.
+    ``ready`` = takes commands now; ``was_ready`` = it once did; ``stopping`` = its end was asked for; ``for_memory`` = it was,
+    or may have been, killed for memory.
     """
 
-    def __init__(self, config: WorkersConfig, device: str, model: str = "") -> None:
+    def __init__(
+        self, config: WorkersConfig, device: str, images: ImageMemory, model: str = ""
+    ) -> None:
         """Prepare a worker of ``device``, for all its models or for ``model`` alone."""
         self._config = config
-        self._model = model
+        self._images = images
+        self.leavings = Leavings()
+        self.model = model
         self._loop = asyncio.get_running_loop()
         self.device = device
         self.ready = False
         self.was_ready = False
         self.stopping = False
         self.started_at = self._loop.time()
+        self.for_memory = False
         self.exited: asyncio.Future[WorkerExit] = self._loop.create_future()
         self.libraries: dict[str, str] = {}
-        self._control = Control(self._beat)
+        self._control = Control(self._beat, self.leavings.told)
+        self._oom_kills: int | None = None
         self._unasked = Pace(UNASKED_RATE, UNASKED_BURST, self._loop.time())
         self._liveness = Liveness(config.hang_timeout_s, self._loop.time())
         self._hang: Hang | None = None
@@ -102,7 +115,9 @@ class Worker:
             async with asyncio.timeout(timeout_s):
                 await asyncio.shield(self._filled)
                 self._calls.begin()
-                reply = await self._control.hello(self._config, self.device)
+                await self._images.settled()
+                self.leavings.inherit(self._images.kept)
+                reply = await self._control.hello(self._config, self.device, self._images.kept)
         except TimeoutError:  # is an OSError, too
             raise self._unfit(f"not ready {timeout_s:g} s after its start") from None
         except OSError as error:
@@ -124,18 +139,48 @@ class Worker:
 
     async def load(self, spec: LoadSpec, report: Callable[[Progress], None]) -> Loaded:
         """Load an instance; see :meth:`modelhostd.ports.Workers.load`."""
+        key = spec.instance, spec.generation
+        self.leavings.begin(key)
         number, answer = self._control.load(spec, report)
         try:
-            return await asyncio.shield(answer)
+            loaded = await asyncio.shield(answer)
         except asyncio.CancelledError:
             self._control.cancel(number, command=True)
-            undo = self._take_back(answer, lambda: self.unload(spec.instance, spec.generation))
+            undo = self._take_back(answer, lambda: self.unload(*key))
             await asyncio.shield(self._own(undo))
             raise
+        except BaseException:
+            self.leavings.forget(key)
+            raise
+        self.leavings.loaded(key, loaded.measured_bytes)
+        return loaded
+
+    async def adopt(
+        self, spec: LoadSpec, report: Callable[[Progress], None]
+    ) -> tuple[Loaded, bool]:
+        """Load an instance from the image that an earlier worker left; False: nobody waits for it any more.
+
+        Cancelled, it stops as soon as it can, and raises unless it was done by then. Raises what the worker answers, too;
+        the image is then as it was.
+        """
+        number, answer = self._control.load(spec, report, adopt=True)
+        try:
+            loaded = await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            self._control.cancel(number, command=True)
+            ended = self._own(self._take_back(answer, _nothing))
+            await asyncio.shield(ended)
+            if answer.done() and answer.exception() is None:
+                return answer.result(), False
+            raise
+        return loaded, True
 
     async def demote(self, instance: str, generation: int) -> int:
         """Take an instance off the device; see :meth:`modelhostd.ports.Workers.demote`."""
-        return await self._control.demote(instance, generation)
+        kept = await self._control.demote(instance, generation)
+        if not kept:
+            self.leavings.forget((instance, generation))
+        return kept
 
     async def promote(self, spec: LoadSpec, report: Callable[[Progress], None]) -> Loaded:
         """Bring an instance back to the device; see :meth:`modelhostd.ports.Workers.promote`."""
@@ -150,6 +195,7 @@ class Worker:
 
     async def unload(self, instance: str, generation: int) -> None:
         """Free an instance; returns when the worker did, or is gone itself."""
+        self.leavings.forget((instance, generation))
         await self._control.unload(instance, generation)
 
     async def check(self, instance: str, generation: int) -> tuple[Health, str]:
@@ -190,11 +236,13 @@ class Worker:
         size = self._config.arena_bytes
         self._arenas = arenas = Arenas(self.device, size)
         try:
-            process = processes.start(self._config, arenas.requests.fd, arenas.responses.fd)
+            fds = arenas.requests.fd, arenas.responses.fd, self._images.open()
+            process = processes.start(self._config, *fds)
         except BaseException:
             arenas.close()
             raise
         self._process = process
+        self._oom_kills = memory.oom_kills()
         # Beside the interpreter's start: it may take 0.2 s, and the worker maps them when greeted.
         self._filled = self._loop.run_in_executor(None, arenas.fill)
         self._box = BlackBox(arenas.responses.memory.view(size, PAGE_BYTES))
@@ -292,7 +340,17 @@ class Worker:
             self._loop.remove_reader(self._process.pidfd)
             self._process.close()
             self.ready = False
+            self._note_memory(how)
             self._own(self._bury(how))
+
+    def _note_memory(self, how: str) -> None:
+        """Leave no image behind where the worker was, or may have been, killed for memory: it has to come back."""
+        if how != "signal SIGKILL" or self._verdict or self.stopping:
+            return
+        kills = memory.oom_kills()
+        if kills is None or kills != self._oom_kills:
+            log.warning("the worker of %s may have been killed for memory", self.device)
+            self.for_memory = True
 
     async def _bury(self, how: str) -> None:
         """Take what the dead had still said, then fail what was in flight and let go of everything."""
@@ -306,7 +364,7 @@ class Worker:
         tail = self._stderr.text()
         blamed = self._hang.model if self._hang is not None else ""
         blamed = blamed or blame(self._box.read(), tail)
-        end = WorkerExit(self.device, self.pid, self._verdict or how, blamed, tail, self._model)
+        end = WorkerExit(self.device, self.pid, self._verdict or how, blamed, tail, self.model)
 
         def failure(model: str) -> ModelhostError:
             if self.stopping:
@@ -325,3 +383,7 @@ class Worker:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+async def _nothing() -> None:
+    """Undo nothing."""

@@ -21,6 +21,7 @@ from modelhostd.core.safetensors_header import (
     parse_header,
 )
 from modelhostd.worker.backend import LoadContext, LoadError, UnsupportedModelError
+from modelhostd.worker.image.kept import describe
 from modelhostd.worker.image.reading import Plan, Stored
 
 MAX_JSON_BYTES = 16 * 2**20
@@ -92,9 +93,13 @@ def _keys(value: Any) -> Iterator[str]:
 def read_weights(context: LoadContext, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
     """Read all safetensors of a model, floats as ``dtype``, into memory of the worker's image where there is one.
 
-    Reading, not mapping: what is mapped could change under the model, and counts as nobody's memory.
+    Reading, not mapping: what is mapped could change under the model, and counts as nobody's memory. What an earlier
+    worker read and left is not read again.
     Format: https://github.com/huggingface/safetensors#format
     """
+    if context.kept is not None:
+        kept: dict[str, torch.Tensor] = context.kept.tensors(str(dtype))
+        return kept
     names = _weight_files(context.model_dir)
     done = total = 0
 
@@ -119,6 +124,7 @@ def read_weights(context: LoadContext, dtype: torch.dtype | None) -> dict[str, t
         plan = Plan(stored)
         memory = (context.memory or OwnMemory)(plan.total_bytes)
         tensors = plan.read(names, files, memory, advance)
+        memory.describe(describe(memory.tensor, tensors, str(dtype)))
     context.report(total, total)
     return tensors
 
@@ -134,6 +140,9 @@ class OwnMemory:
 
     def filled(self, start: int, length: int) -> None:
         """Do nothing: there is no device to send it to."""
+
+    def describe(self, text: bytes) -> None:
+        """Do nothing: it goes with the model."""
 
 
 def _weight_files(model_dir: Path) -> list[str]:

@@ -12,19 +12,19 @@ import os
 import threading
 import weakref
 from bisect import insort
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from modelhostd.worker.own_threads import start_thread
+from modelhostd.worker.wire import images
+from modelhostd.worker.wire.images import PAGE_BYTES, SPACE_BYTES, Range
 
 log = logging.getLogger("modelhostd.worker")
 
-PAGE_BYTES = mmap.PAGESIZE
 AHEAD_BYTES = 64 * 2**20
 """Of one step of faulting ahead; a load that comes takes what is ready by then."""
-SPACE_BYTES = 2**42
-"""Addresses, not memory: 4 TiB, from which ranges are taken."""
 
 MAP_NORESERVE = 0x4000
 MADV_REMOVE = 9
@@ -57,6 +57,15 @@ class Block:
         self._taken = taken
         self._ready = ready
 
+    @property
+    def place(self) -> Range:
+        """Where in the arena it is."""
+        return Range(self._taken.start, self.size)
+
+    def bytes(self, start: int, length: int) -> memoryview:
+        """Return a part of the memory itself: not for one moment longer than the block is there."""
+        return self._arena.bytes(self._taken.start + start, length)
+
     def prepare(self, start: int, length: int) -> None:
         """Give a part its memory before it is filled. Raises ``MemoryError``."""
         first = max(self._ready, start // PAGE_BYTES * PAGE_BYTES)
@@ -86,14 +95,47 @@ class Block:
         self._arena.give_back(self._taken, keep=False)
 
 
+class LentBlock(Block):
+    """A range that an earlier process filled: until it is claimed, freeing it leaves what is there."""
+
+    _own = _left = False
+
+    def free(self) -> bool:
+        """Give it back, or leave it read-only as it was found."""
+        if self._own:
+            return super().free()
+        if not only_holder(self.tensor):
+            return False
+        del self.tensor
+        self.protect()
+        self._left = True
+        return True
+
+    def claim(self) -> None:
+        """Have it be as any other from now on; what was left already is given back."""
+        self._own = True
+        if self._left:
+            self._arena.give_back(self._taken, keep=False)
+
+
 class HostArena:
     """Memory for images. What is freed is kept, faulted, as long as all of it is at most ``ready_bytes``."""
 
-    def __init__(self, name: str, ready_bytes: int = 0) -> None:
-        """Make an empty arena: addresses only. Raises ``OSError``."""
-        descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+    def __init__(
+        self,
+        name: str,
+        ready_bytes: int = 0,
+        descriptor: int = -1,
+        held: Iterable[Range] = (),
+    ) -> None:
+        """Make an empty arena: addresses only. Raises ``OSError``.
+
+        ``descriptor``: memory that was made before, from now on the arena's, in which ``held`` has contents; these are
+        read-only until they are restored or released.
+        """
+        if descriptor < 0:
+            descriptor = images.create(name)
         try:
-            os.ftruncate(descriptor, SPACE_BYTES)
             flags = mmap.MAP_SHARED | MAP_NORESERVE
             self._map = mmap.mmap(descriptor, SPACE_BYTES, flags=flags)
         except BaseException:
@@ -106,8 +148,10 @@ class HostArena:
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._limit = _to_page(ready_bytes)
         self._lock = threading.Lock()
-        self._taken: list[_Range] = []
+        self._taken = sorted(_Range(part.start, _to_page(part.length)) for part in held)
         self._ready: list[_Range] = []
+        for taken in self._taken:
+            self.protect(taken, mmap.PROT_READ)
 
     @property
     def taken_bytes(self) -> int:
@@ -135,6 +179,17 @@ class HostArena:
             self._trim()
         return Block(self, taken, size, ready)
 
+    def restore(self, place: Range) -> LentBlock:
+        """Return a range that was held from the beginning, to be written to only by who sends it to a device."""
+        taken = _Range(place.start, _to_page(place.length))
+        # Memory is pinned for writing, too.
+        self.protect(taken, mmap.PROT_READ | mmap.PROT_WRITE)
+        return LentBlock(self, taken, place.length, taken.length)
+
+    def release(self, place: Range) -> None:
+        """Free a range that was held from the beginning, and is not restored."""
+        self.give_back(_Range(place.start, _to_page(place.length)), keep=False)
+
     def give_back(self, taken: _Range, *, keep: bool = True) -> None:
         """Free a range: ``keep`` what the limit allows, punch a hole for the rest."""
         self.protect(taken, mmap.PROT_READ | mmap.PROT_WRITE)
@@ -158,6 +213,10 @@ class HostArena:
         # Memory that is wrapped in inference mode cannot be filled outside of it.
         with torch.inference_mode(mode=False):
             return torch.frombuffer(self._view[start : start + size], dtype=torch.uint8)
+
+    def bytes(self, start: int, length: int) -> memoryview:
+        """Return bytes of the arena."""
+        return self._view[start : start + length]
 
     def populate(self, start: int, length: int) -> None:
         """Allocate and map pages. Raises ``MemoryError`` where there are none."""

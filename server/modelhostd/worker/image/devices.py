@@ -5,7 +5,8 @@ from typing import Protocol
 
 import torch
 
-from modelhostd.worker.image.arena import SPACE_BYTES, Block, HostArena, only_holder
+from modelhostd.worker.image.arena import Block, HostArena, only_holder
+from modelhostd.worker.wire.images import SPACE_BYTES
 
 
 class Slab(Protocol):

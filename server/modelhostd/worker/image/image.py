@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from modelhostd.worker.image.arena import HostArena
+from modelhostd.worker.image.arena import Block, HostArena
 from modelhostd.worker.image.devices import Device
 from modelhostd.worker.image.layout import Layout, Place, align, find_layout, point, unpoint
 from modelhostd.worker.image.part import Part
@@ -49,6 +49,23 @@ class Image:
         part = Part(self._arena.take(align(size)), self._device)
         self._parts.append(part)
         return part
+
+    def restore(self, weights: Block) -> Part:
+        """Have memory that was filled before be a part, as one from ``memory`` that was filled now."""
+        part = Part(weights, self._device)
+        self._parts.append(part)
+        return part
+
+    def uses(self, part: Part) -> bool:
+        """Whether a part holds weights of the module."""
+        return part in self._parts and bool(self._places)
+
+    @property
+    def described(self) -> Part | None:
+        """The part that tells what lies where in it, as long as the host has it."""
+        if not self._places or not self._has_host:
+            return None
+        return next((part for part in self._parts if part.description), None)
 
     def adopt(self, module: torch.nn.Module) -> None:
         """Make the image of a module as it is now, and have the module be on its device.

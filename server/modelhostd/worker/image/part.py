@@ -1,6 +1,7 @@
 """One contiguous part of an image: memory of the host, extent by extent sent to a slab of its device."""
 
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from modelhostd.worker.backend import Cancelled
 from modelhostd.worker.image.arena import Block
 from modelhostd.worker.image.devices import Device, Slab
+from modelhostd.worker.wire.images import Range
 
 EXTENT_BYTES = 64 * 2**20
 """What is pinned, and copied, at once. A copy may not reach over the end of what was pinned together; smaller
@@ -26,9 +28,14 @@ class Part:
         self.slab: Slab | None = None
         self.views = 0
         """Of the slab, which the module has while it is on the device."""
+        self.description = b""
+        """What lies where in it, as whoever filled it tells a later load."""
         self._block = block
+        self._note: Block | None = None
         self._device = device
         self._freed = False
+        self._host = threading.Lock()
+        """Held while the memory of the host is looked at beside what else goes on, or freed."""
         self._lock = threading.Lock()
         self._missing = [extent.numel() for _, extent in self._extents()]
 
@@ -50,6 +57,33 @@ class Part:
                 whole = self._missing[index] == 0
             if whole:
                 self._send(index)
+
+    def describe(self, text: bytes) -> None:
+        """Take what lies where, for who finds this memory when this process has gone."""
+        self.description = text
+
+    @property
+    def place(self) -> Range:
+        """Where it lies in the arena."""
+        return self._block.place
+
+    def attach(self, note: Block) -> bool:
+        """Have another block go with the memory of the host; False, and it is gone, where that has gone."""
+        with self._host:
+            if not self._freed:
+                self._note = note
+                return True
+        note.free()
+        return False
+
+    def bytes(self, start: int, length: int) -> memoryview:
+        """Return the memory of the host itself: not for one moment longer than it is there."""
+        return self._block.bytes(start, length)
+
+    def crc32(self, start: int, length: int, value: int) -> int | None:
+        """Go on with a crc32 over some bytes; None where they have gone."""
+        with self._host:
+            return None if self._freed else zlib.crc32(self.bytes(start, length), value)
 
     def seal(self) -> None:
         """Have the rest go to the device too, and make the host's memory read-only."""
@@ -92,10 +126,13 @@ class Part:
             for _, extent in self._extents():
                 self._device.unpin(extent)
                 del extent  # a view, too
-        del self.tensor
-        self._freed = self._block.free()
-        if not self._freed:
-            self.tensor = self._block.tensor
+        with self._host:
+            del self.tensor
+            self._freed = self._block.free()
+            if not self._freed:
+                self.tensor = self._block.tensor
+            elif self._note is not None:
+                self._note.free()
         return self._freed
 
     def close(self) -> bool:

@@ -5,14 +5,16 @@ isort:skip_file
 The private protocol between the daemon and its workers. Both ends come from one installation, so no
 compatibility is promised: a worker that speaks another `protocol_version` is refused.
 
-A worker inherits two stream sockets and two arenas at exec:
+A worker inherits two stream sockets, two arenas and the memory of its images at exec:
 
   data     REQUEST, CREDIT to the worker; RESPONSE, ERROR from it
   control  HELLO, LOAD, UNLOAD, DEMOTE, PROMOTE, CHECK, CANCEL to the worker; HELLO, LOAD_PROGRESS, LOADED,
-           UNLOADED, DEMOTED, CHECKED, HEARTBEAT, ERROR from it
+           UNLOADED, DEMOTED, CHECKED, KEPT, HEARTBEAT, ERROR from it
   request arena   memory whose slots the daemon chooses and writes, and the worker reads
   response arena  memory whose slots the worker chooses and writes, and the daemon reads; one page beyond its size
                   the worker notes what its threads do (`modelhostd/worker/wire/blackbox.py`)
+  images          memory that the worker alone maps and manages, and the daemon holds: what it was told of by KEPT
+                  outlives the worker, and the next one may adopt it
 
 Each frame is a fixed header of 28 bytes (little-endian), then one of the messages below, then the raw payload:
 
@@ -68,6 +70,7 @@ class HelloRequest(_message.Message):
     LOG_LEVEL_FIELD_NUMBER: _builtins.int
     BACKENDS_FIELD_NUMBER: _builtins.int
     HOST_READY_BYTES_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this protocol that the daemon speaks; the worker answers with its own and ends when they differ."""
     device: _builtins.str
@@ -92,6 +95,10 @@ class HelloRequest(_message.Message):
     def backends(self) -> _containers.RepeatedCompositeFieldContainer[Global___AllowedBackend]:
         """Backends that may serve a model here, as the operator allowed them."""
 
+    @_builtins.property
+    def kept(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeptImage]:
+        """What the worker before this one left in the memory for images. Nothing else is in there."""
+
     def __init__(
         self,
         *,
@@ -106,14 +113,93 @@ class HelloRequest(_message.Message):
         log_level: _builtins.str = ...,
         backends: _abc.Iterable[Global___AllowedBackend] | None = ...,
         host_ready_bytes: _builtins.int = ...,
+        kept: _abc.Iterable[Global___KeptImage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "device", b"device", "executor_threads", b"executor_threads", "heartbeat_interval_ms", b"heartbeat_interval_ms", "host_ready_bytes", b"host_ready_bytes", "log_level", b"log_level", "max_message_bytes", b"max_message_bytes", "protocol_version", b"protocol_version", "queue_limit", b"queue_limit", "request_arena_bytes", b"request_arena_bytes", "response_arena_bytes", b"response_arena_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "device", b"device", "executor_threads", b"executor_threads", "heartbeat_interval_ms", b"heartbeat_interval_ms", "host_ready_bytes", b"host_ready_bytes", "kept", b"kept", "log_level", b"log_level", "max_message_bytes", b"max_message_bytes", "protocol_version", b"protocol_version", "queue_limit", b"queue_limit", "request_arena_bytes", b"request_arena_bytes", "response_arena_bytes", b"response_arena_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HelloRequest: _TypeAlias = HelloRequest  # noqa: Y015
+
+@_typing.final
+class KeptImage(_message.Message):
+    """KeptImage: an image that outlived its worker. Until a LOAD with `adopt` has succeeded, or an UNLOAD of its instance,
+    its ranges belong to nobody else.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """Instance that it was of."""
+    generation: _builtins.int
+    """Generation of that instance."""
+    @_builtins.property
+    def image(self) -> Global___KeptHeader:
+        """Where it lies."""
+
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        image: Global___KeptHeader | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "image", b"image", "instance", b"instance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptImage: _TypeAlias = KeptImage  # noqa: Y015
+
+@_typing.final
+class KeptHeader(_message.Message):
+    """KEPT: the image of the frame's instance, loaded before, is whole, read-only and hashed: a later worker can do with it.
+    Comes unasked, once for an instance at most. Ranges begin at whole pages, and no other instance's share a page with them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    WEIGHTS_OFFSET_FIELD_NUMBER: _builtins.int
+    WEIGHTS_LENGTH_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_OFFSET_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_LENGTH_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """Instance whose image it is."""
+    weights_offset: _builtins.int
+    """Offset of the weights in the memory for images."""
+    weights_length: _builtins.int
+    """Length of the weights in bytes."""
+    description_offset: _builtins.int
+    """Offset of the description of what lies where among the weights."""
+    description_length: _builtins.int
+    """Length of the description in bytes, at most 64 MiB."""
+    checksum: _builtins.bytes
+    """Of both, as `modelhostd/worker/image/kept.py` makes it; at most 64 bytes."""
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+        weights_offset: _builtins.int = ...,
+        weights_length: _builtins.int = ...,
+        description_offset: _builtins.int = ...,
+        description_length: _builtins.int = ...,
+        checksum: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "description_length", b"description_length", "description_offset", b"description_offset", "instance", b"instance", "weights_length", b"weights_length", "weights_offset", b"weights_offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptHeader: _TypeAlias = KeptHeader  # noqa: Y015
 
 @_typing.final
 class AllowedBackend(_message.Message):
@@ -471,6 +557,7 @@ class LoadHeader(_message.Message):
     KEEP_IMAGE_FIELD_NUMBER: _builtins.int
     NO_DYNAMIC_BATCHING_FIELD_NUMBER: _builtins.int
     MAX_BATCH_DELAY_US_FIELD_NUMBER: _builtins.int
+    ADOPT_FIELD_NUMBER: _builtins.int
     instance: _builtins.str
     """Instance to make."""
     model: _builtins.str
@@ -497,6 +584,10 @@ class LoadHeader(_message.Message):
     """Whether requests that wait at the same time are not run together, though the backend could."""
     max_batch_delay_us: _builtins.int
     """Microseconds that a request may wait for others to be run together with it."""
+    adopt: _builtins.bool
+    """Whether the weights are to be taken from the image of this instance and generation that HELLO told of, not read. Where
+    it is not there, or its checksum does not hold, the answer is MODEL_NOT_LOADED; after any other error it is still there.
+    """
     @_builtins.property
     def backend_options(self) -> _struct_pb2.Struct:
         """Options that only the backend knows."""
@@ -518,10 +609,11 @@ class LoadHeader(_message.Message):
         keep_image: _builtins.bool = ...,
         no_dynamic_batching: _builtins.bool = ...,
         max_batch_delay_us: _builtins.int = ...,
+        adopt: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["backend_options", b"backend_options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_options", b"backend_options", "instance", b"instance", "keep_image", b"keep_image", "max_batch_delay_us", b"max_batch_delay_us", "max_batch_size", b"max_batch_size", "max_sequence_length", b"max_sequence_length", "model", b"model", "model_dir", b"model_dir", "no_dynamic_batching", b"no_dynamic_batching", "precision", b"precision", "predicted_bytes", b"predicted_bytes", "task", b"task", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopt", b"adopt", "backend", b"backend", "backend_options", b"backend_options", "instance", b"instance", "keep_image", b"keep_image", "max_batch_delay_us", b"max_batch_delay_us", "max_batch_size", b"max_batch_size", "max_sequence_length", b"max_sequence_length", "model", b"model", "model_dir", b"model_dir", "no_dynamic_batching", b"no_dynamic_batching", "precision", b"precision", "predicted_bytes", b"predicted_bytes", "task", b"task", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -575,6 +667,7 @@ class LoadedHeader(_message.Message):
     HOST_BYTES_FIELD_NUMBER: _builtins.int
     DYNAMIC_BATCHING_FIELD_NUMBER: _builtins.int
     DECOUPLED_FIELD_NUMBER: _builtins.int
+    ADOPTED_BYTES_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """Name of the backend that serves it."""
     platform: _builtins.str
@@ -593,6 +686,8 @@ class LoadedHeader(_message.Message):
     """Whether requests that wait at the same time are run together."""
     decoupled: _builtins.bool
     """Whether one request may get several responses, or none."""
+    adopted_bytes: _builtins.int
+    """Bytes of weights that were adopted instead of read."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorSpec]:
         """What a request carries; empty = any tensors. Alternatives to it stand in the descriptions."""
@@ -614,10 +709,11 @@ class LoadedHeader(_message.Message):
         host_bytes: _builtins.int = ...,
         dynamic_batching: _builtins.bool = ...,
         decoupled: _builtins.bool = ...,
+        adopted_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "decoupled", b"decoupled", "dynamic_batching", b"dynamic_batching", "host_bytes", b"host_bytes", "inputs", b"inputs", "load_s", b"load_s", "max_batch_size", b"max_batch_size", "measured_bytes", b"measured_bytes", "outputs", b"outputs", "platform", b"platform"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_bytes", b"adopted_bytes", "backend", b"backend", "decoupled", b"decoupled", "dynamic_batching", b"dynamic_batching", "host_bytes", b"host_bytes", "inputs", b"inputs", "load_s", b"load_s", "max_batch_size", b"max_batch_size", "measured_bytes", b"measured_bytes", "outputs", b"outputs", "platform", b"platform"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -736,7 +832,7 @@ Global___PromoteHeader: _TypeAlias = PromoteHeader  # noqa: Y015
 
 @_typing.final
 class UnloadHeader(_message.Message):
-    """UNLOAD: free an instance, its image included. Requests of it that did not start are answered MODEL_NOT_LOADED."""
+    """UNLOAD: free an instance, its image included, also one that outlived an earlier worker. Requests of it that did not start are answered MODEL_NOT_LOADED."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -9,7 +9,7 @@ import enum
 import struct
 from typing import NamedTuple
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 MAGIC = 0x686D
 _LAYOUT = struct.Struct("<HBBHHIQQ")
@@ -54,6 +54,7 @@ class Kind(enum.IntEnum):
     DEMOTE = 24
     DEMOTED = 25
     PROMOTE = 26
+    KEPT = 27
 
 
 DATA_TO_WORKER = frozenset({Kind.REQUEST, Kind.CREDIT})
@@ -77,6 +78,7 @@ CONTROL_FROM_WORKER = frozenset(
         Kind.UNLOADED,
         Kind.DEMOTED,
         Kind.CHECKED,
+        Kind.KEPT,
         Kind.HEARTBEAT,
         Kind.ERROR,
     }

@@ -1,0 +1,233 @@
+"""Images that outlive their worker: hashed when they are at rest, and adopted by the next worker where the hash holds.
+
+An image's checksum: crc32 (zlib) of each extent of the weights and of the description, in this order, and BLAKE2b-128 of
+these numbers. crc32 because it is there, gives the interpreter up, and takes 4 GB/s of one core, where what it
+saves, reading into fresh memory, takes 1.3 to 2 (bench/RESULTS.md); what it has to find are wild writes.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+
+from modelhostd.worker import failures
+from modelhostd.worker.backend import Cancelled, LoadError
+from modelhostd.worker.image.arena import HostArena, LentBlock
+from modelhostd.worker.image.image import Image
+from modelhostd.worker.image.part import EXTENT_BYTES, Part
+from modelhostd.worker.wire.images import DESCRIPTION_MAX_BYTES, Kept
+
+log = logging.getLogger("modelhostd.worker")
+
+Key = tuple[str, int]
+"""Instance and generation."""
+
+STEP_BYTES = 4 * 2**20
+"""Hashed at once while others compute: a millisecond."""
+REST = 3
+"""What is rested after a step, in steps: a load costs its worker a quarter of one core for a second per GiB."""
+MAX_THREADS = 8
+"""Of an adoption: as many cores read what a memory bus gives."""
+
+
+def rest(part: Part, arena: HostArena, pause: Callable[[float], object]) -> Kept | None:
+    """Hash a part that is read-only, a little at a time; None where it went meanwhile, or cannot be described.
+
+    ``pause`` is called with seconds. What lies where is written beside it, and goes with it.
+    """
+    text = part.description
+    if not 0 < len(text) <= DESCRIPTION_MAX_BYTES:
+        return None
+    note = arena.take(len(text))
+    note.prepare(0, len(text))
+    note.bytes(0, len(text))[:] = text
+    note.protect()
+    if not part.attach(note):
+        return None
+    sums = []
+    for start in range(0, part.size, EXTENT_BYTES):
+        end, value = min(start + EXTENT_BYTES, part.size), 0
+        for step in range(start, end, STEP_BYTES):
+            begin = time.monotonic()
+            hashed = part.crc32(step, min(STEP_BYTES, end - step), value)
+            if hashed is None:
+                return None
+            value = hashed
+            pause(REST * (time.monotonic() - begin))
+        sums.append(value)
+    return Kept(part.place, note.place, _checksum(sums, text))
+
+
+def describe(memory: torch.Tensor, tensors: Mapping[str, torch.Tensor], asked: str) -> bytes:
+    """Return what lies where in ``memory``, as :meth:`Weights.tensors` reads it; ``asked`` is what was asked for."""
+    base = memory.data_ptr()
+    listed = [
+        (
+            name,
+            str(t.dtype).removeprefix("torch."),
+            t.shape,
+            t.data_ptr() - base if t.numel() else 0,
+        )
+        for name, t in tensors.items()
+    ]
+    return json.dumps({"asked": asked, "tensors": listed}).encode()
+
+
+class Weights:
+    """What a backend finds in place of files: the tensors that an earlier load read."""
+
+    def __init__(self, memory: torch.Tensor, description: bytes) -> None:
+        self._memory = memory
+        self._description = description
+
+    def tensors(self, asked: str) -> dict[str, torch.Tensor]:
+        """Return the tensors by name, as views of the image. Raises :class:`LoadError` where others were asked for."""
+        described = json.loads(self._description)
+        if described["asked"] != asked:
+            raise LoadError(f"the image that stayed is of {described['asked']}, not {asked}")
+        found = {}
+        for name, dtype, shape, offset in described["tensors"]:
+            kind: torch.dtype = getattr(torch, dtype)
+            count = 1
+            for size in shape:
+                count *= size
+            part = self._memory[offset : offset + count * kind.itemsize]
+            empty = torch.empty(shape, dtype=kind)
+            found[name] = part.view(kind).reshape(shape) if count else empty
+        return found
+
+
+class Adoption:
+    """One image on its way into this worker. Until ``done`` it stays, whatever becomes of the load."""
+
+    weights: Weights | None = None
+    """For the backend; a view of the memory, to be let go of before that can go."""
+
+    def __init__(self, part: Part, blocks: Sequence[LentBlock], forget: Callable[[], None]) -> None:
+        self.part = part
+        self._blocks = blocks
+        self._forget = forget
+
+    def done(self) -> None:
+        """Have the image belong to its new instance, or, where it turned out to be of no use, to nobody."""
+        self.weights = None
+        for block in self._blocks:
+            block.claim()
+        self._forget()
+
+
+class Inheritance:
+    """What the worker before left in the arena."""
+
+    def __init__(self, arena: HostArena, kept: Mapping[Key, Kept]) -> None:
+        self._arena = arena
+        self._kept = dict(kept)
+        self._lock = threading.Lock()
+
+    def drop(self, key: Key) -> None:
+        """Free an image that nobody adopted."""
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            for place in kept.ranges:
+                self._arena.release(place)
+
+    def adopt(
+        self,
+        key: Key,
+        image: Image,
+        cancelled: Callable[[], bool],
+        report: Callable[[int, int], None],
+    ) -> Adoption:
+        """Make what was left the first part of an image that is empty yet, its extents on their way to the device.
+
+        Raises MODEL_NOT_LOADED where there is none, or its checksum does not hold, :class:`Cancelled`, and what the
+        device raises; close the image then.
+        """
+        kept = self._kept.get(key)
+        if kept is None:
+            raise failures.not_loaded(key[0])
+        blocks = [self._arena.restore(place) for place in kept.ranges]
+        part = image.restore(blocks[0])
+        part.attach(blocks[1])
+        adoption = Adoption(part, blocks, lambda: self._forget(key))
+        # One at a time: together they would only take turns at the memory bus.
+        with self._lock:
+            sums = _Hashing(part, cancelled, report).run()
+        text = bytes(blocks[1].bytes(0, kept.description.length))
+        if _checksum(sums, text) != kept.checksum:
+            adoption.done()
+            log.error("the image that instance %s left has changed since: it is not used", key[0])
+            raise failures.damaged(key[0])
+        adoption.weights = Weights(part.tensor, text)
+        return adoption
+
+    def _forget(self, key: Key) -> None:
+        self._kept.pop(key, None)
+
+
+class _Hashing:
+    """Hashes the extents of a part with several threads, and sends each on to the device."""
+
+    def __init__(
+        self, part: Part, cancelled: Callable[[], bool], report: Callable[[int, int], None]
+    ) -> None:
+        self._part = part
+        self._cancelled = cancelled
+        self._report = report
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+        self._done = 0
+        self._sums = [0] * -(-part.size // EXTENT_BYTES)
+
+    def run(self) -> list[int]:
+        """Return the extents' numbers."""
+        extents = iter(range(len(self._sums)))
+        count = min(MAX_THREADS, len(os.sched_getaffinity(0)), len(self._sums))
+        threads = [
+            threading.Thread(target=self._run, args=(extents,), name=f"hash-{n}", daemon=True)
+            for n in range(count)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._sums
+
+    def _run(self, extents: Iterator[int]) -> None:
+        while True:
+            with self._lock:
+                index = next(extents, None) if self._error is None else None
+            if index is None:
+                return
+            try:
+                self._hash(index)
+            except BaseException as error:
+                with self._lock:
+                    self._error = self._error or error
+                return
+
+    def _hash(self, index: int) -> None:
+        start = index * EXTENT_BYTES
+        length = min(EXTENT_BYTES, self._part.size - start)
+        if self._cancelled():
+            raise Cancelled
+        self._sums[index] = zlib.crc32(self._part.bytes(start, length))
+        self._part.filled(start, length)
+        with self._lock:
+            self._done += length
+            self._report(self._done, self._part.size)
+
+
+def _checksum(sums: Sequence[int], text: bytes) -> bytes:
+    numbers = (*sums, zlib.crc32(text))
+    packed = struct.pack(f"<{len(numbers)}I", *numbers)
+    return hashlib.blake2b(packed, digest_size=16).digest()

@@ -1,0 +1,209 @@
+"""Images that outlive their worker: the next one adopts what holds, on real processes, and reads what does not."""
+
+import asyncio
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from modelhostd.adapters.workers.images import ImageMemory
+from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.ports import Loaded, LoadSpec
+from modelhostd.worker.wire import images
+from modelhostd.worker.wire.images import PAGE_BYTES, SPACE_BYTES, Kept, Range
+from tests.support import wait_until_async
+from tests.worker import stored_backend
+from tests.worker.harness import CONFIG, decode, encode, ignore, running
+from tests.worker.harness import spec as plain
+
+pytestmark = pytest.mark.timeout(300)  # each starts workers that import torch, on a busy machine
+
+REAL = dataclasses.replace(
+    CONFIG,
+    backends=("stored = tests.worker.stored_backend:StoredBackend",),
+    start_timeout_s=120.0,
+)
+DEADLINE_S = 120.0
+
+
+class Scene:
+    """Models of one device, loaded from files that can be taken away, and the worker that they are in."""
+
+    def __init__(self, workers, listener, device: str, folder: Path) -> None:
+        self.workers, self.listener, self.device, self.folder = workers, listener, device, folder
+        self.exits = 0
+
+    def spec(self, model: str, **options) -> LoadSpec:
+        """Return what is loaded: a model and its number, one for each letter."""
+        folder = stored_backend.write(self.folder / model, ord(model))
+        return plain(model, backend="stored", generation=ord(model), model_dir=folder, **options)
+
+    async def load(self, *models: str) -> list[bytes]:
+        """Load models, wait until they can be adopted, and return their answers."""
+        for model in models:
+            await self.workers.load(self.device, self.spec(model), ignore)
+        await wait_until_async(lambda: len(self.worker.leavings._kept) == len(models), DEADLINE_S)
+        return [await self.infer(model) for model in models]
+
+    async def infer(self, model: str) -> bytes:
+        """Return what a model answers, to the bit."""
+        at = self.device, f"{model}-1", ord(model)
+        reply = await self.workers.infer(*at, encode({}, name=model), timeout_s=None)
+        return decode(reply.payload)[1]["out"].tobytes()
+
+    async def promote(self, model: str) -> Loaded:
+        """Bring a model back."""
+        return await self.workers.promote(self.device, f"{model}-1", ord(model), ignore)
+
+    async def kill(self) -> dict[str, int]:
+        """End the worker as the kernel does; return the bytes that stay, by model."""
+        self.worker.kill("signal SIGKILL")
+        self.exits += 1
+        await wait_until_async(lambda: len(self.listener.exits) == self.exits, DEADLINE_S)
+        await self.memory.settled()
+        return {instance[0]: size for (instance, _), size in self.listener.exits[-1].kept.items()}
+
+    def hide(self) -> None:
+        """Take the weights' files away."""
+        for path in self.folder.rglob(stored_backend.FILE):
+            path.rename(path.with_suffix(".away"))
+
+    @property
+    def worker(self):
+        """The one that runs."""
+        (worker,) = self.workers._workers()
+        return worker
+
+    @property
+    def memory(self) -> ImageMemory:
+        """The device's memory for images."""
+        return self.workers._seats[self.device, ""].images
+
+
+@pytest.mark.parametrize("device", ["cpu", "sim-0"])
+async def test_the_next_worker_answers_without_the_files(device, tmp_path):
+    """What was on the device and what was warm is adopted, twice over, and answers the same bits; nothing else stays."""
+    async with running(REAL) as (workers, listener):
+        scene = Scene(workers, listener, device, tmp_path)
+        expected = await scene.load("a", "b")
+        if device != "cpu":
+            assert await workers.demote(device, "a-1", ord("a"))
+        scene.hide()
+        for _ in range(2 if device == "cpu" else 1):
+            kept = await scene.kill()
+            assert set(kept) == {"a", "b"}
+            assert workers.unowned_bytes() == sum(kept.values())
+            # To the page: of each image, and of what tells what lies where in it.
+            pages = sum(-(-size // PAGE_BYTES) * PAGE_BYTES for size in kept.values())
+            assert scene.memory.held_bytes == pages + 2 * PAGE_BYTES
+            adopted = [(await scene.promote(model)).adopted_bytes for model in "ab"]
+            assert adopted == [kept["a"], kept["b"]]
+            assert [await scene.infer(model) for model in "ab"] == expected
+            assert workers.unowned_bytes() == 0
+        for model in "ab":
+            await workers.unload(device, f"{model}-1", ord(model))
+        assert scene.memory.held_bytes == 0
+
+
+async def test_what_changed_since_is_not_used_and_what_was_half_never_known(tmp_path):
+    """A byte that was written over is found, the file is read again; loads that did not end, or were not hashed, leave nothing."""
+    async with running(REAL) as (workers, listener):
+        scene = Scene(workers, listener, "cpu", tmp_path)
+        expected = await scene.load("a", "b")
+        with pytest.raises(ModelhostError):
+            await workers.load("cpu", scene.spec("c", fail=True), ignore)
+        os.kill(scene.worker.pid, 19)  # SIGSTOP: what it would still tell is not told
+        late = asyncio.create_task(workers.load("cpu", scene.spec("d"), ignore))
+        await asyncio.sleep(0)
+        assert set(await scene.kill()) == {"a", "b"}
+        with pytest.raises(ModelhostError):
+            await late
+        at = scene.memory.kept["a-1", ord("a")].weights
+        os.pwrite(scene.memory._fd, b"\x01", at.start + at.length // 2)
+        with pytest.raises(ModelhostError) as caught:
+            await scene.promote("a")
+        assert caught.value.reason is Reason.MODEL_NOT_LOADED
+        assert caught.value.metadata["state"] == "DAMAGED"
+        await workers.unload("cpu", "a-1", ord("a"))
+        loaded = await workers.load("cpu", scene.spec("a"), ignore)
+        assert loaded.adopted_bytes == 0
+        assert (await scene.promote("b")).adopted_bytes
+        assert [await scene.infer(model) for model in "ab"] == expected
+
+
+async def test_what_outlived_a_worker_can_be_dropped_with_and_without_another(tmp_path):
+    """Unloaded before the next worker knows of it, or after, its memory is free when that returns; nothing is adopted then."""
+    async with running(REAL) as (workers, listener):
+        scene = Scene(workers, listener, "sim-0", tmp_path)
+        await scene.load("a", "b", "c")
+        assert await workers.demote("sim-0", "c-1", ord("c"))
+        await scene.kill()
+        before = scene.memory.held_bytes
+        await workers.unload("sim-0", "a-1", ord("a"))
+        assert scene.memory.held_bytes == before * 2 // 3
+        assert (await scene.promote("b")).adopted_bytes
+        assert await workers.demote("sim-0", "c-1", ord("c"))
+        await workers.unload("sim-0", "c-1", ord("c"))
+        for model in "ac":
+            with pytest.raises(ModelhostError) as caught:
+                await scene.promote(model)
+            assert caught.value.reason is Reason.MODEL_NOT_LOADED
+        await workers.unload("sim-0", "b-1", ord("b"))
+        # The slabs are the worker's own.
+        assert scene.memory.held_bytes == 0
+
+
+async def test_killed_for_memory_it_leaves_nothing(tmp_path, monkeypatch):
+    """After a SIGKILL that nobody here sent, while the kernel killed somebody for memory, all of it is free."""
+    async with running(REAL) as (workers, listener):
+        scene = Scene(workers, listener, "cpu", tmp_path)
+        await scene.load("a")
+        monkeypatch.setattr("modelhostd.adapters.memory.oom_kills", lambda: 10**9)
+        os.kill(scene.worker.pid, 9)
+        await wait_until_async(lambda: listener.exits, DEADLINE_S)
+        assert listener.exits[0].kept == {}
+        await scene.memory.settled()
+        assert scene.memory.held_bytes == 0
+
+
+async def test_the_memory_keeps_what_it_is_told_to_and_can_never_shrink_or_grow(tmp_path):
+    """Holes are punched into all but what is kept; a worker cannot change its size; letting go of it frees all."""
+    memory = ImageMemory("test")
+    fd = memory.open()
+    assert memory.open() == fd
+    for offset in (0, 5, 9):
+        os.pwrite(fd, b"x" * PAGE_BYTES, offset * PAGE_BYTES)
+    kept = Kept(Range(0, 100), Range(9 * PAGE_BYTES, PAGE_BYTES), b"1")
+    memory.keep({("a", 1): kept})
+    await memory.settled()
+    assert memory.held_bytes == 2 * PAGE_BYTES
+    assert os.pread(fd, 1, 5 * PAGE_BYTES) == b"\0"
+    assert os.pread(fd, 1, 9 * PAGE_BYTES) == b"x"
+    for size in (PAGE_BYTES, SPACE_BYTES + PAGE_BYTES):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, size)
+    memory.drop(("a", 1))
+    await memory.settled()
+    assert memory.held_bytes == 0
+    memory.close()
+    await memory.settled()
+    with pytest.raises(OSError, match="descriptor"):
+        os.fstat(fd)
+
+
+@pytest.mark.parametrize(
+    ("weights", "description"),
+    [
+        (Range(1, 10), Range(PAGE_BYTES, 10)),
+        (Range(0, 0), Range(PAGE_BYTES, 10)),
+        (Range(0, 1001), Range(PAGE_BYTES, 10)),
+        (Range(0, 10), Range(0, 10)),
+        (Range(SPACE_BYTES, 10), Range(0, 10)),
+        (Range(0, 10), Range(PAGE_BYTES, images.DESCRIPTION_MAX_BYTES + 1)),
+    ],
+)
+def test_numbers_that_no_image_has_are_not_believed(weights, description):
+    """What a worker says of its images is held against pages, the space, the instance's bytes, and each other."""
+    assert Kept(Range(0, 1000), Range(PAGE_BYTES, 10), b"1").sound(1000)
+    assert not Kept(weights, description, b"1").sound(1000)
