@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.formats import check_content, unsafe_content
 from modelhostd.core.hub_replies import BAD_TOKEN, DISABLED, Asked, refusal, transient_error
-from modelhostd.core.tasks import ALIASES, OTHER, TASKS, task_of
+from modelhostd.core.tasks import ALIASES, OTHER, TASKS, task_of, task_of_config
 from modelhostd.core.transfer import RateMeter, RetryPolicy, retry_after_seconds
 
 NOW = 1_700_000_000.0
@@ -139,6 +139,26 @@ def test_rate_limits_carry_the_seconds_of_either_header() -> None:
 def test_the_hubs_words_become_tasks(tag: str, tags: tuple[str, ...], task: str) -> None:
     """Unknown words are other, never an error; a pipeline_tag outweighs the tags."""
     assert task_of(tag, tags) == task
+
+
+@pytest.mark.parametrize(
+    ("classes", "task"),
+    [
+        (["LlamaForCausalLM"], "text-generation"),
+        (["GPT2LMHeadModel"], "text-generation"),
+        (["BertForSequenceClassification"], "text-classification"),
+        (["BertModel"], "feature-extraction"),
+        (["T5ForConditionalGeneration"], ""),
+        ([], ""),
+        ([7], ""),
+        ("BertModel", ""),
+        (None, ""),
+    ],
+)
+def test_what_a_model_was_saved_from_tells_its_task(classes: object, task: str) -> None:
+    """For models of texts; what says nothing, or is malformed, is nothing."""
+    assert task_of_config({"architectures": classes, "vocab_size": 9}) == task
+    assert task_of_config({"architectures": classes}) == ""
 
 
 def test_every_alias_leads_to_a_task() -> None:

@@ -1,12 +1,14 @@
 """Downloads that are cancelled, paused, deleted, refused or not stored, at each phase of their way."""
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.registry import ModelSpec
 from modelhostd.core.resources import (
     ArtifactState,
     OperationState,
@@ -29,6 +31,29 @@ async def world(tmp_path: Path) -> World:
 
 def state(run: Running, model: str) -> ArtifactState:
     return run.host.models.get(model).state
+
+
+@pytest.mark.parametrize(
+    ("own", "told", "tags", "task"),
+    [
+        ("", "", (), "text-generation"),
+        ("", "", ("sentence-similarity",), "feature-extraction"),
+        ("", "robotics", (), "other"),
+        ("depth-estimation", "", (), "depth-estimation"),
+    ],
+    ids=["config", "tag", "unknown word", "own"],
+)
+async def test_a_source_without_a_task_has_that_of_its_config(
+    world: World, own: str, told: str, tags: tuple[str, ...], task: str
+) -> None:
+    """The model's own entry goes before the source's words, and those before what config.json tells."""
+    config = {"architectures": ["LlamaForCausalLM"], "vocab_size": 8}
+    files = {"config.json": json.dumps(config).encode(), "model.safetensors": b"w"}
+    async with world.host() as run:
+        world.downloads.add("hf://org/a", files, task=told, tags=tags)
+        await run.host.models.create(ModelSpec(source=Source(uri="hf://org/a"), task=own), "a")
+        await run.end(await run.host.transfers.download("a"))
+        assert run.host.models.get("a").task == task
 
 
 @in_each_phase

@@ -4,7 +4,8 @@ The Hub's words: https://huggingface.co/docs/hub/models-tasks. all-MiniLM-L6-v2 
 ``sentence-similarity`` and is served as ``feature-extraction``; words nobody serves become ``other``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 OTHER = "other"
 
@@ -60,6 +61,14 @@ ALIASES = {
     "zero-shot-text-classification": "zero-shot-classification",
 }
 
+_CLASSES = {
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForSequenceClassification": "text-classification",
+    "Model": "feature-extraction",
+}
+"""How the names of the transformers library's classes end, and what models of such a class do; the first that fits counts."""
+
 
 def task_of(pipeline_tag: str, tags: Sequence[str] = ()) -> str:
     """Return the task for a Hub ``pipeline_tag``; where that is empty, for the first telling tag.
@@ -72,3 +81,15 @@ def task_of(pipeline_tag: str, tags: Sequence[str] = ()) -> str:
         if task in TASKS:
             return task
     return OTHER
+
+
+def task_of_config(config: Mapping[str, Any]) -> str:
+    """Return the task that a ``config.json`` tells by the class it was saved from; empty = it does not.
+
+    For sources that say nothing of it, as folders, plain URLs and uploads.
+    """
+    classes = config.get("architectures")
+    first = classes[0] if isinstance(classes, list) and classes else None
+    if not isinstance(first, str) or "vocab_size" not in config:
+        return ""
+    return next((task for end, task in _CLASSES.items() if first.endswith(end)), "")

@@ -1,8 +1,9 @@
 """One download from its place in the queue to its artifact."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -21,6 +22,7 @@ from modelhostd.core.resources import (
     Retry,
 )
 from modelhostd.core.state import Edit
+from modelhostd.core.tasks import task_of_config
 from modelhostd.host.departures import Departures
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry
@@ -175,12 +177,19 @@ class Fetching:
         """Record an artifact that is whole, verified and published; delete the files that it replaces."""
         gone: list[int] = []
         facts = fetched.facts
+        model_id = self._registry.decided.operation(key).model
+        found = artifacts.artifact_of(self._registry.decided, key)
+        config: Mapping[str, Any] = {}
+        if found is not None:
+            await self._memories.read(model_id, found[1].version)
+            config = await self._files.read_config(model_id, found[1].version)
         arrived = artifacts.Arrived(
             revision=facts.revision,
             size_bytes=sum(f.size_bytes for f in fetched.files),
             file_count=len(fetched.files),
             predicted_bytes=fetched.predicted_bytes,
             task=facts.task,
+            config_task=task_of_config(config),
             tags=facts.tags,
             licence=facts.licence,
         )
@@ -197,10 +206,6 @@ class Fetching:
                 ),
             ]
 
-        model_id = self._registry.decided.operation(key).model
-        found = artifacts.artifact_of(self._registry.decided, key)
-        if found is not None:
-            await self._memories.read(model_id, found[1].version)
         with self._departures.leaving([model_id]):
             if await self._operations.settle(edits):
                 for version in gone:
