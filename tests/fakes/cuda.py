@@ -1,6 +1,7 @@
 """What is used of ``torch.cuda``, on the CPU: every call is noted in ``log``, in order."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,9 @@ class FakeCuda:
         self.registered: dict[int, int] = {}
         self.refuse_after = refuse_after
         self.pools = 0
+        self.registrars: set[int] = set()
+        """Threads that registered memory, which keep the error of a registration that failed."""
+        self._chosen = threading.local()
 
     def cudart(self) -> "FakeCuda":
         """Return the runtime."""
@@ -20,6 +24,8 @@ class FakeCuda:
 
     def cudaHostRegister(self, address: int, length: int, flags: int) -> int:  # noqa: N802
         """Note a registration; return its code."""
+        assert self._chosen.device is not None, "this makes a context on the first GPU"
+        self.registrars.add(threading.get_ident())
         if len(self.registered) >= self.refuse_after:
             return 2
         assert address % 4096 == 0
@@ -65,7 +71,9 @@ class FakeCuda:
     @contextlib.contextmanager
     def device(self, device: object) -> Iterator[None]:
         """Have a device be the current one."""
+        self._chosen.device = device
         yield
+        self._chosen.device = None
 
 
 class _Stream:

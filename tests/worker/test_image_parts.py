@@ -1,5 +1,7 @@
 """Parts of images: extents go to the device while others are read, and the order of calls that CUDA needs."""
 
+import threading
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -118,6 +120,8 @@ def test_without_pinned_memory_it_goes_on(small, gpu):
     image = Image(device, HostArena("test"))
     image.adopt(module)
     assert len(cuda.registered) == 1
+    # A thread whose registration failed is told of it once more, by its next kernel.
+    assert threading.get_ident() not in cuda.registrars
     assert image.evict()
     image.swap_in(lambda: False)
     del module

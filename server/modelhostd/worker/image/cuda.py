@@ -7,6 +7,7 @@ segment with activations, and goes back to the driver when the pool does.
 
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -74,6 +75,8 @@ class CudaDevice:
             self._stream = cuda.Stream(self.torch_device)
         self._pinned: set[int] = set()
         self._lock = threading.Lock()
+        # The runtime keeps the error of a call for its thread, whose next kernel would then be said to have failed.
+        self._registrar = ThreadPoolExecutor(1, "pin")
 
     def slab(self, size: int) -> CudaSlab:
         """Return memory of the GPU. Raises torch's OutOfMemoryError."""
@@ -87,7 +90,7 @@ class CudaDevice:
             if not length or address in self._pinned:
                 return
             self._pinned.add(address)
-        code = int(self._runtime.cudaHostRegister(address, length, 0))
+        code = self._registrar.submit(self._register, address, length).result()
         if code != 0:
             log.warning("cudaHostRegister of %d bytes failed with code %d", length, code)
             with self._lock:
@@ -100,4 +103,15 @@ class CudaDevice:
             if address not in self._pinned:
                 return
             self._pinned.discard(address)
-        self._runtime.cudaHostUnregister(address)
+        self._registrar.submit(self._unregister, address).result()
+
+    def _register(self, address: int, length: int) -> int:
+        # Else a thread's first call makes a context on the first GPU, whichever this one is.
+        with self._cuda.device(self.torch_device):
+            return int(self._runtime.cudaHostRegister(address, length, 0))
+
+    def _unregister(self, address: int) -> None:
+        with self._cuda.device(self.torch_device):
+            code = int(self._runtime.cudaHostUnregister(address))
+        if code != 0:
+            log.warning("cudaHostUnregister failed with code %d", code)
