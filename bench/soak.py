@@ -30,7 +30,8 @@ OVER_S = 300.0
 """A run that takes so much longer hangs: that is a finding too."""
 ENOUGH = 1_000_000
 LIVE = "../live/live_loop.py"
-PROGRAMS = ("kill_loop.py", "download_loop.py", "daemon_loop.py", "power_cut.py", LIVE)
+DAMAGE = "../hostile/mutation_loop.py"
+PROGRAMS = ("kill_loop.py", "download_loop.py", "daemon_loop.py", "power_cut.py", LIVE, DAMAGE)
 SUMS = {
     "kills": "kills",
     "at_failpoints": "of them at failpoints",
@@ -40,6 +41,7 @@ SUMS = {
     "artifacts_seen": "artifacts on disk, hashed",
     "refused": "downloads with wrong bytes, refused",
     "steps": "random steps on live daemons, the books balanced at each rest",
+    "messages": "damaged messages to live daemons, each answered in type",
     "resumed": "downloads gone on with in mid-file, to the byte",
 }
 

@@ -21,6 +21,8 @@ SIDE_BY_SIDE = 32
 """Calls under way at one time."""
 STREAM_MESSAGES = 100
 """Messages of one stream: more than it has at work at one time."""
+SHOWN = 400
+"""Bytes of a message that an error shows."""
 UNEXPECTED = "internal error"
 """What an INTERNAL says of itself, also where no status goes with it."""
 
@@ -44,6 +46,10 @@ async def bombard(
     outcome = Outcome()
     chance = random.Random(seed)
     async with grpc.aio.insecure_channel(target, options=CLIENT_OPTIONS) as channel:
+        # As it was: what is sent here changes the model's config, too.
+        load = oip.RepositoryModelLoadRequest(model_name=model)
+        load.parameters["config"].string_param = '{"max_batch_size": null}'
+        await channel.unary_unary(SERVICE + "RepositoryModelLoad")(load.SerializeToString())
         stop = asyncio.Event()
         watching = asyncio.create_task(_stand_by(channel, neighbour, outcome, stop))
         inference, control = of_inference(model), of_control(model)
@@ -116,15 +122,17 @@ def _judge(
     """Compare what came with what the oracle says of the message."""
     wrong = faults(plain(message), known)
     if failure is None:
-        assert not wrong, f"answered in spite of {wrong}: {message!r}"
+        assert not wrong, f"answered in spite of {wrong}: {message[:SHOWN]!r}"
         check_answer(message, answer)
     elif failure.reason == "MODEL_NOT_FOUND":
-        assert MODEL in wrong, f"{failure.message}, not {wrong}: {message!r}"
+        assert MODEL in wrong, f"{failure.message}, not {wrong}: {message[:SHOWN]!r}"
     elif failure.reason == "DEADLINE_EXCEEDED":
         assert b"timeout" in plain(message)
     else:
-        assert failure.reason == "INVALID_ARGUMENT", f"{failure.message}: {message!r}"
-        assert failure.metadata["field"] in wrong, f"{failure.message}, not {wrong}: {message!r}"
+        assert failure.reason == "INVALID_ARGUMENT", f"{failure.message}: {message[:SHOWN]!r}"
+        assert failure.metadata["field"] in wrong, (
+            f"{failure.message}, not {wrong}: {message[:SHOWN]!r}"
+        )
 
 
 def _judge_in_band(
@@ -135,7 +143,9 @@ def _judge_in_band(
         return
     assert answer.error_message.isprintable()
     assert UNEXPECTED not in answer.error_message
-    assert b"timeout" in plain(message) or faults(plain(message), known), answer.error_message
+    assert b"timeout" in plain(message) or faults(plain(message), known), (
+        f"{answer.error_message}: {message[:SHOWN]!r}"
+    )
 
 
 async def _each(messages: Sequence[bytes]) -> AsyncIterator[bytes]:

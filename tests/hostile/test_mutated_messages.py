@@ -10,7 +10,7 @@ from tests.hostile.damage import of_control
 from tests.hostile.live import Live, live
 from tests.hostile.profile import examples
 
-UNARY, STREAMED, CONTROL = 12_000, 5_000, 3_000
+UNARY, STREAMED, CONTROL = 8_000, 9_500, 2_500
 assert UNARY + STREAMED + CONTROL >= 20_000
 
 
@@ -40,8 +40,8 @@ async def test_twenty_thousand_damaged_messages_hurt_nobody(at: Live) -> None:
     assert codes.total() == sum(counts.values())
     assert not codes.keys() & {"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE"}, codes
     # Else the damage were such that nothing got past the door, or none of it were damage.
-    assert codes["OK"] > counts["ModelInfer"] // 20
-    assert codes["INVALID_ARGUMENT"] > counts["ModelInfer"] // 20
+    assert codes["OK"] > counts["ModelInfer"] // 10
+    assert codes["INVALID_ARGUMENT"] > counts["ModelInfer"] // 10
     assert outcome.bystander > 0
     at.check_alive()
     at.check_log()
