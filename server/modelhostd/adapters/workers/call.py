@@ -72,13 +72,12 @@ class Call:
         No time in it is longer than what has passed since the request was sent, whatever the worker says.
         """
         passed_ns = time.monotonic_ns() - self.sent_ns
+        queue_ns, input_ns = header.queue_ns, header.input_ns
+        infer_ns, output_ns = header.infer_ns, header.output_ns
+        if queue_ns + input_ns + infer_ns + output_ns > passed_ns:
+            queue_ns, input_ns = min(queue_ns, passed_ns), min(input_ns, passed_ns)
+            infer_ns, output_ns = min(infer_ns, passed_ns), min(output_ns, passed_ns)
+        items, size = header.item_count, header.batch_size
         return InferReply(
-            payload,
-            header.item_count,
-            header.batch_size,
-            min(header.queue_ns, passed_ns),
-            min(header.input_ns, passed_ns),
-            min(header.infer_ns, passed_ns),
-            min(header.output_ns, passed_ns),
-            header.last,
+            payload, items, size, queue_ns, input_ns, infer_ns, output_ns, header.last
         )
