@@ -134,7 +134,7 @@ def _fp16(spec: ModelSpec) -> ModelSpec:
 
 def _take(run: Running, size: int) -> None:
     """Let another process take bytes of the device."""
-    devices = run.host._devices
+    devices = run.host.foreign._devices
     assert isinstance(devices, FakeDevices)
     devices.foreign["sim-0"] = size
 
@@ -166,7 +166,7 @@ async def test_the_first_load_knows_what_others_use(world: World) -> None:
     async with world.host() as run:
         await run.have("a")
         await run.load("a")
-        devices = run.host._devices
+        devices = run.host.foreign._devices
         assert isinstance(devices, FakeDevices)
         assert devices.asked[0] == ("sim-0", ())
 

@@ -6,13 +6,9 @@ from dataclasses import field, replace
 import structlog
 
 from modelhostd.core import artifacts
-from modelhostd.core import operations as op_rules
 from modelhostd.core.registry import check_etag
 from modelhostd.core.resources import (
     Device,
-    DeviceKind,
-    Health,
-    Instance,
     Kind,
     Settings,
     Tier,
@@ -20,6 +16,7 @@ from modelhostd.core.resources import (
 from modelhostd.core.settings import check_settings
 from modelhostd.core.state import SETTINGS_KEY, Edit
 from modelhostd.core.values import dataclass
+from modelhostd.host.beginnings import Beginnings
 from modelhostd.host.departures import Departures
 from modelhostd.host.fetched_loads import FetchedLoads
 from modelhostd.host.fetching import Fetching
@@ -28,7 +25,7 @@ from modelhostd.host.health import HealthWatch
 from modelhostd.host.inference import Inference
 from modelhostd.host.leases import Leases
 from modelhostd.host.models import Models
-from modelhostd.host.occupancy import Occupancy, gone
+from modelhostd.host.occupancy import Occupancy
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import History, Registry
 from modelhostd.host.registry_io import RegistryIo
@@ -44,12 +41,10 @@ from modelhostd.host.uploads import Uploads
 from modelhostd.host.uses import Uses
 from modelhostd.host.verification import Verification
 from modelhostd.host.worker_counts import WorkerCounts
-from modelhostd.ports import Clock, Database, DeviceFacts, Devices, Downloads, Files, Workers
+from modelhostd.ports import Clock, Database, Devices, Downloads, Files, Workers
 from modelhostd.ports.uploads import Uploads as UploadsPort
 
 log = structlog.get_logger(__name__)
-
-HEADROOM_MIN = 512 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +85,6 @@ class Host:
     ) -> None:
         self.config = config
         self.clock = clock
-        self._devices = devices
-        self._workers = workers
         self.registry = Registry(database, clock, config.history)
         self.operations = Operations(
             self.registry,
@@ -109,6 +102,7 @@ class Host:
             host_default_bytes=config.host_default_bytes,
         )
         self.occupancy = occupancy
+        self._beginnings = Beginnings(occupancy, devices, config.budgets, config.settings_over)
         self.residency = Residency(occupancy)
         self.health = HealthWatch(occupancy, self.residency, config.health_interval_s)
         self.leases = Leases(self.registry, self.residency.loads.pump)
@@ -181,12 +175,7 @@ class Host:
 
     async def _take_up(self) -> None:
         """Commit what the last run left, as it is now."""
-        edits = [
-            *self._ended_with_last_run(),
-            *await self._found_devices(),
-            *self._started_settings(),
-        ]
-        first = self.registry.stage(edits)
+        first = self.registry.stage(await self._beginnings.edits())
         # Second: it looks at the operations as the first edits left them.
         second = self.registry.stage(artifacts.recovered(self.registry.decided))
         await first
@@ -253,78 +242,6 @@ class Host:
             resident_bytes=resident,
             foreign_bytes=self.occupancy.foreign.get(device.id, 0),
         )
-
-    # --- starting -------------------------------------------------------------------------------
-
-    def _ended_with_last_run(self) -> Sequence[Edit]:
-        """Return the edits that tell what the last daemon took with it: instances and leases are
-        gone, unfinished operations queued again (downloads) or FAILED.
-        """
-        decided = self.registry.decided
-        now = self.clock.time()
-        edits: list[Edit] = []
-        for resource in list(decided.instances.values()):
-            assert isinstance(resource, Instance)
-            edits += gone(resource, "DAEMON_RESTARTED")
-        edits += [
-            Edit(Kind.LEASE, key, None, "DAEMON_RESTARTED", {"model": lease.model})
-            for key, lease in decided.leases.items()
-        ]
-        for operation in decided.operations.values():
-            after = op_rules.after_restart(operation, now)
-            if after != operation:
-                edits.append(op_rules.edit(after, "DAEMON_RESTARTED"))
-        return edits
-
-    async def _found_devices(self) -> Sequence[Edit]:
-        known = self.registry.decided.devices
-        edits: list[Edit] = []
-        found = {facts.id: facts for facts in await self._devices.discover()}
-        for key, facts in found.items():
-            device = self._device(facts, known.get(key))
-            if device != known.get(key):
-                edits.append(Edit(Kind.DEVICE, key, device, "FOUND"))
-        edits += [Edit(Kind.DEVICE, key, None, "LOST") for key in known if key not in found]
-        return edits
-
-    def _device(self, facts: DeviceFacts, known: Device | None) -> Device:
-        kind = DeviceKind(facts.kind)
-        headroom = 0
-        if kind is DeviceKind.CUDA:
-            headroom = max(HEADROOM_MIN, facts.total_bytes // 50)
-        device = Device(
-            id=facts.id,
-            kind=kind,
-            display_name=facts.display_name,
-            uuid=facts.uuid,
-            total_bytes=facts.total_bytes,
-            budget_bytes=0,
-            compute_capability=facts.compute_capability,
-            driver_version=facts.driver_version,
-            headroom_bytes=headroom,
-            health=Health.HEALTHY,
-        )
-        budgets = self.config.budgets
-        if (
-            known is not None
-            and known.uuid == facts.uuid
-            and not {facts.id, facts.uuid} & {*budgets}
-        ):
-            # A budget that an operator set while running outlives the daemon.
-            return replace(device, budget_bytes=min(known.budget_bytes, facts.total_bytes))
-        return replace(device, budget_bytes=self.occupancy.default_budget_bytes(device))
-
-    def _started_settings(self) -> Sequence[Edit]:
-        """Return the edit that stores the configured settings where they differ from the stored."""
-        stored = self.registry.decided.settings
-        settings = self.config.settings_over(stored)
-        check_settings(settings)
-        known = SETTINGS_KEY in self.registry.decided.table(Kind.SETTINGS)
-        if known and settings == stored:
-            return ()
-        if known:
-            settings = replace(settings, edit=stored.edit + 1)
-        return [Edit(Kind.SETTINGS, SETTINGS_KEY, settings, "CONFIGURED")]
 
     def _autoload(self) -> None:
         """Load pinned models, active slots' models and those with ``autoload``."""
