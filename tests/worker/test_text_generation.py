@@ -479,3 +479,4 @@ def test_flags_are_tensors(backend):
     assert Tensor("BOOL", np.array([True])).array.shape == flag(True).array.shape
     (spec,) = [one for one in backend.signature().inputs if one.name == "stream"]
     assert (spec.datatype, spec.shape, spec.optional) == ("BOOL", (1,), True)
+    assert "have at most 96 tokens" in backend.signature().inputs[0].description

@@ -58,12 +58,14 @@ def test_embeddings_of_the_real_model_equal_the_bare_librarys(minilm):
 
 
 def test_a_long_text_is_cut_where_the_model_says(minilm):
-    """Text beyond the 256 tokens of this model's own file changes nothing; a lower limit cuts sooner."""
+    """Text beyond the 256 tokens of this model's own file changes nothing; a lower limit cuts sooner. Both are told."""
     text = "word " * 254
     backend = load(minilm)
     whole, longer = ask(backend, [text, text + "and much more of it"])["embedding"]
     assert np.abs(whole - longer).max() < 1e-5
+    assert "cut to 256 tokens" in backend.signature().inputs[0].description
     short = load(minilm, max_sequence_length=8)
+    assert "cut to 8 tokens" in short.signature().inputs[0].description
     _, expected, _ = reference(minilm, TEXTS, max_length=8)
     assert np.abs(ask(short, TEXTS)["embedding"] - expected).max() < 1e-5
 

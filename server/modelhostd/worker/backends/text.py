@@ -17,14 +17,6 @@ PASS_TOKENS = 24
 """What one pass more through a model costs on a CPU, in tokens of one thread."""
 MAX_TEXT_BYTES = 2**20
 
-TEXT = TensorSpec(
-    "text",
-    "BYTES",
-    (-1,),
-    "UTF-8 texts, one per item; or, in its place, INT64 input_ids and attention_mask [-1, -1]",
-)
-TEXT_COLUMN = TensorSpec("text", "BYTES", (-1, 1), "UTF-8 texts, one per item")
-
 
 @dataclass(frozen=True, slots=True)
 class TextLimits:
@@ -42,7 +34,13 @@ def inputs_of(limits: TextLimits) -> tuple[tuple[TensorSpec, ...], ...]:
     tokens = tuple(
         TensorSpec(name, "INT64", (-1, -1), optional=name == "token_type_ids") for name in names
     )
-    return (TEXT,), (TEXT_COLUMN,), tokens
+    most = f", at most {limits.max_positions} tokens each" if limits.max_positions else ""
+    what = (
+        f"UTF-8 texts, one per item, each cut to {limits.max_tokens} tokens; or, in its place, "
+        f"INT64 input_ids and attention_mask [-1, -1]{most}"
+    )
+    plain, column = (TensorSpec("text", "BYTES", shape, what) for shape in ((-1,), (-1, 1)))
+    return (plain,), (column,), tokens
 
 
 def find_limits(config: Any, tokenizer: Any, asked: int, recipe: int) -> TextLimits:

@@ -59,12 +59,6 @@ _OPTIONAL = (
         optional=True,
     ),
 )
-_TEXT = TensorSpec(
-    "text_input",
-    "BYTES",
-    (1,),
-    "UTF-8 prompt; or, in its place, messages: a JSON list for the chat template",
-)
 _MESSAGES = TensorSpec("messages", "BYTES", (1,), "JSON list of {role, content}")
 
 
@@ -138,8 +132,15 @@ class TextGenerationBackend(Backend):
 
     def signature(self) -> Signature:
         """Return a prompt, or messages where the model has a chat template, in; text and counts out."""
+        prompt = TensorSpec(
+            "text_input",
+            "BYTES",
+            (1,),
+            f"UTF-8 prompt; or, in its place, messages: a JSON list for the chat template. Prompt and "
+            f"answer together have at most {self._context_tokens} tokens",
+        )
         return Signature(
-            inputs=(_TEXT, *_OPTIONAL),
+            inputs=(prompt, *_OPTIONAL),
             alternatives=((_MESSAGES, *_OPTIONAL),),
             outputs=(
                 TensorSpec("text_output", "BYTES", (1,), "UTF-8 text, or the next piece of it"),
