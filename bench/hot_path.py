@@ -17,6 +17,7 @@ from pathlib import Path
 
 import grpc
 
+from bench import process_use
 from bench.loopback_hub import LoopbackHub, Repo
 from bench.running import running
 from modelhost.oip import open_inference_pb2 as oip
@@ -52,6 +53,10 @@ class Server:
         # The kernel's number for the CPU clock of another process; /proc counts only ticks of 10 ms.
         return sum(time.clock_gettime((~pid << 3) | 2) for pid in self.pids)
 
+    def page_faults(self) -> int:
+        """Return the page faults of its processes."""
+        return sum(map(process_use.page_faults, self.pids))
+
 
 def request(tensor_bytes: int) -> bytes:
     """Return an encoded request with one FP32 tensor."""
@@ -78,6 +83,16 @@ def servers() -> Iterator[Sequence[Server]]:
         tuned = stack.enter_context(bare_server(TUNED, folder / "tuned", "--tuned"))
         pids = daemon.pid, *daemon.workers()
         yield bare, tuned, Server(OURS, daemon.users, pids, daemon.lag)
+
+
+@contextmanager
+def fresh_bare_server() -> Iterator[Server]:
+    """Start the bare server anew, as it comes."""
+    with (
+        tempfile.TemporaryDirectory(prefix="mh-bench-") as scratch,
+        bare_server(BARE, Path(scratch) / "bare") as server,
+    ):
+        yield server
 
 
 @contextmanager
