@@ -1,7 +1,7 @@
 """Which of the requests that wait for an instance run together, and which of their items in one pass. Pure.
 
-The first that waits decides: it runs now, and whoever fits goes with it. So nothing waits for company (an idle model
-answers at once), and nothing is passed over for ever: what did not fit is first one day.
+The first that waits decides: it runs now, and whoever fits goes with it. So nothing is passed over for ever: what did
+not fit is first one day. That an idle model answers at once, and who waits for company, is the schedule's matter.
 """
 
 from collections.abc import Hashable, Sequence

@@ -9,6 +9,9 @@ QUICK_NS = 500_000
 """What an instance's requests take, answer included, to be served by the thread that reads."""
 TURN_NS = 1_000_000
 """How long that thread serves before it looks for more to read."""
+COMPANY_SHARE = 8
+"""The part of what the last batch took, for which the next one may wait for those who were in it."""
+COMPANY_FROM_NS, COMPANY_MOST_NS = 1_000_000, 4_000_000
 
 
 class Entry:
@@ -16,7 +19,9 @@ class Entry:
 
     __slots__ = (
         "answers",
+        "apart",
         "begun",
+        "company",
         "due_ns",
         "hosted",
         "pace_ns",
@@ -24,12 +29,19 @@ class Entry:
         "step",
         "step_waits",
         "streams",
+        "took_ns",
     )
 
     def __init__(self, hosted: Hosted) -> None:
         self.hosted = hosted
         self.due_ns = 0
         """Until when its requests wait for company; 0 = they do not."""
+        self.company = 0
+        """How many requests a batch is worth waiting for: those of the last and those that waited meanwhile."""
+        self.took_ns = 0
+        """What the last job took."""
+        self.apart = False
+        """Whether of those that waited last some could not run with the others, so that waiting is in vain."""
         self.running = 0
         self.streams = 0
         """Streaming requests, running or not: each may take for ever."""
@@ -64,7 +76,25 @@ class Entry:
 
     def note_pace(self, begin_ns: int) -> None:
         """Note how long a job took. One slow request makes it slow for the next ones, several quick ones undo it."""
-        self.pace_ns += (time.monotonic_ns() - begin_ns - self.pace_ns) / 4
+        self.took_ns = time.monotonic_ns() - begin_ns
+        self.pace_ns += (self.took_ns - self.pace_ns) / 4
+
+    @property
+    def company_ns(self) -> int:
+        """How long the next ones may wait for those that ran last."""
+        return int(min(COMPANY_MOST_NS, self.took_ns / COMPANY_SHARE))
+
+    def expect(self, together: int, waiting: int) -> None:
+        """After so many requests ran together, have those that wait do so for them too, for a part of what they took.
+
+        Who was answered often asks again at once. Else who waited meanwhile runs without them, they without
+        those, and several clients take turns where they could share one.
+        """
+        self.company = min(together + waiting, self.hosted.batch_limit)
+        if self.apart or self.hosted.batch_delay_ns or waiting >= self.company:
+            return
+        if self.company > 1 and self.took_ns >= COMPANY_FROM_NS:
+            self.due_ns = time.monotonic_ns() + self.company_ns
 
 
 def is_free(entry: Entry) -> bool:

@@ -105,6 +105,7 @@ class Runner:
         batch = batches.form([(None, first), *others], hosted)
         gone: list[InferJob] = []
         with schedule.lock:
+            entry.apart = bool(batch.left)
             if schedule.entries.get(first.key) is entry:
                 schedule.queue.put_back(first.key, batch.left)
                 if batch.left and schedule.idle:

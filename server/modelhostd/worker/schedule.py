@@ -142,6 +142,8 @@ class Schedule:
         self.running -= 1
         for job in jobs:
             self._forget(entry, job)
+        if entry.hosted.batch_limit > 1 and (len(jobs) > 1 or len(self.queue)):
+            entry.expect(len(jobs), self.queue.count(entry.hosted.key))
         if self.awaited:
             self._ended.notify_all()
 
@@ -165,12 +167,13 @@ class Schedule:
     def _hold(self, entry: Entry, job: Job) -> None:
         """Have a request wait for company, where it is to, or call off that others wait."""
         hosted = entry.hosted
-        if not hosted.batch_delay_ns:
+        if not hosted.batch_delay_ns and not entry.due_ns:
             return
         count = self.queue.count(job.key)
-        if count >= hosted.batch_limit or not batches.joinable(job):
+        enough = hosted.batch_limit if hosted.batch_delay_ns else entry.company
+        if count >= enough or not batches.joinable(job):
             entry.due_ns = 0
-        elif count == 1:
+        elif count == 1 and hosted.batch_delay_ns:
             entry.due_ns = time.monotonic_ns() + hosted.batch_delay_ns
 
     def _begin(self, entry: Entry, job: Job) -> tuple[Entry, Job]:

@@ -4,6 +4,7 @@ Safetensors only, from the model's own folder only, and never with code of the m
 here, not by the library: it maps the file, cannot tell how far it is, and cannot be cancelled.
 """
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -125,9 +126,12 @@ class TransformersBackend(Backend):
         )
 
     def alike(self, inputs: Mapping[str, Tensor]) -> tuple[Hashable, int]:
-        """Texts go with texts, tokens with tokens; the length is that of the longest."""
+        """Texts go with texts, tokens with tokens; the length is that of the longest, where it matters."""
         if "text" in inputs:
             array = inputs["text"].array
+            if self._price < math.inf:
+                # Long and short ones are put into passes of their own.
+                return ("text", array.ndim), 0
             return ("text", array.ndim), max(map(len, array.reshape(-1).tolist()), default=0)
         return tuple(sorted(inputs)), inputs["input_ids"].array.shape[1]
 
