@@ -241,6 +241,23 @@ async def test_the_request_id_comes_back(sent: str, kept: bool) -> None:
         assert found.request_id
 
 
+async def test_an_inference_answer_has_no_request_id_that_nobody_asked_for() -> None:
+    """Of an inference a caller's own x-request-id comes back, and each error has one."""
+
+    async def get_it(request: Any, call: Call) -> Any:
+        if request.name:
+            raise unimplemented(call.method)
+        return operations_pb2.Operation()
+
+    async with serving(one(get_it, groups={"GetOperation": Group.INFERENCE})) as scene:
+        for metadata in ((), (("x-request-id", "mine"),)):
+            call = get(scene, metadata=metadata)
+            await call
+            assert tuple(await call.trailing_metadata()) == metadata
+        request = operation_service_pb2.GetOperationRequest(name="x").SerializeToString()
+        assert (await failure(get(scene, request))).request_id
+
+
 # --- admission ----------------------------------------------------------------------------------
 
 

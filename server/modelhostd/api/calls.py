@@ -102,6 +102,8 @@ class Call:
     request_id: str
     calls: Calls
     context: "grpc.aio.ServicerContext[Any, Any]"
+    named: bool = False
+    """Whether ``request_id`` is the caller's own."""
 
     @property
     def principal(self) -> str:

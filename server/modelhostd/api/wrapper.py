@@ -200,6 +200,8 @@ class Wrapper:
         gate = self.gate(method)
         path = method.path
         logged = method.group is Group.CONTROL
+        # An id that nobody knows of is for errors and for the log; as a trailer it is 2 % of a small inference.
+        told = method.group is not Group.INFERENCE
 
         async def handle(given: Any, context: Context) -> bytes:  # noqa: RET503  (abort never returns)
             counted = Counted(counts, context)
@@ -213,7 +215,8 @@ class Wrapper:
                 failure = self._failure(error)
                 counted.code = failure.code
             else:
-                context.set_trailing_metadata(((errors.REQUEST_ID_KEY, call.request_id),))
+                if told or call.named:
+                    context.set_trailing_metadata(((errors.REQUEST_ID_KEY, call.request_id),))
                 if logged:
                     ms = round((time.monotonic() - counted.started) * 1e3, 1)
                     log.debug("call", ms=ms, code="OK")
@@ -231,13 +234,14 @@ class Wrapper:
         for key, value in context.invocation_metadata() or ():
             if key == errors.REQUEST_ID_KEY and isinstance(value, str):
                 request_id = value
-        if not request_id or _REQUEST_ID.fullmatch(request_id) is None:
+        named = bool(request_id) and _REQUEST_ID.fullmatch(request_id) is not None
+        if not named:
             request_id = f"{self._prefix}-{next(self._numbers):x}"
         # Each call runs in a task, and so in a context, of its own.
         _METHOD.set(path)
         _REQUEST.set(request_id)
         _PRINCIPAL.set(self._caller.principal)
-        return Call(path, self._caller, request_id, self._calls, context)
+        return Call(path, self._caller, request_id, self._calls, context, named)
 
     def _failure(self, error: BaseException) -> ModelhostError:
         """Return what the caller is told of an exception; raises a genuine cancellation again."""
