@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Unimplemented,
         Unreachable,
     )
+    from modelhost._freshness import Compared, Freshness
     from modelhost._generation import Generation, Sampling
     from modelhost._inference import Classification, Label
     from modelhost._sync.client import Client
@@ -55,8 +56,10 @@ __all__ = [
     "Classification",
     "Client",
     "Code",
+    "Compared",
     "Conflict",
     "DataLoss",
+    "Freshness",
     "Generation",
     "Internal",
     "InvalidArgument",
@@ -92,6 +95,8 @@ _HOMES = {
     "AsyncWatch": "modelhost._async.events",
     "Classification": "modelhost._inference",
     "Client": "modelhost._sync.client",
+    "Compared": "modelhost._freshness",
+    "Freshness": "modelhost._freshness",
     "Generation": "modelhost._generation",
     "Label": "modelhost._inference",
     "Lease": "modelhost._sync.holds",

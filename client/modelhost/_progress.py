@@ -85,10 +85,14 @@ def phase_word(operation: Operation) -> str:
     """Return what an operation is busy with, in one or two words."""
     if without_room(operation):
         return "waits for room on disk"
+    progress = operation.progress
+    if operation.state == Operation.QUEUED and 0 < progress.total_bytes <= progress.done_bytes:
+        # Quick work: it was done before anybody was told that it had begun.
+        return "running"
     if operation.state != Operation.RUNNING:
         word = _word(name_of(Operation.State, operation.state))
         return f"{word} ({operation.queue_position})" if operation.queue_position else word
-    phase = operation.progress.phase
+    phase = progress.phase
     if not phase:
         return "running"
     return _word(name_of(operations_pb2.OperationProgress.Phase, phase))

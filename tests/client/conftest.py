@@ -87,6 +87,7 @@ def told(double: Double) -> Double:
     double.on("ListDevices", host_service_pb2.ListDevicesResponse(devices=[DEVICE]))
     double.on("GetDevice", DEVICE)
     double.on("UpdateDevice", DEVICE)
+    double.on("GetSettings", settings_pb2.Settings())
     double.on("UpdateSettings", settings_pb2.Settings())
     double.on("GetHost", host_pb2.Host(version="9.9", hostname="box", pid=7, sequence=40))
     double.on("ListOperations", operation_service_pb2.ListOperationsResponse(operations=[RUNNING]))

@@ -285,6 +285,14 @@ def test_a_retry_is_a_line_of_its_own_and_says_when() -> None:
     assert "again after NETWORK_ERROR (2) in " in lines[1]
 
 
+def test_what_is_done_does_not_wait() -> None:
+    """Work so quick that nobody was told of its beginning is not shown as queued with all of its bytes done."""
+    quick = operations_pb2.Operation(state="QUEUED", queue_position=1)
+    assert _progress.phase_word(quick) == "queued (1)"
+    quick.progress.total_bytes = quick.progress.done_bytes = 7
+    assert _progress.phase_word(quick) == "running"
+
+
 def test_the_words_of_a_retry() -> None:
     """Without a moment, or with one that has come, nothing is said of it."""
     retry = operations_pb2.OperationProgress.Retry(attempt=3, reason="OFFLINE")

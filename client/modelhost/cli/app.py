@@ -34,7 +34,7 @@ SECTIONS: Mapping[str, Sequence[click.Command]] = {
     ),
     "Models": (
         *(pull.pull, registry.add, registry.ls, registry.show, registry.rm),
-        *(registry.inspect, registry.check, files.upload, files.outdated),
+        *(registry.inspect, registry.check, files.upload, files.outdated, host.rate),
     ),
     "Disk": (storage.storage, storage.verify, storage.prune, storage.quarantine),
     "Memory": (

@@ -1,9 +1,10 @@
-"""budget, export, import: the host."""
+"""budget, rate, export, import: the host."""
 
 import sys
 
 import click
 
+from modelhost._text import show_bytes
 from modelhost.cli.output import counted, to_dict
 from modelhost.cli.registry import to_bytes
 from modelhost.cli.session import Command, Session, pass_session
@@ -40,6 +41,27 @@ def budget(session: Session, device: str | None, size: str | None) -> None:
     else:
         rows = [*devices, views.tier_row(tier)] if tier is not None else devices
         session.output.rows(rows, views.DEVICE_COLUMNS)
+
+
+@click.command(cls=Command)
+@click.argument("size", required=False)
+@pass_session
+def rate(session: Session, size: str | None) -> None:
+    """Show or set the most bytes a second of all downloads together (operators).
+
+    SIZE is bytes, 5MB, or 0 for no limit. Of one download: ops update --rate.
+    """
+    field = "download_rate_limit_bytes_per_second"
+    with session.client() as client:
+        if size is None:
+            settings = client.settings()
+        else:
+            settings = client.update_settings({field: to_bytes(size, "SIZE")})
+    limit = settings.download_rate_limit_bytes_per_second
+    if session.output.json:
+        session.output.document({field: limit})
+    else:
+        session.output.pairs([("all downloads", f"{show_bytes(limit)}/s" if limit else "no limit")])
 
 
 @click.command(cls=Command)

@@ -173,6 +173,7 @@ OPERATION_COLUMNS: list[Column[Operation]] = [
     Column("PROGRESS", amounts, word),
     Column("CREATED", lambda o: when(o.create_time), ago),
     Column("ERROR", lambda o: o.error.reason, word),
+    Column("QUEUE", lambda o: str(o.queue_position or ""), word, right=True),
 ]
 
 

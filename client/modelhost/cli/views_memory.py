@@ -49,6 +49,7 @@ def instance_pairs(instance: Instance) -> Pairs:
     yield "tier", name_of(Instance.Tier, instance.tier).lower()
     yield "memory", size(instance.measured_bytes or instance.predicted_bytes)
     yield "predicted", _prediction(instance)
+    yield "kept for requests", size(instance.working_bytes)
     yield "host memory", size(instance.host_bytes)
     yield "health", name_of(Health.Status, instance.health.status).lower()
     yield "health message", instance.health.message

@@ -54,7 +54,11 @@ class Patience:
             raise error from failure
         if self._offline <= 1:
             log.info("tried again", attempt=self._attempt, in_s=round(delay, 2), why=error.message)
-        told = Retry(self._attempt, error.reason.value, error.message, time.time() + delay)
+        message = error.message
+        if self._offline:
+            # Said of a source that was asked in vain; this work waits, and nobody needs to ask again.
+            message = f"{message.partition(';')[0]}; it goes on by itself when the network is back"
+        told = Retry(self._attempt, error.reason.value, message, time.time() + delay)
         self._told = True
         self._tell(told)
         self._canceller.wait(delay)

@@ -168,7 +168,11 @@ def _read_header(descriptor: int, name: str) -> Header:
         length = header_length(os.pread(descriptor, PREFIX_BYTES, 0), size, name)
         return parse_header(os.pread(descriptor, length, PREFIX_BYTES), size, name)
     except ModelhostError as error:
-        raise LoadError(error.message) from error
+        # It was checked before it was published: what is wrong now happened on this disk.
+        cause = error.metadata.get("cause", error.message)
+        raise LoadError(
+            f"{name} is damaged on disk ({cause}); `modelhost verify` finds what is, then `modelhost pull` fetches it again"
+        ) from error
 
 
 def _stored(
