@@ -56,8 +56,10 @@ def check_answer(asked: bytes, answered: bytes) -> None:
 
 
 def plain(message: bytes) -> bytes:
-    """Return a message as it was before it was compressed."""
+    """Return a message as it was before it was compressed, if all of it is one of gzip or zlib."""
+    inflater = zlib.decompressobj(47)  # either, by its head
     try:
-        return zlib.decompress(message, wbits=47)  # of gzip or zlib, by its head
+        found = inflater.decompress(message)
     except zlib.error:
         return message
+    return found if inflater.eof and not inflater.unused_data else message
