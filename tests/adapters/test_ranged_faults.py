@@ -192,6 +192,15 @@ async def test_what_does_not_pass_is_refused(site: Site, hub: LoopbackHub, name:
     assert await site.files.check({"tiny": [1]}, deep=True, repair=False) == ()
 
 
+async def test_a_wait_of_all_for_what_one_was_told_is_shown(site: Site, hub: LoopbackHub) -> None:
+    """One connection of four is told to come back in a second: the others wait it out as well, and that is seen."""
+    hub.fault(Fault(CDN_PATH, status=429, headers={"Retry-After": "1"}))
+    await site.fetch()
+    assert site.content() == FILES
+    assert {report.retry.reason for report in site.reports if report.retry} == {"RATE_LIMITED"}
+    assert site.reports[-1].retry is None
+
+
 async def test_a_wait_that_is_too_long_is_nobodys(site: Site, hub: LoopbackHub) -> None:
     """One connection of four is told to come back in a year: that is refused at once, and the others wait no part of it."""
     hub.fault(Fault(CDN_PATH, status=429, headers={"Retry-After": "31536000"}))

@@ -23,8 +23,10 @@ from modelhostd.adapters.retries import Patience
 from modelhostd.adapters.source import Body, Changed, mismatch
 from modelhostd.adapters.transfer import Transfer
 from modelhostd.adapters.wire import Transient, bad_reply
+from modelhostd.core.errors import ModelhostError
 from modelhostd.core.paths import printable
 from modelhostd.core.ramp import Ramp
+from modelhostd.core.resources import Retry
 from modelhostd.core.spans import Span, next_piece
 from modelhostd.ports import RemoteFile
 
@@ -69,6 +71,9 @@ class FileStreams:
         self._over = False
         self._waiting = False
         self._not_before = 0.0
+        self._told: ModelhostError | None = None
+        """Why nobody asks before that; ``_shown`` once all wait."""
+        self._shown = False
         self._before = 0
         """Bytes done at the last failure."""
         self._failures = 0
@@ -272,6 +277,7 @@ class FileStreams:
                     self._leave()
                     return None
                 pause = self._not_before - time.monotonic()
+                self._show(pause)
                 if pause <= 0:
                     piece = self._piece()
                     if piece is not None:
@@ -280,6 +286,18 @@ class FileStreams:
                 self._changed.wait(min(pause, TICK_S))
                 self._transfer.canceller.check()
         return None
+
+    def _show(self, pause_s: float) -> None:
+        """Show, once, what all wait for since one was told so; and that it is over."""
+        told, shown, path = self._told, self._shown, self._file.path
+        if pause_s <= 0:
+            self._told, self._shown = None, False
+            if shown:
+                self._transfer.meter.retrying(path, None)
+        elif told is not None and not shown and not self._taken:
+            self._shown = True
+            retry = Retry(1, told.reason.value, told.message, time.time() + pause_s)
+            self._transfer.meter.retrying(path, retry)
 
     def _fetch(self, piece: Span) -> None:
         body = self._reader.open(*piece)
@@ -324,6 +342,7 @@ class FileStreams:
                 if pause_s > self._transfer.adapter.retry.retry_after_cap_s:
                     raise failure.error from failure
                 self._not_before = max(self._not_before, time.monotonic() + pause_s)
+                self._told, self._shown = failure.error, False
             if len(self._threads) > 1:
                 self._ramp.failed(time.monotonic())
                 self._leave()
