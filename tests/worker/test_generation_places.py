@@ -7,8 +7,17 @@ import torch
 
 from modelhostd.core.text_memory import read_config
 from modelhostd.worker.backend import BadInputError, Cancelled
-from modelhostd.worker.backends.generation import engine
-from tests.worker.generation_models import CONTEXT, Reader, begin, load, run, save_model
+from modelhostd.worker.backends.generation import engine, lanes
+from tests.worker.generation_models import (
+    CONFIGS,
+    CONTEXT,
+    Reader,
+    begin,
+    expected,
+    load,
+    run,
+    save_model,
+)
 
 pytestmark = pytest.mark.timeout(300)
 """The first one imports a library for seconds, which on a swamped machine is more than a minute."""
@@ -28,6 +37,30 @@ def backend(folder):
     made = load(folder)
     yield made
     made.unload()
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_long_prompt_comes_in_parts_between_the_others_tokens(kind, tmp_path, monkeypatch):
+    """Who reads gets a token after each part, who goes meanwhile is noticed, and the text is the library's."""
+    model = save_model(tmp_path, kind)
+    monkeypatch.setattr(lanes, "PROMPT_TOKENS", 8)
+    backend = load(tmp_path, max_sequence_length=CONTEXT)
+    prompt = "a long prompt of many parts, four"
+    other = begin(backend, "hello", max_tokens=30, ignore_eos=True)
+    backend.step()
+    readers = [begin(backend, prompt, max_tokens=20) for _ in range(3)]
+    for parts in range(1, 5):
+        backend.step()
+        (running,) = backend._engine._running
+        assert len(running.tokens) == 1 + parts
+    readers[0].gone = True
+    run(backend)
+    assert other.ended
+    assert isinstance(readers[0].error, Cancelled)
+    text, count = expected(model, tmp_path, prompt, 20)
+    for reader in readers[1:]:
+        assert (reader.text, reader.error) == (text, None)
+        assert reader.got[-1]["num_output_tokens"] == count
 
 
 def test_one_step_is_one_token_of_every_text(backend):
@@ -181,7 +214,7 @@ def test_what_is_reserved_for_a_token_is_what_it_takes(tmp_path, kind):
 def test_what_fails_fails_alone_or_with_those_of_its_pass(backend):
     """A prompt that makes the model fail is answered so, and the model goes on with others."""
     prefill = backend._engine._lane.prefill
-    backend._engine._lane.prefill = lambda tokens: 1 / 0
+    backend._engine._lane.prefill = lambda tokens, begun: 1 / 0
     bad = begin(backend, "hello", max_tokens=3)
     run(backend)
     assert isinstance(bad.error, ZeroDivisionError)

@@ -117,6 +117,8 @@ class Engine:
         self._pending: list[Generation] = []
         """In the order of their turns."""
         self._arrivals = itertools.count()
+        self._beginning: Generation | None = None
+        """Whose prompt is on its way through the model."""
         self._running: list[Generation] = []
         """In the order of the lane's rows."""
         self._resting: list[Generation] = []
@@ -135,20 +137,23 @@ class Engine:
                 busy = bool(self._running)
                 if busy:
                     self._decode()
-                # One prompt between two tokens: those who read are not held up by a crowd that comes.
-                while self._has_room():
-                    if not self._fits(self._pending[0]):
+                # Of one prompt a part between two tokens: those who read are held up by no crowd, nor by a long one.
+                while self._beginning is not None or self._has_room():
+                    if self._beginning is None and not self._fits(self._pending[0]):
                         self._displace()
                         continue
-                    self._start(self._pending.pop(0))
-                    if busy:
+                    self._beginning = self._beginning or self._pending.pop(0)
+                    self._start(self._beginning)
+                    if busy or self._beginning is not None:
                         break
         except Exception as error:
             # Of a pass, or of one that leaves it: whoever shares it is concerned.
             running, self._running = self._running, []
             self._lane.clear()
             self._fail(running, error)
-        return bool(self._running) or self._has_room() or any(not g.resting for g in self._resting)
+        if self._running or self._beginning is not None:
+            return True
+        return self._has_room() or any(not g.resting for g in self._resting)
 
     def _fits(self, generation: Generation) -> bool:
         """Whether there is a place for one more, however long it and the others become."""
@@ -185,6 +190,9 @@ class Engine:
         for generation in [g for g in self._running if g.answer.unwanted]:
             self._leave(generation)
             generation.answer.fail(Cancelled())
+        if self._beginning is not None and self._beginning.answer.unwanted:
+            self._beginning.answer.fail(Cancelled())
+            self._beginning = None
         for waiting in (self._pending, self._resting):
             for generation in [g for g in waiting if g.answer.unwanted]:
                 waiting.remove(generation)
@@ -207,11 +215,17 @@ class Engine:
                 self._fail([generation], error)
 
     def _start(self, generation: Generation) -> None:
+        """Run the next part of a prompt; after its last one the text has its place in the lane."""
         try:
-            generation.row, scores = self._lane.prefill(generation.prompt + generation.tokens)
+            tokens = generation.prompt + generation.tokens
+            generation.row, scores = self._lane.prefill(tokens, generation.row)
+            if scores is None:
+                return
+            self._beginning = None
             if self._take(generation, generation.sampler.pick(scores)):
                 self._join(generation)
         except Exception as error:
+            self._beginning = None
             self._fail([generation], error)
 
     def _decode(self) -> None:

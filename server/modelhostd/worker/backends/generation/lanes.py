@@ -13,6 +13,9 @@ import torch
 
 from modelhostd.core.values import dataclass
 
+PROMPT_TOKENS = 512
+"""Of a prompt in one pass: between two passes others get their tokens, and who has gone is noticed."""
+
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -21,7 +24,7 @@ class Row:
     """What a model remembers of one sequence, and the token that it gets next.
 
     ``layers``: keys and values [1, heads, length, size] of each layer while it is outside of a lane. ``cache`` is the library's
-    own object instead, for models that remember in other ways and so cannot share a pass.
+    own object instead: of a prompt on its way, and for models that remember in other ways and so cannot share a pass.
     """
 
     length: int
@@ -41,34 +44,43 @@ class Lane:
         self._plain_layer = transformers.cache_utils.DynamicLayer
         names = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in names
+        self._stateful = bool(getattr(model, "_is_stateful", False))
+        self._in_parts = not self._stateful
         self._keep = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
         self._device = next(model.parameters()).device
         self.rows: list[Row] = []
         self._cache: Any = None
         self._pads: list[int] = []
 
-    def prefill(self, tokens: Sequence[int]) -> tuple[Row, torch.Tensor]:
-        """Run a prompt; return its row, not in the lane yet, and the scores [vocabulary] of its next token."""
-        ids = torch.tensor([tokens], device=self._device)
-        given = (
-            {}
-            if getattr(self._model, "_is_stateful", False)
-            else {"past_key_values": self._new_cache()}
-        )
+    def prefill(
+        self, tokens: Sequence[int], begun: Row | None = None
+    ) -> tuple[Row, torch.Tensor | None]:
+        """Run the next tokens of a prompt, the first ones where nothing is ``begun``.
+
+        Returns its row, not in the lane yet, and the scores [vocabulary] of the token after it; None = some are left.
+        """
+        at = begun.length if begun is not None else 0
+        part = tokens[at : at + PROMPT_TOKENS] if self._in_parts else tokens[at:]
+        cache = begun.cache if begun is not None else None
+        if cache is None and not self._stateful:
+            cache = self._new_cache()
+        given = {} if cache is None else {"past_key_values": cache}
+        ids = torch.tensor([part], device=self._device)
         out = self._model(input_ids=ids, use_cache=True, **given, **self._keep)
-        cache = out.past_key_values
-        row = Row(len(tokens), 0)
-        layers = getattr(cache, "layers", ())
-        # Exactly this class: those derived from it drop or pack what is far back.
-        plain = layers and all(type(layer) is self._plain_layer for layer in layers)
-        if plain and self._takes_positions:
-            row.layers = [(layer.keys, layer.values) for layer in layers]
-        else:
-            row.cache = cache
-        return row, out.logits[0, -1]
+        row = Row(at + len(part), 0, cache=out.past_key_values)
+        if row.length == len(tokens):
+            return row, out.logits[0, -1]
+        if self._is_plain(row.cache):
+            return row, None
+        # Whether it could be run on from its middle nobody can tell.
+        self._in_parts = False
+        return self.prefill(tokens)
 
     def join(self, row: Row) -> None:
         """Have a sequence go with the others from the next pass on. Where that fails nothing has changed."""
+        if self._takes_positions and self._is_plain(row.cache):
+            row.layers = [(layer.keys, layer.values) for layer in row.cache.layers]
+            row.cache = None
         if row.layers is None:
             self.rows.append(row)
             self._pads.append(0)
@@ -158,6 +170,11 @@ class Lane:
         )
         scores: torch.Tensor = out.logits[:, -1]
         return scores
+
+    def _is_plain(self, cache: Any) -> bool:
+        """Whether a cache is keys and values of all tokens. Exactly this class: those derived from it drop or pack what is far back."""
+        layers = getattr(cache, "layers", ())
+        return bool(layers) and all(type(layer) is self._plain_layer for layer in layers)
 
     def _shared(self) -> range:
         """Return the places of the rows that share a pass: the first ones."""
