@@ -33,6 +33,7 @@ MANY = 10_000
 READ_SHARE, LIBRARY_TIMES, SWAP_SHARE, EVICT_MS = 0.9, 4.0, 0.8, 1.0
 SWAPS = 100
 READY_DEADLINE_S = 60
+PAGE_BYTES = 4096
 
 
 def figures(effort: Effort) -> Sequence[Figure]:
@@ -68,6 +69,10 @@ def cold_loads(folder: Path, rounds: int, scale: float) -> list[Figure]:
     ready, fresh = Images("cpu", size + 64 * MIB), Images("cpu")
     both = Images("sim-0", size + 64 * MIB)
     warm = torch.zeros(size, dtype=torch.uint8)
+    with open(path, "rb") as file:
+        data = 8 + int.from_bytes(file.read(8), "little")
+    room = torch.zeros(size + PAGE_BYTES, dtype=torch.uint8)
+    shift = (-room.data_ptr() - data) % PAGE_BYTES
 
     def copied() -> object:
         return {name: tensor.clone() for name, tensor in load_file(path).items()}
@@ -75,6 +80,7 @@ def cold_loads(folder: Path, rounds: int, scale: float) -> list[Figure]:
     ways: dict[str, Callable[[], object]] = {
         "ready": lambda: read_into(ready, folder),
         "buffer": lambda: read_raw(path, warm),
+        "aligned": lambda: read_raw(path, room[shift : shift + size]),
         "fresh": lambda: read_into(fresh, folder),
         "both": lambda: read_into(both, folder),
         "safetensors": lambda: heap(copied, kept=False),
@@ -108,7 +114,12 @@ def cold_loads(folder: Path, rounds: int, scale: float) -> list[Figure]:
     return [
         Figure(
             f"{name}, ready arena, beside the same threads into a warm buffer", rates["ready"], unit, READ_SHARE,
-            at_least=True, reference=rates["buffer"], of_reference=True, expected="0.95x",
+            at_least=True, reference=rates["buffer"], of_reference=True,
+            expected="0.9x: what is moved against 64 bytes is copied at 0.87x to 0.91x",
+        ),
+        Figure(
+            f"{name}, ready arena, beside the same, the first tensor at the begin of a page", rates["ready"], unit,
+            reference=rates["aligned"], expected="0.97x",
         ),
         Figure(
             f"{name}, ready arena, beside safetensors.torch.load_file copied", rates["ready"], unit, LIBRARY_TIMES,
@@ -265,7 +276,7 @@ def leaks(images: Any, swapped: Sequence[Any]) -> int:
             out.add(image)
     held = images._device.arena.taken_bytes  # noqa: SLF001
     wanted = sum(image.device_bytes for image in swapped if image not in out)
-    page = 4096 * len(swapped)  # a slab's end is a page's
+    page = PAGE_BYTES * len(swapped)  # a slab's end is a page's
     return max(0, int(abs(held - wanted)) - page)
 
 
