@@ -8,6 +8,8 @@ import pytest
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.ports import LoadSpec
 from tests.fakes.workers import FakeWorkers
+from tests.support import wait_until_async
+from tests.worker import stored_backend
 from tests.worker.harness import (
     CONFIG,
     DEADLINE_S,
@@ -19,7 +21,10 @@ from tests.worker.harness import (
     spec,
 )
 
-BACKEND = "awkward = tests.worker.torch_backend:TorchBackend"
+BACKENDS = (
+    "awkward = tests.worker.torch_backend:TorchBackend",
+    "stored = tests.worker.stored_backend:StoredBackend",
+)
 FAKE_BYTES = 4096
 
 
@@ -29,7 +34,7 @@ async def workers(request):
     if request.param == "fake":
         made = FakeWorkers()
     else:
-        made = ProcessWorkers(dataclasses.replace(CONFIG, backends=(*CONFIG.backends, BACKEND)))
+        made = ProcessWorkers(dataclasses.replace(CONFIG, backends=(*CONFIG.backends, *BACKENDS)))
     made.listener = Listener()
     made.set_listener(made.listener)
     yield made
@@ -117,7 +122,7 @@ async def test_one_model_is_demoted_while_another_serves(workers):
 
 
 async def test_images_end_with_their_worker(workers):
-    """After a crash neither what was resident nor what was warm can be promoted."""
+    """After a crash neither what was resident nor what was warm can be promoted, where it is not from files."""
     await workers.load("sim-0", imaged("a"), ignore)
     await workers.load("sim-0", imaged("b"), ignore)
     await workers.demote("sim-0", "a-1", 1)
@@ -145,3 +150,36 @@ async def test_a_cancelled_promotion_leaves_it_warm(workers):
     assert await refused(infer(workers)) is Reason.MODEL_NOT_LOADED
     assert (await workers.promote("sim-0", "m-1", 1, ignore)).host_bytes == loaded.host_bytes
     await infer(workers)
+
+
+async def test_images_that_were_at_rest_outlive_their_worker(workers, tmp_path):
+    """What was resident and what was warm comes back by ``promote``, counted as adopted; what is unloaded before is gone."""
+    folder = stored_backend.write(tmp_path, 1)
+    specs = [imaged(m, generation=g) for g, m in enumerate("abc", 1)]
+    config = dataclasses.replace(specs[0].config, backend="stored")
+    for made in specs:
+        stored = dataclasses.replace(made, model_dir=folder, config=config)
+        await workers.load("sim-0", stored, ignore)
+    assert await workers.demote("sim-0", "a-1", 1)
+    if isinstance(workers, FakeWorkers):
+        workers.leavings.outliving = set("abc")
+        workers.crash("sim-0")
+    else:
+        (worker,) = workers._workers()
+        keys = [(made.instance, made.generation) for made in specs]
+        await wait_until_async(lambda: len(worker.leavings.of(keys, {})) == len(keys))
+        worker.kill("signal SIGKILL")
+    await workers.listener.wait(exits=1)
+    (end,) = workers.listener.exits
+    assert set(end.kept) == {("a-1", 1), ("b-1", 2), ("c-1", 3)}
+    assert workers.unowned_bytes() == sum(end.kept.values()) > 0
+    assert await workers.demote("sim-0", "b-1", 2) == end.kept["b-1", 2]
+    await workers.unload("sim-0", "c-1", 3)
+    for instance, generation in (("a-1", 1), ("b-1", 2)):
+        back = await workers.promote("sim-0", instance, generation, ignore)
+        assert back.adopted_bytes == end.kept[instance, generation] <= back.host_bytes
+        again = await workers.promote("sim-0", instance, generation, ignore)
+        assert again.host_bytes == back.host_bytes
+    await infer(workers, "a")
+    assert workers.unowned_bytes() == 0
+    assert await refused(workers.promote("sim-0", "c-1", 3, ignore)) is Reason.MODEL_NOT_LOADED

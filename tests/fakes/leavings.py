@@ -21,13 +21,21 @@ class Leavings:
         self, device: str, own: str, held: Mapping[Key, tuple[LoadSpec, Loaded]]
     ) -> Mapping[tuple[str, int], int]:
         """Take what a worker held (``own``: of one model alone); return what is left of it and of those before it."""
-        self.left |= {k: found for k, found in held.items() if found[0].model in self.outliving}
+        for key, (spec, loaded) in held.items():
+            # On the CPU the image is where the weights are; elsewhere there may be none.
+            if spec.model in self.outliving and (loaded.host_bytes or device == "cpu"):
+                self.left[key] = spec, loaded
         here = [
             (key, spec.model if spec.own_worker else "")
             for key, (spec, _) in self.left.items()
             if key[0] == device
         ]
         return {key[1:]: self.bytes(key) for key, owner in here if owner == own}
+
+    @property
+    def warm(self) -> dict[str, tuple[str, int]]:
+        """Model -> (device, bytes of its image)."""
+        return {spec.model: (key[0], self.bytes(key)) for key, (spec, _) in self.left.items()}
 
     def spec(self, key: Key) -> LoadSpec:
         """Return what is to be loaded from an image. Raises MODEL_NOT_LOADED where it does not hold."""

@@ -86,8 +86,8 @@ class FakeWorkers(Pieces):
 
     @property
     def warm(self) -> Mapping[str, tuple[str, int]]:
-        """Model -> (device, bytes of its image) of everything that is demoted now."""
-        return {
+        """Model -> (device, bytes of its image) of everything that is demoted, or outlived its worker, now."""
+        return self.leavings.warm | {
             spec.model: (process.device, process.loaded[key].host_bytes)
             for process in self._processes.values()
             for key, spec in process.warm.items()

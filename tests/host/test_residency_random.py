@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modelhostd.core.errors import ModelhostError
+from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import FINAL_STATES, InstanceState, Settings
 from tests.fakes.clock import settle
 from tests.fakes.gates import Gate
@@ -22,7 +22,7 @@ STEPS = 120
 
 async def _step(run: Running, rng: random.Random, tasks: set["asyncio.Future[object]"]) -> None:
     model = rng.choice(list(MODELS))
-    match rng.randrange(12):
+    match rng.randrange(13):
         case 0 | 1 | 2 | 3:
             timeout = rng.choice([None, 1.0, 5.0])
             tasks.add(asyncio.ensure_future(run.host.inference.infer(model, "", b"x", timeout)))
@@ -50,10 +50,19 @@ async def _step(run: Running, rng: random.Random, tasks: set["asyncio.Future[obj
             budget = rng.choice([0, 400, HOST_BUDGET])
             settings = Settings(host_budget_bytes=budget)
             await run.host.update_settings(settings, ["host_budget_bytes"])
+        case 12:
+            if run.workers.infer_errors.pop(model, None) is None:
+                run.workers.infer_errors[model] = _short(rng.choice([0, 50, 5000]))
         case 11:
             if run.workers.pids():
                 device, own = rng.choice(list(run.workers._processes))
                 run.workers.crash(device, model=own, blamed=own or rng.choice([model, ""]))
+
+
+def _short(missing: int) -> ModelhostError:
+    """Return what a request that finds too little memory is answered."""
+    facts = {"neededBytes": str(missing)} if missing else {}
+    return ModelhostError(Reason.OUT_OF_DEVICE_MEMORY, "no room", facts)
 
 
 def _gates(run: Running) -> list[Callable[[str], Gate]]:
@@ -77,6 +86,7 @@ def _check(run: Running) -> None:
     for instance in run.host.registry.decided.instances.values():
         route = run.host.routes.get(instance.model)
         assert (instance.state is InstanceState.READY) == (route is not None and route.open)
+    assert run.workers.unowned_bytes() <= host.used_bytes
 
 
 def _bound(run: Running) -> int:
@@ -93,11 +103,14 @@ async def test_random_work_never_breaks_the_ledger_or_hangs(tmp_path: Path, seed
     async with world.host(budget=BUDGET, host_budget=HOST_BUDGET) as run:
         for model, size in MODELS.items():
             await run.have(model, size, load_timeout_s=10.0)
+        if seed % 2:
+            run.workers.leavings.outliving, run.workers.leavings.damaged = set("abcd"), {"d"}
         tasks: set[asyncio.Future[object]] = set()
         for _ in range(STEPS):
             await _step(run, rng, tasks)
             await settle(rng.randrange(3))
             _check(run)
+        run.workers.infer_errors.clear()
         await settle()  # or a pin of the last step comes after its end
         for model in MODELS:
             for gate in _gates(run):

@@ -111,9 +111,13 @@ async def test_a_load_that_raises_fails(world: World) -> None:
         await run.load("a")
 
 
-async def test_models_come_back_by_last_use_also_after_the_second_crash(world: World) -> None:
+@pytest.mark.parametrize("outliving", ["", "abc"])
+async def test_models_come_back_by_last_use_also_after_the_second_crash(
+    world: World, outliving: str
+) -> None:
     """Coming back is no use: what was used last is first again, however often the worker ends meanwhile."""
-    async with world.host() as run:
+    async with world.host(host_budget=1000) as run:
+        run.workers.leavings.outliving = set(outliving)
         for model in ("a", "b", "c"):
             await run.have(model, size=100)
             await run.load(model)

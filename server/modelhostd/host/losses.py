@@ -41,39 +41,47 @@ class Losses:
             "worker lost", device=exit.device, pid=exit.pid, exit=exit.exit, blamed=exit.blamed
         )
         self._crashes.note(exit, self._registry.decided.models.get(exit.blamed))
-        lost = _of_worker(exit, self._routes)
-        for route in lost:
-            route.lost = True
-        for warm in _of_worker(exit, self._occupancy.host.warm.values()):
-            left = self._left(warm, exit)
-            if left:
-                self._stays(warm, exit, left)
+        routes = _of_worker(exit, self._routes)
+        warm = _of_worker(exit, self._occupancy.host.warm.values())
+        for route in (*warm, *routes):
+            route.left_bytes = self._left(route, exit)
+            route.lost = not route.left_bytes
+        for route in warm:
+            if route.lost:
+                self._forget_warm(route, exit)
             else:
-                self._forget_warm(warm, exit)
+                self._stays(route, exit)
         # LOADING ends through its load, DRAINING through its unload.
-        for route in sorted((r for r in lost if r.open), key=lambda r: -r.last_used):
-            left = self._left(route, exit)
-            if left:
-                self._stays(route, exit, left)
-                self._loads.want_for_queue(route.model, "recovery", lost=route)
-            else:
+        ready = sorted((r for r in routes if r.open), key=lambda r: -r.last_used)
+        for route in ready:
+            if route.lost:
                 self._lost(route, exit)
+            else:
+                self._stays(route, exit)
+        # Only now: the first that is wanted back might else evict those that are gone already; and what is here first, or
+        # a copy of what comes from disk might take its place.
+        for route in sorted(ready, key=lambda r: r.lost):
+            there = route.model in self._registry.decided.models
+            if there and self._crashes.blocked(route.model) is None:
+                self._loads.want_for_queue(route.model, "recovery", lost=route)
         self._loads.pump()
 
     def _left(self, route: Route, exit: WorkerExit) -> int:
         """Return the bytes that the worker left of an instance, if they are to be adopted."""
         left = exit.kept.get((route.instance, route.generation), 0)
-        if left and self._crashes.count(route.model) >= ISOLATED_AT:
-            # They may be why; and where the model has a process of its own now, they belong to another one.
-            log.info("not adopted", model=route.model, bytes=left)
-            # Beside the model's own entry: it may be loaded anew meanwhile.
-            key = instance_key(route.model, route.instance)
+        there = self._registry.decided.instance_of(route.model) is not None
+        if not left or (there and self._crashes.count(route.model) < ISOLATED_AT):
+            return left
+        # They may be why; and where the model has a process of its own now, they belong to another one.
+        log.info("not adopted", model=route.model, bytes=left)
+        key = instance_key(route.model, route.instance)
+        if route.open or route.model in self._occupancy.host.warm:
+            # Beside the model's own entry, which goes at once: it may be loaded anew meanwhile.
             self._occupancy.ledger.hold(HOST, key, left)
-            task = asyncio.create_task(self._discard(route, key), name=f"discard {route.model}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            return 0
-        return left
+        task = asyncio.create_task(self._discard(route, key), name=f"discard {route.model}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return 0
 
     async def _discard(self, route: Route, key: str) -> None:
         """Free what was left of an instance; ``key`` is its entry in the ledger."""
@@ -83,14 +91,13 @@ class Losses:
             self._occupancy.ledger.release(HOST, key)
         self._loads.pump()
 
-    def _stays(self, route: Route, exit: WorkerExit, left: int) -> None:
+    def _stays(self, route: Route, exit: WorkerExit) -> None:
         """Note an instance whose weights outlived its worker."""
-        model = route.model
+        model, left = route.model, route.left_bytes
         self._occupancy.ledger.release(route.device, model)
         self._occupancy.ledger.hold(HOST, model, left)
         self._routes.remove(route)
         self._occupancy.host.add(route)
-        route.lost, route.left_bytes = False, left
         instance = self._registry.decided.instance_of(model)
         assert instance is not None
         warm = replace(
@@ -98,6 +105,8 @@ class Losses:
             state=step(INSTANCE, instance.state, InstanceState.WARM),
             tier=Tier.HOST,
             host_bytes=left,
+            working_bytes=0,
+            working_bytes=0,
         )
         details = {**_details(route, exit), "keptBytes": str(left)}
         self._registry.record(changed(warm, "CRASHED", details))
@@ -120,13 +129,13 @@ class Losses:
         why = self._crashes.blocked(route.model)
         if why is None:
             self._registry.record(gone(instance, "CRASHED", details))
-            self._loads.want_for_queue(route.model, "recovery", lost=route)
             return
         blocked = replace(
             instance,
             state=step(INSTANCE, instance.state, InstanceState.BLOCKED),
             tier=Tier.DISK,
             host_bytes=0,
+            working_bytes=0,
             health=Health.UNHEALTHY,
             crash_count=self._crashes.count(route.model),
             error=op_rules.stored(why),
