@@ -106,7 +106,6 @@ class Losses:
             tier=Tier.HOST,
             host_bytes=left,
             working_bytes=0,
-            working_bytes=0,
         )
         details = {**_details(route, exit), "keptBytes": str(left)}
         self._registry.record(changed(warm, "CRASHED", details))
