@@ -18,7 +18,9 @@ def state(run: Running, model: str) -> InstanceState | None:
 def true(run: Running) -> None:
     """Assert that the ledger is what the workers hold, of the device and of host memory."""
     ledger = run.host.occupancy.ledger
-    assert ledger.used("sim-0") == run.workers.device_bytes("sim-0")
+    instances = run.host.registry.decided.instances.values()
+    working = sum(i.working_bytes for i in instances if i.state is InstanceState.READY)
+    assert ledger.used("sim-0") == run.workers.device_bytes("sim-0") + working
     assert ledger.used(HOST) == run.workers.image_bytes
     assert set(run.host.occupancy.host.warm) == set(run.workers.warm)
 

@@ -68,6 +68,7 @@ def remains(
         state=step(INSTANCE, instance.state, state),
         tier=Tier.DISK,
         host_bytes=0,
+        working_bytes=0,
         error=op_rules.stored(blocked or error),
     )
     return changed(failed, "LOAD_FAILED", {"cause": error.reason.value})

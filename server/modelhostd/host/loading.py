@@ -197,7 +197,8 @@ class Loading(LoadTasks):
         self._occupancy.host.add(route)
         instance = self._registry.decided.instance_of(wanted.model)
         assert instance is not None
-        warm = replace(instance, state=step(INSTANCE, instance.state, InstanceState.WARM))
+        state = step(INSTANCE, instance.state, InstanceState.WARM)
+        warm = replace(instance, state=state, working_bytes=0)
         self._registry.record(changed(warm, "NOT_LOADED", {"cause": error.reason.value}))
 
     def _failed(self, wanted: Wanted, route: Route, error: ModelhostError) -> None:

@@ -131,6 +131,7 @@ class Retiring:
             state=step(INSTANCE, instance.state, InstanceState.WARM),
             tier=Tier.HOST,
             host_bytes=kept,
+            working_bytes=0,
         )
         self._registry.record(changed(warm, reason, {**details, "hostBytes": str(kept)}))
 
