@@ -36,9 +36,6 @@ NEVER_REFUSED: Mapping[str, str] = {
     "ModelStreamInfer": "a wrong request is answered in the stream, which goes on",
     "Watch": "grpc.health.v1: an unknown name is watched until it is known",
     **dict.fromkeys(
-        ("SystemSharedMemoryStatus", "CudaSharedMemoryStatus"), "no region is there to be listed"
-    ),
-    **dict.fromkeys(
         ("SystemSharedMemoryUnregister", "CudaSharedMemoryUnregister"), "nothing is registered"
     ),
 }

@@ -282,10 +282,27 @@ _ROWS = [
         for method, says in (
             ("SystemSharedMemoryRegister", "raw_input_contents"),
             ("CudaSharedMemoryRegister", "raw_input_contents"),
-            ("TraceSetting", "traces"),
-            ("LogSettings", "UpdateSettings"),
         )
     ),
+    *(
+        Bad(f"{method} of something", method, request(name="mine"), "REGION_NOT_FOUND", ("'mine'",))
+        for method, request in (
+            ("SystemSharedMemoryStatus", oip.SystemSharedMemoryStatusRequest),
+            ("CudaSharedMemoryStatus", oip.CudaSharedMemoryStatusRequest),
+        )
+    ),
+    Bad("trace settings set", "TraceSetting", oip.TraceSettingRequest(
+        settings={"trace_file": oip.TraceSettingRequest.SettingValue(value=["x"])}),
+        "UNIMPLEMENTED", ("TraceSetting", "traces")),
+    Bad("trace settings of nobody", "TraceSetting", oip.TraceSettingRequest(model_name="no"),
+        "MODEL_NOT_FOUND", ("'no'",)),
+    Bad("log settings set", "LogSettings", oip.LogSettingsRequest(
+        settings={"log_file": oip.LogSettingsRequest.SettingValue(string_param="x")}),
+        "UNIMPLEMENTED", ("LogSettings", "UpdateSettings")),
+    Bad("repository load with a wrong config", "RepositoryModelLoad", oip.RepositoryModelLoadRequest(
+        model_name="minilm",
+        parameters={"config": oip.ModelRepositoryParameter(string_param='{"no": 1}')}),
+        "INVALID_ARGUMENT", ("parameters[config].no", "max_batch_size")),
     Bad("health of nothing", "Check", health_pb2.HealthCheckRequest(service="no"),
         "MODEL_NOT_FOUND", ("model/<id>",)),
 ]  # fmt: skip

@@ -23,6 +23,7 @@ CODES = {
     "DEVICE_NOT_FOUND": (grpc.StatusCode.NOT_FOUND, "ResourceInfo"),
     "SLOT_NOT_FOUND": (grpc.StatusCode.NOT_FOUND, "ResourceInfo"),
     "LEASE_NOT_FOUND": (grpc.StatusCode.NOT_FOUND, "ResourceInfo"),
+    "REGION_NOT_FOUND": (grpc.StatusCode.NOT_FOUND, "ResourceInfo"),
     "SOURCE_NOT_FOUND": (grpc.StatusCode.NOT_FOUND, "ResourceInfo"),
     "ALREADY_EXISTS": (grpc.StatusCode.ALREADY_EXISTS, "ResourceInfo"),
     "MODEL_NOT_DOWNLOADED": (grpc.StatusCode.FAILED_PRECONDITION, "PreconditionFailure"),

@@ -37,6 +37,7 @@ _RESOURCES: Mapping[str, tuple[str, str]] = {
     "instance": ("modelhost.v1.Instance", ""),
     "slot": ("modelhost.v1.Slot", "slots/"),
     "lease": ("modelhost.v1.Lease", "leases/"),
+    "region": ("inference.SharedMemoryRegion", ""),
     "model": ("modelhost.v1.Model", "models/"),
     "device": ("modelhost.v1.Device", "devices/"),
     "source": ("modelhost.v1.Source", ""),
