@@ -1109,11 +1109,11 @@ class ModelStatistics(_message.Message):
 
     @_builtins.property
     def memory_usage(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryUsage]:
-        """The memory it takes."""
+        """The memory its weights take on its device, and their copy in host memory (`CPU`, 0)."""
 
     @_builtins.property
     def response_stats(self) -> _containers.MessageMap[_builtins.str, Global___InferResponseStatistics]:
-        """Where the time of answers went, by their place in the stream."""
+        """Always empty: the answers of a stream count as one, in `inference_stats`."""
 
     def __init__(
         self,
