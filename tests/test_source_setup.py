@@ -128,6 +128,7 @@ def test_keys_of_object_storage_come_from_their_usual_variables() -> None:
     variables = {
         "AWS_ACCESS_KEY_ID": "AKIA",
         "AWS_SECRET_ACCESS_KEY": "s3_x",
+        "AWS_SESSION_TOKEN": "s3_lent",
         "GOOGLE_OAUTH_ACCESS_TOKEN": "gs_x",
     }
     made = setup(variables, s3_endpoint="http://minio.lan:9000")

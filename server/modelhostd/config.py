@@ -132,6 +132,13 @@ class DownloadConfig:
         only_variable=True,
     )
     """Its secret; requests are signed with it, and it is never sent."""
+    s3_session: Secret | None = key(
+        None,
+        lambda value: Secret(values.text(value).strip()),
+        variables=("AWS_SESSION_TOKEN",),
+        only_variable=True,
+    )
+    """What goes with a key that was lent for a time; sent with each request that is signed with that key."""
     gs_token: Secret | None = key(
         None,
         lambda value: Secret(values.text(value).strip()),

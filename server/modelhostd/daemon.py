@@ -61,7 +61,8 @@ def run(config: Config, arguments: argparse.Namespace, settings: Sequence[Proces
     """Serve until SIGTERM or SIGINT; the home's lock is held by the caller. Returns the exit code."""
     logs.configure(config.log_level, config.log_format)
     given = config.downloads
-    for secret in (given.token, given.github_token, given.s3_secret, given.gs_token):
+    tokens = (given.token, given.github_token, given.gs_token)
+    for secret in (*tokens, given.s3_secret, given.s3_session):
         if secret is not None:
             logs.hide(secret.value)
     factory, loop_setting = process.loop_factory(config.uvloop)

@@ -93,7 +93,7 @@ class SourceSetup:
             "github": GitHub(plain, config.github_endpoint),
             "ollama": Ollama(plain, config.ollama_endpoint),
             "file": LocalFiles(LocalConfig(config.file_roots, transfer)),
-            "s3": S3(plain, config.s3_endpoint, config.s3_region),
+            "s3": S3(plain, config.s3_endpoint, config.s3_region, _session(config)),
             "gs": GoogleStorage(plain, config.gs_endpoint),
         }
         chosen = {
@@ -137,6 +137,12 @@ def _credentials(config: DownloadConfig, environment: Mapping[str, str]) -> Cred
         token = ("GOOGLE_OAUTH_ACCESS_TOKEN", config.gs_token.value)
         variables[_origin(config.gs_endpoint)] = token
     return Credentials(places, variables)
+
+
+def _session(config: DownloadConfig) -> tuple[str, str]:
+    """Return the access key that was lent for a time, and the token that goes with it; both empty = none was."""
+    given = config.s3_session
+    return (config.s3_key, given.value) if given is not None else ("", "")
 
 
 def _origin(endpoint: str) -> Origin:

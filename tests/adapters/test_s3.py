@@ -109,6 +109,24 @@ async def test_two_regions_that_point_at_each_other_end(
     assert len(store.requests) == 2
 
 
+async def test_a_key_that_was_lent_takes_its_session_along(
+    tmp_path: Path, store: LoopbackObjects
+) -> None:
+    """Its token is in every request that is signed with that key, and in none of another."""
+    put(store)
+    close(store)
+    origin = parse_target(store.url, "x").origin
+    config = HttpSourceConfig(credentials=Credentials((), {origin: ("KEY", SECRET, KEY)}))
+    for user in (KEY, "another"):
+        store.requests.clear()
+        adapter = S3(config, store.url, lent=(user, "good-for-an-hour"))
+        desk = SourceDesk(tmp_path / f"home-{user}", adapter)
+        await desk.fetch("s3://models/tiny")
+        assert desk.content() == FILES
+        told = {"good-for-an-hour" in f"{seen.path} {seen.headers}" for seen in store.requests}
+        assert told == {user == KEY}
+
+
 @pytest.mark.parametrize(
     ("bucket", "region", "place"),
     [

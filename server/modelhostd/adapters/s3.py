@@ -56,10 +56,16 @@ class S3(ObjectStore):
     """Buckets of one store that speaks S3's protocol; satisfies ``source.SourceAdapter``."""
 
     def __init__(
-        self, config: HttpSourceConfig, endpoint: str = PUBLIC_ENDPOINT, region: str = REGION
+        self,
+        config: HttpSourceConfig,
+        endpoint: str = PUBLIC_ENDPOINT,
+        region: str = REGION,
+        lent: tuple[str, str] = ("", ""),
     ) -> None:
+        """``lent``: an access key that is good for a time, and the session token that goes with it."""
         super().__init__(config, endpoint)
         self._region = region
+        self._lent = lent
         self._lock = threading.Lock()
         self._regions: dict[str, str] = {}
         """By bucket: where it was found to be."""
@@ -199,6 +205,7 @@ class S3(ObjectStore):
             anon=key is None,
             key=key.user if key else None,
             secret=key.token if key else None,
+            token=self._lent[1] or None if key and key.user == self._lent[0] else None,
             endpoint_url=self.endpoint if own else None,
             client_kwargs={"region_name": region},
             config_kwargs={
