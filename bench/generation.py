@@ -60,8 +60,8 @@ def figures(effort: Effort) -> Sequence[Figure]:
                     _texts(daemon, concurrency, texts * (2 if concurrency > 1 else 1), kept)
                     _streams(daemon.target, concurrency, kept)
             return [
-                *_figures(1, ours[1], alone, 0.9, "1.1x"),
-                *_figures(8, ours[8], alone, 3.0, "4x"),
+                *_figures(1, ours[1], alone, 0.9, "1.0x"),
+                *_figures(8, ours[8], alone, 3.0, "4.5x"),
             ]
 
 
