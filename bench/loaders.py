@@ -10,16 +10,23 @@ MIB = 2**20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
-def heap(way: Callable[[], object], *, kept: bool) -> None:
-    """Do it with a heap that keeps what was freed, or with memory of the system for each large piece.
+def empty_heap() -> None:
+    """Have malloc hold nothing that is free, and ask the system for each large piece.
 
-    By itself malloc moves between the two: what is freed raises the size from which the system is asked, and the end
-    of the heap goes back as soon as nothing small lies behind it.
+    By itself it moves between this and a heap that is kept: what is freed raises the size from which the system is
+    asked, and the end of the heap goes back as soon as nothing small lies behind it.
     """
     libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 128 * 1024)
+    libc.malloc_trim(0)
+
+
+def fill_heap(way: Callable[[], object]) -> None:
+    """Have malloc hold what a way needs, from having done it once."""
+    libc = ctypes.CDLL(None)
     libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    # 32 MiB is the most that glibc takes.
-    libc.mallopt(M_MMAP_THRESHOLD, 32 * MIB if kept else 128 * 1024)
+    # The most that glibc takes.
+    libc.mallopt(M_MMAP_THRESHOLD, 32 * MIB)
     way()
 
 
@@ -40,4 +47,4 @@ def fastsafetensors(path: Path) -> Callable[[], object] | None:
         buffer.close()
         loader.close()
 
-    return lambda: heap(load, kept=False)
+    return load

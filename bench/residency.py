@@ -7,7 +7,7 @@ the page cache's memory, which nobody accounts for and which changes with the fi
 
 What they copy to is faulted for each load, as in any process that loads its first model or gave back the last one. A process that
 loads the same sizes again and again may find them in its heap, faulted: whether it does hangs on what else malloc was asked for
-between, and moves these loaders by three times. So malloc is told (`heap`), and a figure says which of both it was.
+between, and moves these loaders by three times. So malloc is told (`loaders.py`), and a figure says which of both it was.
 
 A swap-in's reference is memmove between two warm buffers.
 """
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.figure import Effort, Figure
-from bench.loaders import fastsafetensors, heap
+from bench.loaders import empty_heap, fastsafetensors, fill_heap
 
 MIB = 2**20
 TENSORS, TENSOR_BYTES = 200, 4 * MIB
@@ -83,18 +83,15 @@ def cold_loads(folder: Path, rounds: int, scale: float) -> list[Figure]:
         "aligned": lambda: read_raw(path, room[shift : shift + size]),
         "fresh": lambda: read_into(fresh, folder),
         "both": lambda: read_into(both, folder),
-        "safetensors": lambda: heap(copied, kept=False),
-        "kept": lambda: heap(copied, kept=True),
+        "safetensors": copied,
+        "kept": copied,
         "mapped": lambda: [t.view(torch.uint8)[:, ::4096].sum() for t in load_file(path).values()],
-        "torch": lambda: heap(
-            lambda: {
-                name: tensor.clone()
-                for name, tensor in torch.load(
-                    folder / "model.pt", mmap=True, weights_only=True
-                ).items()
-            },
-            kept=False,
-        ),
+        "torch": lambda: {
+            name: tensor.clone()
+            for name, tensor in torch.load(
+                folder / "model.pt", mmap=True, weights_only=True
+            ).items()
+        },
         "cat": lambda: subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True),
     }
     fast = fastsafetensors(path)
@@ -102,7 +99,8 @@ def cold_loads(folder: Path, rounds: int, scale: float) -> list[Figure]:
         ways["fastsafetensors"] = fast
     wait_until_ready(ready, size)
     wait_until_ready(both, size)
-    seconds = in_turns(ways, rounds)
+    before = dict.fromkeys(("safetensors", "torch", "fastsafetensors"), empty_heap)
+    seconds = in_turns(ways, rounds, before | {"kept": lambda: fill_heap(copied)})
     rates = {name: size / 1e9 / statistics.median(times) for name, times in seconds.items()}
     unit, name = "GB/s", f"cold load of {size // MIB} MiB from the page cache"
     peer = [
@@ -183,10 +181,11 @@ def library_loads(folder: Path, rounds: int, scale: float) -> list[Figure]:
 
     ways = {
         "ours": ours,
-        "faulted": lambda: heap(library, kept=False),
-        "kept": lambda: heap(library, kept=True),
+        "faulted": library,
+        "kept": library,
     }
-    seconds = in_turns(ways, rounds)
+    before = {"faulted": empty_heap, "kept": lambda: fill_heap(library)}
+    seconds = in_turns(ways, rounds, before)
     ours_s, faulted_s, kept_s = (statistics.median(seconds[name]) for name in ways)
     name = f"BERT of {size // MIB} MiB to a module on cpu"
     return [
@@ -332,12 +331,18 @@ def read_raw(path: Path, target: Any) -> None:
             thread.join()
 
 
-def in_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each way, by turns; the first round is not counted."""
+def in_turns(
+    ways: Mapping[str, Callable[[], object]],
+    rounds: int,
+    before: Mapping[str, Callable[[], object]] | None = None,
+) -> dict[str, list[float]]:
+    """Return the seconds of each way, by turns; the first round is not counted, nor what comes ``before`` a way."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
             gc.collect()
+            if before and name in before:
+                before[name]()
             taken = timed(way)
             if number:
                 seconds[name].append(taken)
