@@ -207,6 +207,29 @@ async def test_a_load_ends_though_commits_fail(world: World) -> None:
         assert (await run.load("a")).id != operation.id
 
 
+async def test_a_load_does_not_wait_for_an_eviction_that_is_for_another(world: World) -> None:
+    """While memory is being freed for a large model, a small one that fits beside it loads at once."""
+    async with world.host() as run:
+        for model, size in {"a": 400, "b": 400, "large": 500, "small": 100, "other": 100}.items():
+            await run.have(model, size)
+        for model in "ab":
+            await run.load(model)
+            await world.clock.advance(1.0)
+        gate = run.workers.unload_gate("a")
+        gate.close()
+        large = await run.host.residency.load("large")
+        await gate.reached()
+        await run.load("small")
+        # There is no more beside it: this one competes, and waits.
+        other = await run.host.residency.load("other")
+        await settle()
+        assert set(run.workers.resident) == {"b", "small"}
+        gate.open()
+        await run.end(large)
+        await run.end(other)
+        assert run.workers.peak_bytes["sim-0"] <= 1000
+
+
 async def test_a_load_that_could_not_be_stored_is_no_load(world: World) -> None:
     """A waiting load whose operation could not be stored is dropped; what runs already goes on."""
     async with world.host(budget=500) as run:
@@ -280,6 +303,26 @@ async def test_a_load_ends_at_its_timeout(world: World) -> None:
         with pytest.raises(ModelhostError) as caught:
             await waiting
         assert caught.value.reason is Reason.LOAD_TIMEOUT
+        run.workers.infer_gate("a").open()
+        await busy
+
+
+async def test_a_compiled_model_is_given_time_to_compile(world: World) -> None:
+    """Where nothing is said of its timeout its load ends later than another, but it ends."""
+    async with world.host(budget=500) as run:
+        await run.have("a")
+        await run.have("b", backend_options={"compile": True})
+        await run.have("c")
+        await run.load("a")
+        run.workers.infer_gate("a").close()
+        busy = run.infer("a")
+        await run.workers.infer_gate("a").reached()
+        compiled, other = [await run.host.residency.load(model) for model in "bc"]
+        await world.clock.advance(200)
+        await run.failed(other)
+        assert run.host.operations.get(compiled.id).state not in FINAL_STATES
+        await world.clock.advance(600)
+        await run.failed(compiled)
         run.workers.infer_gate("a").open()
         await busy
 

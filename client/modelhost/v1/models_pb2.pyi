@@ -330,7 +330,8 @@ class ModelConfig(_message.Message):
     @_builtins.property
     def load_timeout(self) -> _duration_pb2.Duration:
         """How long a load, and a request that waits for one, may take. From 1 ms to 3,650 days; unset =
-        by the model's size. Live: it holds for loads that start after the change.
+        by the model's size, and ten minutes more where `backend_options.compile` is true. Live: it holds
+        for loads that start after the change.
         """
 
     @_builtins.property

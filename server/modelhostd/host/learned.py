@@ -15,6 +15,8 @@ from modelhostd.ports import Loaded, LoadSpec
 
 LOAD_TIMEOUT_BASE_S = 120.0
 LOAD_BYTES_PER_S = 50_000_000.0
+COMPILE_S = 600.0
+"""What torch's compiler is given: it took all-MiniLM-L6-v2 one to four minutes on two cores."""
 LOAD_S_WEIGHT = 0.5
 SWAP_BYTES_PER_S = 10e9
 """What a first swap-in is expected to copy in a second."""
@@ -190,9 +192,12 @@ def predicted_bytes(model: Model) -> int:
 
 
 def load_timeout_s(model: Model, size: int) -> float:
-    """Return the model's load timeout; by default 120 s and a second for each 50 MB."""
+    """Return the model's load timeout; by default 120 s and a second for each 50 MB, more where it is compiled."""
     own = model.config.load_timeout_s
-    return own if own is not None else LOAD_TIMEOUT_BASE_S + size / LOAD_BYTES_PER_S
+    if own is not None:
+        return own
+    compiling_s = COMPILE_S if model.config.backend_options.get("compile") is True else 0.0
+    return LOAD_TIMEOUT_BASE_S + size / LOAD_BYTES_PER_S + compiling_s
 
 
 def _weigh(known: dict[str, float], model: str, seconds: float) -> None:

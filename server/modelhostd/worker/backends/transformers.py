@@ -111,7 +111,7 @@ class TransformersBackend(Backend):
         self._call = self._model
         if compiles:
             self._call = compiled(self._model.to(self._device))
-            warm_up(self)
+            warm_up(self, context)
 
     def signature(self) -> Signature:
         """Return text in, the task's outputs out."""
@@ -203,9 +203,10 @@ class TransformersBackend(Backend):
         return isinstance(error, RuntimeError) and "CUDA error" in str(error)
 
 
-def warm_up(backend: TransformersBackend) -> None:
+def warm_up(backend: TransformersBackend, context: LoadContext) -> None:
     """Have what is compiled for one item and for several be there before requests are."""
     for count in (1, 2, 3):
+        context.check_cancelled()
         texts = np.empty(count, object)
         texts[:] = [CANARY.encode() * (number + 1) for number in range(count)]
         try:
