@@ -15,6 +15,8 @@ CHUNK_ITEMS = 32
 """Items in one pass through a model; between two passes a cancellation is noticed."""
 PASS_TOKENS = 24
 """What one pass more through a model costs on a CPU, in tokens of one thread."""
+PASS_THREADS = 8
+"""Threads that make tokens cheaper: a pass of small matrices gains little from more."""
 MAX_TEXT_BYTES = 2**20
 
 
@@ -80,7 +82,9 @@ def pass_price(device: torch.device) -> float:
     Measured for MiniLM on a CPU: 9 ms of calls beside 0.35 ms of a thread for each token. A larger model's tokens cost
     more, so for it this is too much rather than too little. Elsewhere calls cost more than tokens: no more passes.
     """
-    return PASS_TOKENS * torch.get_num_threads() if device.type == "cpu" else math.inf
+    if device.type != "cpu":
+        return math.inf
+    return PASS_TOKENS * min(torch.get_num_threads(), PASS_THREADS)
 
 
 def tokenize(
