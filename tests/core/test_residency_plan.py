@@ -56,7 +56,10 @@ def _devices(draw: st.DrawFn) -> Mapping[str, DeviceView]:
                 )
             )
         taken = draw(st.integers(0, 20))
-        views[f"d{number}"] = DeviceView(f"d{number}", capacity, tuple(holdings), taken_bytes=taken)
+        claimed = draw(st.just(0) | st.integers(0, 40))
+        views[f"d{number}"] = DeviceView(
+            f"d{number}", capacity, tuple(holdings), claimed, taken_bytes=taken
+        )
     return views
 
 
@@ -78,13 +81,18 @@ def test_each_answer_keeps_its_promise(
     answer = plan(want, devices, NOW, Policy())
     match answer:
         case Fits(device):
-            assert size <= devices[device].free_bytes
+            view = devices[device]
+            really = view.capacity_bytes - sum(h.bytes for h in view.holdings)
+            assert size <= really
+            # Whoever was promised bytes still finds them, of those that are left or on their way out.
+            promised = min(view.claimed_bytes, max(0, really + _coming(view)))
+            assert really - size + _coming(view) >= promised or size == 0
         case Evict(device, victims):
             view = devices[device]
             chosen = [h for h in view.holdings if h.model in victims]
             assert chosen
             assert all(h.idle for h in chosen)
-            assert all(size > d.free_bytes for d in usable if size <= d.capacity_bytes)
+            assert all(size > d.fitting_bytes for d in usable if size <= d.capacity_bytes)
             missing = size - view.free_bytes - _coming(view)
             total = sum(h.bytes for h in chosen)
             assert total >= missing > 0

@@ -40,7 +40,7 @@ def make_room(view: DeviceView, needed_bytes: int, now: float, policy: Policy) -
     """Return what it takes to keep ``needed_bytes`` in host memory; None = it cannot be had, keep nothing."""
     if needed_bytes > view.capacity_bytes:
         return None
-    if needed_bytes <= view.free_bytes:
+    if needed_bytes <= view.fitting_bytes:
         return Room()
     victims = choose_victims(view, needed_bytes, now, _unguarded(policy))
     if victims is None:

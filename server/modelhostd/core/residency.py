@@ -33,6 +33,18 @@ class DeviceView:
         """Bytes that nobody holds or was promised; negative when the budget was shrunk."""
         return self.capacity_bytes - self.claimed_bytes - sum(h.bytes for h in self.holdings)
 
+    @property
+    def coming_bytes(self) -> int:
+        """Bytes that are on their way out."""
+        return sum(h.bytes for h in self.holdings if h.state is InstanceState.DRAINING)
+
+    @property
+    def fitting_bytes(self) -> int:
+        """Bytes that one more load may take at once: what was promised comes out of what is on its way out first, so
+        that nobody waits for an eviction that is for another.
+        """
+        return self.free_bytes + min(self.claimed_bytes, self.coming_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Want:
@@ -106,7 +118,7 @@ def plan(want: Want, devices: Mapping[str, DeviceView], now: float, policy: Poli
         if squeezed:
             return Refuse(held_by_others(want, max(squeezed, key=lambda d: (d.free_bytes, d.id))))
         return Refuse(too_large(want, usable))
-    fitting = [d for d in possible if want.bytes <= d.free_bytes]
+    fitting = [d for d in possible if want.bytes <= d.fitting_bytes]
     if fitting:
         return Fits(min(fitting, key=lambda d: (d.free_bytes, d.id)).id)
     open_ones = [d for d in possible if want.bytes <= _reachable(d)]
@@ -115,7 +127,7 @@ def plan(want: Want, devices: Mapping[str, DeviceView], now: float, policy: Poli
     best: Evict | None = None
     best_cost = 0
     for device in sorted(open_ones, key=lambda d: d.id):
-        if _coming(device) >= want.bytes - device.free_bytes:
+        if device.coming_bytes >= want.bytes - device.free_bytes:
             # Enough is being freed already: evicting more would be in vain.
             continue
         victims = choose_victims(device, want.bytes, now, policy)
@@ -126,7 +138,7 @@ def plan(want: Want, devices: Mapping[str, DeviceView], now: float, policy: Poli
             best, best_cost = Evict(device.id, tuple(h.model for h in victims)), cost
     if best is not None:
         return best
-    waiting = max(open_ones, key=lambda d: (d.free_bytes + _coming(d), d.id))
+    waiting = max(open_ones, key=lambda d: (d.free_bytes + d.coming_bytes, d.id))
     drain: tuple[str, ...] = ()
     if now - want.since >= BUSY_GRACE_S:
         drain = _drain(waiting, want.bytes, now, policy)
@@ -141,7 +153,7 @@ def choose_victims(
     Bytes that are already on their way out count as free. A victim that a later choice made
     superfluous is spared: freeing 4 of {1, 4} evicts only the 4.
     """
-    missing = needed_bytes - device.free_bytes - _coming(device)
+    missing = needed_bytes - device.free_bytes - device.coming_bytes
     chosen: list[Holding] = []
     for holding in policy.order(device.holdings, now):
         if missing <= 0:
@@ -167,7 +179,7 @@ def over_budget(device: DeviceView, now: float, policy: Policy, *, busy: bool) -
     policy = replace(policy, min_residency_s=0.0)
     if (enough := choose_victims(device, 0, now, policy)) is not None:
         return enough
-    missing = -device.free_bytes - _coming(device)
+    missing = -device.free_bytes - device.coming_bytes
     in_order = policy.order(device.holdings, now)
     chosen = [h for h in in_order if h.idle and h.bytes]
     missing -= sum(h.bytes for h in chosen)
@@ -230,13 +242,8 @@ def _reachable(device: DeviceView) -> int:
     return device.capacity_bytes - sum(h.bytes for h in device.holdings if h.held)
 
 
-def _coming(device: DeviceView) -> int:
-    """Bytes that are on their way out."""
-    return sum(h.bytes for h in device.holdings if h.state is InstanceState.DRAINING)
-
-
 def _drain(device: DeviceView, needed: int, now: float, policy: Policy) -> tuple[str, ...]:
-    missing = needed - device.free_bytes - _coming(device)
+    missing = needed - device.free_bytes - device.coming_bytes
     chosen: list[str] = []
     for holding in policy.order(device.holdings, now):
         if missing <= 0:
