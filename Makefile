@@ -151,7 +151,7 @@ bench-gpu: $(READY) ## images on a GPU beside its own limits and other loaders (
 	@$(PY) bench/gpu.py $(ARGS)
 
 .PHONY: soak
-soak: $(READY) ## kill daemons, cut the power, take random steps until MINUTES=n are up
+soak: $(READY) ## kill daemons, cut the power, take random steps, send damaged messages until MINUTES=n are up
 	@$(PY) bench/soak.py --minutes $(MINUTES) $(ARGS)
 
 # --- giving it away -------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Kill, cut the power and look, until the time is up: `make soak MINUTES=n`.
+"""Kill, cut the power, send damaged messages and look, until the time is up: `make soak MINUTES=n`.
 
 Goes on with the programs of ``tests/kill``, side by side, each time with another seed. Prints a line for
 each run and the sums in the end; exits with 1 at the first finding, with the seed that it came with. A
