@@ -219,9 +219,15 @@ def test_other_precisions(folder, precision):
 
 
 def test_options_are_checked(folder):
-    """An unknown option and one out of range are refused."""
-    wrong = ({"max_sequences": 0}, {"max_sequences": "many"}, {"sequences": 3}, {"cache_tokens": 0})
-    for options in wrong:
+    """An unknown option and one out of range are refused; a number is one however it comes over the wire."""
+    load(folder, options={"max_sequences": 2.0, "cache_tokens": 40.0}).unload()
+    whole = (
+        {"max_sequences": 0},
+        {"cache_tokens": 0},
+        {"cache_tokens": 1.5},
+        {"max_sequences": True},
+    )
+    for options in (*whole, {"max_sequences": "many"}, {"sequences": 3}):
         with pytest.raises(BadInputError):
             load(folder, options=options)
 

@@ -289,9 +289,11 @@ def _read_count(options: Mapping[str, Any], name: str, most: int) -> int:
     if name not in options:
         return 0
     value = options[name]
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+    # On the wire all numbers are doubles.
+    a_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not a_number or not 0 < value <= most or value != int(value):
         raise BadInputError(name, f"1 to {most}", value)
-    return value
+    return int(value)
 
 
 def _special_tokens(tokenizer: Any) -> dict[str, str]:
