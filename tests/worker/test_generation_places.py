@@ -1,6 +1,7 @@
 """Many texts at work on one model: who has a place, who waits for one, and what one's failure costs the others."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -278,3 +279,32 @@ def test_memory_that_is_short_as_one_leaves_costs_those_at_work_and_no_more(back
     again = begin(backend, "hello", max_tokens=20)
     run(backend)
     assert (again.text, again.error) == (alone.text, None)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whoever_comes_rests_or_goes_each_text_is_what_it_is_alone(backend, monkeypatch, seed):
+    """Random readers, fast and slow, urgent and not: every one that stays has its whole text in the end."""
+    monkeypatch.setattr(engine, "REST_S", 0.0)
+    monkeypatch.setattr(lanes, "PROMPT_TOKENS", 8)
+    monkeypatch.setattr(backend._engine, "_max_sequences", 3)
+    alone = {prompt: begin(backend, prompt, max_tokens=15) for prompt in PROMPTS}
+    run(backend)
+    chance = random.Random(seed)
+    readers = {}
+    for turn in range(150):
+        if turn % 12 == 0:
+            reader, prompt = Reader(room=chance.choice((1, 2, 5, 99))), chance.choice(PROMPTS)
+            reader.priority = chance.choice((-1, 0, 0, 3))
+            readers[begin(backend, prompt, reader, max_tokens=15)] = prompt
+        for reader in readers:
+            reader.room += chance.random() < 0.15
+            reader.gone |= chance.random() < 0.003
+        backend.step()
+    for reader in readers:
+        reader.room = 99
+    run(backend)
+    for reader, prompt in readers.items():
+        assert reader.ended
+        if not isinstance(reader.error, Cancelled):
+            assert (reader.error, reader.text) == (None, alone[prompt].text)
+    assert backend._engine._lane.rows == []
