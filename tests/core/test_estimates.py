@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelhostd.core.estimates import Room, corrected_bytes, missing_bytes
+from modelhostd.core.estimates import Room, corrected_bytes, for_requests, missing_bytes
 
 SIZES = st.integers(0, 1 << 45)
 
@@ -32,6 +32,15 @@ def test_it_is_more_than_what_was_free() -> None:
 def test_a_small_model_on_a_small_device_asks_for_little() -> None:
     """On a device of 1 GiB a model of 8 MiB is not taken to need a quarter of the device."""
     assert corrected_bytes(8 << 20, 0, Room(1 << 30, 0, 1 << 30)) < 20 << 20
+
+
+def test_one_absurd_request_does_not_get_the_device() -> None:
+    """What requests are taken to need is a quarter of the device at most, and nothing where they ask for more than there is."""
+    room = Room(capacity=1_000, free=100, most=1_000)
+    assert for_requests(300, 300, 0, room) == 401
+    assert for_requests(300, 300, 700, room) == 550
+    assert for_requests(300, 550, 100, room) == 550
+    assert for_requests(300, 300, 701, room) == 300
 
 
 @given(SIZES, SIZES, st.builds(Room, SIZES, SIZES, SIZES))

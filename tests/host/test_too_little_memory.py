@@ -1,5 +1,6 @@
 """Requests that find too little memory: another model makes room, and they are tried once more."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,34 @@ async def test_its_model_is_planned_with_more_from_then_on(world: World) -> None
         assert (device.resident_bytes, device.reserved_bytes) == (600, 101)
 
 
+async def test_what_nobody_could_give_takes_nobody_away(world: World) -> None:
+    """A request that asks for more than its device has fails alone: none is evicted, and nothing is learned of the model."""
+    async with world.host() as run:
+        await ready(run, "b", "a")
+        facts = {"model": "a", "neededBytes": str(1 << 60)}
+        error = ModelhostError(Reason.OUT_OF_DEVICE_MEMORY, "no room", facts)
+        run.workers.infer_errors["a"] = error
+        with pytest.raises(ModelhostError):
+            await run.infer("a", 5.0)
+        assert set(run.workers.resident) == {"a", "b"}
+        assert run.host.occupancy.ledger.held("sim-0", "a") == 300
+        assert run.host.residency.loads.plan("a")[1] == 300
+
+
+async def test_requests_that_fail_together_are_one_lesson(world: World) -> None:
+    """What two requests lacked at the same time is reserved once, and told as it stands in the ledger."""
+    async with world.host() as run:
+        await ready(run, "b", "c", "a")
+        short(run, 2)
+        requests = [run.infer("a", 5.0) for _ in range(2)]
+        for request in requests:
+            with suppress(ModelhostError):
+                await request
+        found = run.host.registry.decided.instance_of("a")
+        assert found is not None
+        assert run.host.occupancy.ledger.held("sim-0", "a") == 300 + found.working_bytes
+
+
 async def test_it_never_grows_above_what_can_be_had(world: World) -> None:
     """However often its requests find too little memory, a model is not refused for what it is taken to need."""
     async with world.host() as run:
@@ -85,7 +114,7 @@ async def test_it_never_grows_above_what_can_be_had(world: World) -> None:
         await run.load("b")
         await run.host.models.pin("b", pinned=True)
         await run.load("a")
-        assert run.host.occupancy.ledger.held("sim-0", "a") == 700
+        assert run.host.occupancy.ledger.held("sim-0", "a") == 550
 
 
 async def test_it_is_repeated_once(world: World) -> None:

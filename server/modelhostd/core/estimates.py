@@ -13,6 +13,8 @@ MODEL_PART = 4
 DEVICE_PART = 100
 """... and this part of the device: what libraries take goes by that, and one allocation that fails is rarely the last."""
 
+REQUESTS_PART = 4
+"""What requests are taken to need beside a model is at most this part of its device: one absurd request must not have it all."""
 DIGITS_MAX = 19
 """Of a number that a worker says."""
 
@@ -32,6 +34,17 @@ def missing_bytes(metadata: Mapping[str, str]) -> int:
     """Return what the allocation that failed asked for, as a worker says it in its error; 0 = it does not."""
     said = metadata.get("neededBytes", "")
     return int(said) if said.isascii() and said.isdigit() and len(said) <= DIGITS_MAX else 0
+
+
+def for_requests(weights: int, size: int, missing: int, room: Room) -> int:
+    """Return what a model that holds ``size`` bytes, so many of them weights, is taken to need after a request to it found
+    too little; ``size`` where no more can be had for it, or where what it asked for could not be had on that device at all.
+    """
+    if size + missing > room.most:
+        return size
+    return max(
+        size, min(corrected_bytes(size, missing, room), weights + room.capacity // REQUESTS_PART)
+    )
 
 
 def corrected_bytes(size: int, missing: int, room: Room) -> int:

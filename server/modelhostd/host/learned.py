@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from modelhostd.core.errors import ModelhostError
-from modelhostd.core.estimates import Room, corrected_bytes
+from modelhostd.core.estimates import Room, corrected_bytes, for_requests
 from modelhostd.core.failed_loads import REMEMBERED, FailedLoad
 from modelhostd.core.registry import needs_reload
 from modelhostd.core.resources import Model, ModelConfig
@@ -116,9 +116,12 @@ class Learned:
         """Note that a request found too little memory beside the ``size`` bytes that its model holds; return what the
         model is taken to need from now on.
         """
-        corrected = corrected_bytes(size, missing, self._room(model.id, device))
-        self.working[model.id] = Short(version, model.config, device, corrected)
-        return corrected
+        needed = for_requests(
+            self._weight_bytes(model), size, missing, self._room(model.id, device)
+        )
+        if needed > size:
+            self.working[model.id] = Short(version, model.config, device, needed)
+        return needed
 
     def loaded(self, spec: LoadSpec, loaded: Loaded) -> None:
         """Note what a load from disk took."""

@@ -173,11 +173,16 @@ class Residency:
         ledger, learned = self._occupancy.ledger, self._occupancy.learned
         held = ledger.held(route.device, route.model)
         at = route.version, route.device
-        wanted = learned.request_fell_short(model, *at, held, missing_bytes(error.metadata))
-        gone = evict and await self._make_room(route, timeout_s)
+        missing = missing_bytes(error.metadata)
+        wanted = learned.request_fell_short(model, *at, held, missing)
+        # One that could not be had on an empty device is no reason that anybody leaves.
+        possible = held + missing <= self._occupancy.views()[route.device].capacity_bytes
+        gone = evict and possible and await self._make_room(route, timeout_s)
         instance = self._registry.decided.instance_of(route.model)
         if self.routes.get(route.model) is not route or instance is None:
             return gone
+        # Another such request may have ended meanwhile.
+        held = ledger.held(route.device, route.model)
         more = min(wanted - held, self._occupancy.views()[route.device].free_bytes)
         if more > 0:
             ledger.hold(route.device, route.model, held + more)
