@@ -45,6 +45,9 @@ _FOREIGN = (
     "STATE_DIRECTORY",
     "CACHE_DIRECTORY",
     "RUNTIME_DIRECTORY",
+    # Another size of a terminal than the one that a test opens; pytest-xdist sets them.
+    "COLUMNS",
+    "LINES",
     # Every daemon and worker that a test starts would compile all of its modules anew.
     "PYTHONDONTWRITEBYTECODE",
 )

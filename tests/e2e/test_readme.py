@@ -16,6 +16,9 @@ from modelhostd.api.unimplemented import UNIMPLEMENTED_METHODS
 from tests.e2e.process import Daemon
 from tests.e2e.readme import README, blocks, commands
 
+pytestmark = pytest.mark.timeout(240)
+"""A worker imports a library for seconds, which on a swamped machine is more than a minute."""
+
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 BIN = Path(sys.executable).parent
 
@@ -39,14 +42,14 @@ def served(make_daemon: Callable[..., Daemon], hub: LoopbackHub) -> Iterator[tup
         yield daemon, port
 
 
-def _run(arguments: list[str], target: str, **limits: int) -> "subprocess.CompletedProcess[str]":
+def _run(arguments: list[str], target: str) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "MODELHOST_TARGET": target, "PATH": f"{BIN}:{os.environ['PATH']}"}
     return subprocess.run(
         arguments,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=limits.get("timeout", 50),
+        timeout=150,
         check=False,
     )
 

@@ -19,6 +19,7 @@ from tests.fakes.downloads import FakeDownloads
 from tests.fakes.files import FakeFiles
 from tests.fakes.uploads import FakeUploads
 from tests.fakes.workers import FakeWorkers
+from tests.support import DEADLINE_S
 
 MODEL_BYTES = 400
 BUDGET = 1000
@@ -120,7 +121,7 @@ class Running:
 
     async def end(self, operation: Operation) -> Operation:
         """Return an operation once it has ended well."""
-        done = await self.host.operations.wait(operation.id, timeout_s=5.0)
+        done = await self.host.operations.wait(operation.id, timeout_s=DEADLINE_S)
         assert done.state is OperationState.SUCCEEDED, done
         return done
 
@@ -134,11 +135,11 @@ class Running:
 
     async def ended(self, key: str) -> OperationState:
         """Return how an operation ended."""
-        return (await self.host.operations.wait(key, timeout_s=5.0)).state
+        return (await self.host.operations.wait(key, timeout_s=DEADLINE_S)).state
 
     async def failed(self, operation: Operation) -> Operation:
         """Return an operation once it has failed."""
-        done = await self.host.operations.wait(operation.id, timeout_s=5.0)
+        done = await self.host.operations.wait(operation.id, timeout_s=DEADLINE_S)
         assert done.state is OperationState.FAILED, done
         return done
 

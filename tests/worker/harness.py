@@ -28,7 +28,7 @@ CONFIG = WorkersConfig(
     import_paths=(str(ROOT),),
     arena_bytes=4 * 2**20,
     heartbeat_interval_s=0.05,
-    start_timeout_s=30.0,
+    start_timeout_s=120.0,
 )
 """Workers that start in a fraction of a second, since none of their backends needs torch."""
 
