@@ -7,6 +7,7 @@ import torch
 
 from bench.faulty_backend import FaultyBackend
 from modelhostd.worker.backend import InferContext, LoadContext, Output, Tensor
+from modelhostd.worker.image.kept import describe
 
 
 class Weights(torch.nn.Module):
@@ -17,6 +18,19 @@ class Weights(torch.nn.Module):
     def __init__(self, values: torch.Tensor) -> None:
         super().__init__()
         self.weights = torch.nn.Parameter(values, requires_grad=False)
+
+
+def _made(size: int, context: LoadContext) -> torch.Tensor:
+    """Return the weights, in memory of their image where there is any, so that they can outlive this worker."""
+    values = (torch.arange(size, dtype=torch.int64) * 31 % 251).to(torch.uint8)
+    if context.memory is None or not size:
+        return values
+    memory = context.memory(size)
+    memory.prepare(0, size)
+    weights: torch.Tensor = memory.tensor[:size]
+    weights.copy_(values)
+    memory.describe(describe(memory.tensor, {"weights": weights}, ""))
+    return weights
 
 
 class ImagedBackend(FaultyBackend):
@@ -30,10 +44,12 @@ class ImagedBackend(FaultyBackend):
         self._module: Weights | None = None
 
     def load(self, context: LoadContext) -> None:
-        """Make the weights."""
+        """Make the weights, where none outlived an earlier worker."""
         size = int(context.options.get("bytes", 0))
-        values = torch.arange(size, dtype=torch.int64) * 31 % 251
-        self._module = Weights(values.to(torch.uint8))
+        kept = context.kept
+        self._module = Weights(
+            _made(size, context) if kept is None else kept.tensors("")["weights"]
+        )
         context.report(size, size)
 
     def infer(self, inputs: Mapping[str, Tensor], context: InferContext) -> Mapping[str, Output]:

@@ -186,6 +186,25 @@ async def test_a_crash_during_the_swap_in_costs_a_load(world: World) -> None:
         true(run)
 
 
+async def test_a_copy_that_was_lost_and_cannot_be_replaced_leaves_nothing_queued(
+    world: World,
+) -> None:
+    """A swap-in that loses its worker while the budget shrank below the model is refused; no instance waits for ever."""
+    async with world.host(budget=500, host_budget=1000) as run:
+        await evicted(run, "a", "b")
+        gate = run.workers.promote_gate("a")
+        gate.close()
+        request = run.infer("a", 30.0)
+        await gate.reached()
+        await run.host.residency.set_budget("sim-0", 200)
+        run.workers.crash("sim-0")
+        with pytest.raises(ModelhostError) as caught:
+            await request
+        assert caught.value.reason is Reason.MODEL_TOO_LARGE
+        assert state(run, "a") in (None, InstanceState.FAILED)
+        true(run)
+
+
 async def test_a_copy_of_something_else_is_no_use(world: World) -> None:
     """A warm copy goes when its model's files or config are others now, and a load takes those."""
     async with world.host(budget=500, host_budget=1000) as run:

@@ -14,6 +14,7 @@ from modelhostd.core.errors import ModelhostError
 from modelhostd.core.lifecycle import INSTANCE, step
 from modelhostd.core.resources import Health, Instance, InstanceState, Phase, Tier
 from modelhostd.core.state import instance_key
+from modelhostd.host import instances
 from modelhostd.host import wanted as errors
 from modelhostd.host.crashes import Crashes
 from modelhostd.host.occupancy import Occupancy, changed
@@ -164,9 +165,12 @@ class LoadTasks:
             state = step(INSTANCE, instance.state, InstanceState.QUEUED)
             queued = replace(instance, state=state, tier=Tier.DISK, host_bytes=0)
             self._registry.record(changed(queued, reason))
-        if wanted.swapping:
-            # An instance that is loaded from disk is another one.
-            wanted.generation = 0
+        model = self._registry.decided.models.get(wanted.model)
+        if wanted.swapping and model is not None:
+            # An instance that is loaded from disk is another one; made now, so that it ends with its load.
+            operation = wanted.operations[0] if wanted.operations else ""
+            new = instances.queued(self._occupancy, self._crashes, wanted, model, operation)
+            self._registry.record(new)
 
     def _unmake(self, wanted: Wanted, route: Route, error: ModelhostError) -> None:
         """Take back a load that did not end well."""
