@@ -11,6 +11,8 @@ from bench.faulty_scene import Scene
 SIZES: Mapping[str, int] = {"a": 400_000, "b": 400_000, "c": 300_000, "d": 900_000, "e": 100_000}
 HOST_ROOM = 1_500_000
 """What copies in host memory may take."""
+LOG_CHARS = 6000
+"""How much of the daemon's log a finding shows."""
 ROOM = 1_000_000
 """The budget that a run begins with: for every model alone, for some of them together."""
 
@@ -61,7 +63,8 @@ class World:
         """Note what does not hold."""
         self._broken = True
         if not self.finding:
-            self.finding = f"{what}\nafter\n" + "\n".join(self.done)
+            log = self.scene.log[-LOG_CHARS:]
+            self.finding = "\n".join([what, "after", *self.done, "the daemon wrote at last", log])
 
     def _prepare(self) -> None:
         client = self.scene.client
