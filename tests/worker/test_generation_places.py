@@ -135,6 +135,21 @@ def test_readers_that_do_not_read_keep_nobody_out(folder, monkeypatch):
     assert [reader.text for reader in slow] == [reader.text for reader in whole]
 
 
+def test_no_text_loses_its_place_in_vain(folder, monkeypatch):
+    """Where the one that waits would not fit even so, who rests keeps what the model remembers of it."""
+    monkeypatch.setattr(engine, "REST_S", 0.0)
+    backend = load(folder, options={"cache_tokens": 40})
+    slow = begin(backend, "hello", Reader(room=1), max_tokens=15, ignore_eos=True)
+    busy = begin(backend, "hello", max_tokens=15, ignore_eos=True)
+    large = begin(backend, "hello", max_tokens=25, ignore_eos=True)
+    while backend.step() and not busy.ended:
+        assert all(resting.row is not None for resting in backend._engine._resting)
+    run(backend)
+    assert large.ended
+    assert not slow.ended
+    assert [resting.row for resting in backend._engine._resting] == [None]
+
+
 def test_a_short_stall_costs_no_place(folder):
     """Who waits is patient for a moment with a reader that stalls."""
     backend = load(folder, options={"max_sequences": 1})

@@ -3,7 +3,7 @@
 import itertools
 import time
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ class Engine:
                 # Of one prompt a part between two tokens: those who read are held up by no crowd, nor by a long one.
                 while self._beginning is not None or self._has_room():
                     if self._beginning is None and not self._fits(self._pending[0]):
-                        self._displace()
+                        self._idle()[0].row = None
                         continue
                     self._beginning = self._beginning or self._pending.pop(0)
                     self._start(self._beginning)
@@ -155,9 +155,10 @@ class Engine:
             return True
         return self._has_room() or any(not g.resting for g in self._resting)
 
-    def _fits(self, generation: Generation) -> bool:
+    def _fits(self, generation: Generation, without: Sequence[Generation] = ()) -> bool:
         """Whether there is a place for one more, however long it and the others become."""
-        placed = [*self._running, *(g for g in self._resting if g.row is not None)]
+        resting = [g for g in self._resting if g.row is not None and g not in without]
+        placed = [*self._running, *resting]
         if len(placed) >= self._max_sequences:
             return False
         longest = max(self._longest(g) for g in (*placed, generation))
@@ -169,22 +170,16 @@ class Engine:
         return min(wanted, self._context_tokens)
 
     def _has_room(self) -> bool:
-        """Whether one that waits can begin, in the place of one that rests where need be."""
+        """Whether one that waits can begin, in the place of those that rest where need be: none loses its own in vain."""
         if not self._pending:
             return False
-        return self._fits(self._pending[0]) or self._idlest() is not None
+        first, idle = self._pending[0], self._idle()
+        return self._fits(first) or (bool(idle) and self._fits(first, without=idle))
 
-    def _idlest(self) -> Generation | None:
-        """Return who has rested longest in a place, if that is long enough to lose it."""
-        idlest = next((g for g in self._resting if g.row is not None), None)
-        if idlest is None or time.monotonic() - idlest.rests_since < REST_S:
-            return None
-        return idlest
-
-    def _displace(self) -> None:
-        idlest = self._idlest()
-        assert idlest is not None
-        idlest.row = None
+    def _idle(self) -> list[Generation]:
+        """Return who has rested in a place for long enough to lose it, the longest first."""
+        since = time.monotonic() - REST_S
+        return [g for g in self._resting if g.row is not None and g.rests_since <= since]
 
     def _drop_unwanted(self) -> None:
         for generation in [g for g in self._running if g.answer.unwanted]:
