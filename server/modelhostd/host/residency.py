@@ -10,8 +10,7 @@ from functools import partial
 
 import structlog
 
-from modelhostd.core.errors import ModelhostError, invalid
-from modelhostd.core.estimates import missing_bytes
+from modelhostd.core.errors import invalid
 from modelhostd.core.resources import (
     Device,
     Event,
@@ -25,10 +24,11 @@ from modelhostd.core.state import Edit
 from modelhostd.host.crashes import Crashes
 from modelhostd.host.loads import Loads
 from modelhostd.host.losses import Losses
-from modelhostd.host.occupancy import Occupancy, changed, gone
+from modelhostd.host.occupancy import Occupancy, gone
 from modelhostd.host.registry import Request
 from modelhostd.host.retiring import Retiring
 from modelhostd.host.routes import Route
+from modelhostd.host.shortages import Shortages
 from modelhostd.host.upkeep import Upkeep
 from modelhostd.host.wanted import shutting_down
 from modelhostd.ports import WorkerExit
@@ -48,6 +48,7 @@ class Residency:
         self._crashes = Crashes(occupancy.registry.clock)
         self._retiring = Retiring(occupancy, self._freed)
         self.drain, self.drop = self._retiring.drain, self._retiring.drop
+        self.fell_short = Shortages(occupancy, self._retiring).fell_short
         self.loads = Loads(occupancy, self._crashes, self._retiring)
         self._losses = Losses(occupancy, self._crashes, self.loads)
         self._upkeep = Upkeep(occupancy, self.loads, self._retiring)
@@ -158,60 +159,6 @@ class Residency:
                 await asyncio.wait({retiring})
         self._drop_remains(model_id)
         return freed
-
-    async def fell_short(
-        self, route: Route, error: ModelhostError, timeout_s: float | None, *, evict: bool
-    ) -> bool:
-        """Take note of a request that found too little memory beside its model; with ``evict`` the next to go leaves the
-        device for it. Return whether anybody did.
-
-        From then on more is reserved for the model: now as far as that is free, and by the plan of its next load.
-        """
-        model = self._registry.decided.models.get(route.model)
-        if model is None or not route.open:
-            return False
-        ledger, learned = self._occupancy.ledger, self._occupancy.learned
-        held = ledger.held(route.device, route.model)
-        at = route.version, route.device
-        missing = missing_bytes(error.metadata)
-        wanted = learned.request_fell_short(model, *at, held, missing)
-        # One that could not be had on an empty device is no reason that anybody leaves.
-        possible = held + missing <= self._occupancy.views()[route.device].capacity_bytes
-        gone = evict and possible and await self._make_room(route, timeout_s)
-        instance = self._registry.decided.instance_of(route.model)
-        if self.routes.get(route.model) is not route or instance is None:
-            return gone
-        # Another such request may have ended meanwhile.
-        held = ledger.held(route.device, route.model)
-        more = min(wanted - held, self._occupancy.views()[route.device].free_bytes)
-        if more > 0:
-            ledger.hold(route.device, route.model, held + more)
-            working = instance.working_bytes + more
-            details = {"workingBytes": str(working), "cause": error.reason.value}
-            edits = changed(replace(instance, working_bytes=working), "FELL_SHORT", details)
-            self._registry.record(edits)
-        return gone
-
-    async def _make_room(self, route: Route, timeout_s: float | None) -> bool:
-        """Evict who is next to go from a device where a request found too little memory; whether anybody went."""
-        now, policy = self._registry.clock.monotonic(), self._occupancy.policy()
-        view = self._occupancy.views()[route.device]
-        for holding in policy.order(view.holdings, now):
-            other = self.routes.get(holding.model)
-            if other is None or other is route or not holding.idle:
-                continue
-            details = {
-                "for": route.model,
-                "freedBytes": str(holding.bytes),
-                "policy": policy.name,
-                "kept": policy.kept(view.holdings, {holding.model}, now),
-            }
-            self._retiring.evict(other, "EVICTED", details)
-            retiring = self._retiring.task(holding.model)
-            if retiring is not None:
-                await asyncio.wait({retiring}, timeout=timeout_s)
-            return True
-        return False
 
     async def set_budget(self, device_id: str, budget_bytes: int, principal: str = "") -> Device:
         """Change a device's budget (0 = back to the default); shrinking evicts idle instances.

@@ -1,0 +1,74 @@
+"""Requests that find too little memory on their device: another model makes room, and theirs is planned with more."""
+
+import asyncio
+from dataclasses import replace
+
+from modelhostd.core.errors import ModelhostError
+from modelhostd.core.estimates import missing_bytes
+from modelhostd.host.occupancy import Occupancy, changed
+from modelhostd.host.retiring import Retiring
+from modelhostd.host.routes import Route
+
+
+class Shortages:
+    """Learns from requests what their models lack. ``retiring`` takes others out of service for them."""
+
+    def __init__(self, occupancy: Occupancy, retiring: Retiring) -> None:
+        self._occupancy = occupancy
+        self._registry = occupancy.registry
+        self._routes = occupancy.routes
+        self._retiring = retiring
+
+    async def fell_short(
+        self, route: Route, error: ModelhostError, timeout_s: float | None, *, evict: bool
+    ) -> bool:
+        """Take note of a request that found too little memory beside its model; with ``evict`` the next to go leaves the
+        device for it. Return whether anybody did.
+
+        From then on more is reserved for the model: now as far as that is free, and by the plan of its next load.
+        """
+        model = self._registry.decided.models.get(route.model)
+        if model is None or not route.open:
+            return False
+        ledger, learned = self._occupancy.ledger, self._occupancy.learned
+        held = ledger.held(route.device, route.model)
+        at = route.version, route.device
+        missing = missing_bytes(error.metadata)
+        wanted = learned.request_fell_short(model, *at, held, missing)
+        # One that could not be had on an empty device is no reason that anybody leaves.
+        possible = held + missing <= self._occupancy.views()[route.device].capacity_bytes
+        gone = evict and possible and await self._make_room(route, timeout_s)
+        instance = self._registry.decided.instance_of(route.model)
+        if self._routes.get(route.model) is not route or instance is None:
+            return gone
+        # Another such request may have ended meanwhile.
+        held = ledger.held(route.device, route.model)
+        more = min(wanted - held, self._occupancy.views()[route.device].free_bytes)
+        if more > 0:
+            ledger.hold(route.device, route.model, held + more)
+            working = instance.working_bytes + more
+            details = {"workingBytes": str(working), "cause": error.reason.value}
+            edits = changed(replace(instance, working_bytes=working), "FELL_SHORT", details)
+            self._registry.record(edits)
+        return gone
+
+    async def _make_room(self, route: Route, timeout_s: float | None) -> bool:
+        """Evict who is next to go from a device where a request found too little memory; whether anybody went."""
+        now, policy = self._registry.clock.monotonic(), self._occupancy.policy()
+        view = self._occupancy.views()[route.device]
+        for holding in policy.order(view.holdings, now):
+            other = self._routes.get(holding.model)
+            if other is None or other is route or not holding.idle or not holding.bytes:
+                continue
+            details = {
+                "for": route.model,
+                "freedBytes": str(holding.bytes),
+                "policy": policy.name,
+                "kept": policy.kept(view.holdings, {holding.model}, now),
+            }
+            self._retiring.evict(other, "EVICTED", details)
+            retiring = self._retiring.task(holding.model)
+            if retiring is not None:
+                await asyncio.wait({retiring}, timeout=timeout_s)
+            return True
+        return False
