@@ -25,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import (
+    adoption,
     control,
     downloads,
     generation,
@@ -56,6 +57,7 @@ PARTS: Sequence[Part] = (
     Part("policies", str(policies.__doc__), policies.figures),
     Part("switching", str(switching.__doc__), switching.figures),
     Part("residency", str(residency.__doc__), residency.figures),
+    Part("adoption", str(adoption.__doc__), adoption.figures),
 )
 APART: Sequence[Part] = (
     Part("peers", str(identity.__doc__), identity.figures),

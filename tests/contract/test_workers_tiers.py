@@ -166,8 +166,7 @@ async def test_images_that_were_at_rest_outlive_their_worker(workers, tmp_path):
         workers.crash("sim-0")
     else:
         (worker,) = workers._workers()
-        keys = [(made.instance, made.generation) for made in specs]
-        await wait_until_async(lambda: len(worker.leavings.of(keys, {})) == len(keys))
+        await wait_until_async(lambda: workers.at_rest("sim-0") == len(specs))
         worker.kill("signal SIGKILL")
     await workers.listener.wait(exits=1)
     (end,) = workers.listener.exits

@@ -23,7 +23,7 @@ Key = tuple[str, str, int]
 class ProcessWorkers:
     """Implements :class:`modelhostd.ports.Workers` with processes. Make and use it in one loop.
 
-    Beyond the port: ``libraries`` tells what a device's worker runs.
+    Beyond the port: ``libraries`` tells what a device's worker runs, ``at_rest`` how much of it could be adopted.
     """
 
     def __init__(self, config: WorkersConfig) -> None:
@@ -152,6 +152,11 @@ class ProcessWorkers:
     def unowned_bytes(self) -> int:
         """Return the RAM of what outlived its worker; see :meth:`modelhostd.ports.Workers.unowned_bytes`."""
         return sum(self._kept_bytes(key) for key in self._kept)
+
+    def at_rest(self, device: str) -> int:
+        """Return how many of a device's instances would leave an image if their worker ended now."""
+        there = (w for w in self._workers() if w.device == device)
+        return sum(len(w.leavings.of(self._held_by(w), {})) for w in there)
 
     def libraries(self, device: str) -> Mapping[str, str]:
         """Return library -> version of the device's worker; empty when none runs."""
