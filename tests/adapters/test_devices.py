@@ -96,6 +96,16 @@ def test_this_machine_can_be_read() -> None:
     assert memory.processor_name()
 
 
+def test_kills_for_memory_are_counted_where_the_kernel_tells(tmp_path: Path) -> None:
+    """The kernel's own count; None where there is no such file or line, as in a kernel before 4.13."""
+    assert memory.oom_kills(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/vmstat").write_text("pgfault 7\noom_kill 3\noom_kill_x 9\n")
+    assert memory.oom_kills(tmp_path) == 3
+    (tmp_path / "proc/vmstat").write_text("pgfault 7\n")
+    assert memory.oom_kills(tmp_path) is None
+
+
 # GPUs
 
 
