@@ -295,8 +295,12 @@ class Residents(RuleBasedStateMachine):
             )
             fits = used <= budget or kept
             warm = found.host_tier_bytes == sum(i.host_bytes for i in found.instances)
-            # A copy of what is on its device goes when that does.
-            only_copies = all(i.state == Instance.READY for i in found.instances if i.host_bytes)
+            # A copy of what is on its device goes when that does, one that is held when nobody holds it.
+            only_copies = all(
+                i.state == Instance.READY or HELD & {*i.activity.evict_blockers}
+                for i in found.instances
+                if i.host_bytes
+            )
             fits &= warm and (found.host_tier_bytes <= found.host_tier_budget_bytes or only_copies)
             return not busy and fits and used == held == ready and not found.operations
 
