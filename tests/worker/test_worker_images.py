@@ -11,6 +11,7 @@ from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import ModelConfig
 from modelhostd.ports import LoadSpec
 from modelhostd.worker.backend import Tensor
+from tests.support import wait_until_async
 from tests.worker.harness import CONFIG, decode, encode, ignore, running
 
 pytestmark = pytest.mark.timeout(300)
@@ -53,6 +54,25 @@ async def test_minilm_answers_the_same_bits_after_swaps(minilm, precision):
             assert await workers.demote("sim-0", "m-1", 1) == loaded.host_bytes
             await workers.promote("sim-0", "m-1", 1, ignore)
             assert await embed(workers, "sim-0") == expected
+
+
+@pytest.mark.parametrize("device", ["cpu", "sim-0"])
+async def test_after_a_crash_it_answers_the_same_bits_without_its_weights_file(
+    tiny, tmp_path, device
+):
+    """What the library makes of the adopted weights, converted to bf16 when they were read, is what it made of the file."""
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    async with running(REAL) as (workers, listener):
+        loaded = await workers.load(device, spec(folder, precision="bf16"), ignore)
+        expected = await embed(workers, device)
+        await wait_until_async(lambda: workers.at_rest(device))
+        (worker,) = workers._workers()
+        worker.kill("signal SIGKILL")
+        await listener.wait(exits=1)
+        (folder / "model.safetensors").unlink()
+        back = await workers.promote(device, "m-1", 1, ignore)
+        assert 0 < back.adopted_bytes <= back.measured_bytes == loaded.measured_bytes
+        assert await embed(workers, device) == expected
 
 
 async def test_a_truncated_file_fails_its_load_alone(tiny, tmp_path):
