@@ -70,43 +70,51 @@ def scan(payload: bytes) -> RequestHead:
 def _scan(payload: bytes) -> RequestHead:
     name = version = request_id = _NOTHING
     parameters: list[tuple[int, int]] = []
-    position, end, left = 0, len(payload), FIELDS_MAX
-    while position < end:
-        left -= 1
-        if left < 0:
-            raise _Malformed(f"more than {FIELDS_MAX} top-level fields")
+    position, end = 0, len(payload)
+    for _ in range(FIELDS_MAX):
+        if position >= end:
+            break
         # One-byte keys and lengths are read here: nearly all of them are, and a call costs more.
-        key = payload[position]
-        position += 1
-        if key >= 0x80:
-            key, position = _varint(payload, position - 1, _KEY_MAX)
-        if key & 7 == _BYTES:
-            length = payload[position]
-            position += 1
-            if length >= 0x80:
-                length, position = _varint(payload, position - 1, _LENGTH_MAX)
-            start = position
-            position += length
-            if position > end:
-                raise _Malformed(f"a field of {length} bytes of which {end - start} are there")
-            if key == _MODEL_NAME:
-                name = start, position
-            elif key == _MODEL_VERSION:
-                version = start, position
-            elif key == _ID:
-                request_id = start, position
-            elif key == _PARAMETERS:
-                parameters.append((start, position))
-            elif key < 8:
-                raise _Malformed("field number 0")
+        key, length = payload[position], payload[position + 1]
+        if key & 0x87 == _BYTES and length < 0x80:
+            start = position + 2
+            position = start + length
         else:
-            position = _skip(payload, key, position, end)
+            key, start, position = _field(payload, key, position + 1, end)
+        if position > end:
+            raise _Malformed(
+                f"a field of {position - start} bytes of which {end - start} are there"
+            )
+        if key > _PARAMETERS:
+            continue  # tensors, and what belongs to them
+        if key == _MODEL_NAME:
+            name = start, position
+        elif key == _MODEL_VERSION:
+            version = start, position
+        elif key == _ID:
+            request_id = start, position
+        elif key == _PARAMETERS:
+            parameters.append((start, position))
+        elif key < 8:
+            raise _Malformed("field number 0")
+    if position < end:
+        raise _Malformed(f"more than {FIELDS_MAX} top-level fields")
     head = RequestHead(
         _text("model_name", payload, name),
         _text("model_version", payload, version) if version is not _NOTHING else "",
         _text("id", payload, request_id) if request_id is not _NOTHING else "",
     )
     return _with_parameters(head, payload, parameters) if parameters else head
+
+
+def _field(payload: bytes, key: int, position: int, end: int) -> tuple[int, int, int]:
+    """Return the key of a field of any form, which begins with ``key``, where what it holds begins, and where it ends."""
+    if key >= 0x80:
+        key, position = _varint(payload, position - 1, _KEY_MAX)
+    if key & 7 != _BYTES:
+        return key, position, _skip(payload, key, position, end)
+    length, start = _varint(payload, position, _LENGTH_MAX)
+    return key, start, start + length
 
 
 def _text(field: str, payload: bytes, place: tuple[int, int]) -> str:
