@@ -52,12 +52,13 @@ def test_help_imports_nothing_heavy(arguments) -> None:
 
 @pytest.mark.parametrize("words", all_commands(), ids=" ".join)
 def test_every_command_explains_itself(words) -> None:
-    """Each command has a sentence in its own help and in the list of its group."""
+    """Each command has a sentence in its own help and in the list of its group; examples keep their lines."""
     if words == ["serve"]:
         return  # Its help is modelhostd's.
     done = CliRunner().invoke(app, [*words, "--help"])
     assert done.exit_code == 0
     assert "Usage: modelhost" in done.output.replace("Usage: app", "Usage: modelhost")
+    assert "\\b" not in done.output
     group = CliRunner().invoke(app, [*words[:-1], "--help"])
     assert f"  {words[-1]}" in group.output
 

@@ -45,7 +45,7 @@ def infer(
     parameters: tuple[str, ...],
     version: int | None,
 ) -> None:
-    r"""Run a model on texts or tensors; it is loaded first where need be.
+    """Run a model on texts or tensors; it is loaded first where need be.
 
     TEXTs go to the input `text`; - reads them from standard input, one a line. Embeddings, labels and
     scores come back.
@@ -53,7 +53,7 @@ def infer(
     \b
     modelhost infer minilm "one text" "another"
     modelhost infer detector -i 'image:FP32=@pixels.json' --json
-    """
+    """  # noqa: D301 (click wants the character)
     if bool(texts) == bool(inputs):
         raise click.UsageError("give texts, or tensors with --input")
     with session.client() as client:

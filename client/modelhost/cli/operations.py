@@ -77,7 +77,7 @@ def wait(session: Session, operation: str) -> None:
 @identity
 @click.option("--priority", type=click.IntRange(-100, 100), help="The higher, the earlier.")
 @click.option(
-    "--rate", metavar="SIZE", help="The most bytes a second (5MB) of a download; 0 = all."
+    "--rate", metavar="SIZE", help="The most bytes a second (5MB) of a download; 0 = no limit."
 )
 @pass_session
 def update(session: Session, operation: str, priority: int | None, rate: str | None) -> None:

@@ -21,7 +21,7 @@ include_option = click.option(
     "--include",
     multiple=True,
     metavar="PATTERN",
-    help="Fetch only paths like this (*.safetensors).",
+    help="Take only paths like this (*.safetensors).",
 )
 exclude_option = click.option(
     "--exclude", multiple=True, metavar="PATTERN", help="Leave paths like this out."

@@ -45,7 +45,7 @@ def run(
     system: str | None,
     raw: bool,
 ) -> None:
-    r"""Run a model on texts; it is loaded first where need be.
+    """Run a model on texts; it is loaded first where need be.
 
     An INPUT that names a file stands for its content, - for standard input, anything else for itself.
     Embeddings and classifications take each line of these as a text. For text generation the whole is
@@ -55,7 +55,7 @@ def run(
     modelhost run minilm "one text" "another"
     modelhost run sentiment reviews.txt --top-k 1
     modelhost run llama "Why is the sky blue?" -p max_tokens=100
-    """
+    """  # noqa: D301 (click wants the character)
     from modelhost.cli import chat
 
     output = session.output

@@ -4,10 +4,3 @@ The README's table of what works is checked against this page.
 """
 
 UNIMPLEMENTED_METHODS = frozenset({"modelhost.v1.ModelService/ListCatalogModels"})
-
-UNIMPLEMENTED_FIELDS = frozenset(
-    {
-        "modelhost.v1.UnloadModelRequest.keep_warm",
-        "modelhost.v1.UnloadModelRequest.force",
-    }
-)
