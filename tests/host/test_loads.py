@@ -326,3 +326,30 @@ async def test_a_compiled_model_is_given_time_to_compile(world: World) -> None:
 
 def _full() -> ModelhostError:
     return ModelhostError(Reason.INSUFFICIENT_DISK_SPACE, "full", {"path": "p"})
+
+
+async def test_waiting_loads_stand_in_the_order_they_begin(world: World) -> None:
+    """An operation has its load's priority; its place says who comes next, and another priority changes both."""
+    async with world.host(budget=500) as run:
+        for model in "abcd":
+            await run.have(model)
+        await run.load("a")
+        run.workers.infer_gate("a").close()
+        busy = run.infer("a")
+        await run.workers.infer_gate("a").reached()
+        loads = {
+            model: await run.host.residency.load(model, priority=priority)
+            for model, priority in (("b", -5), ("c", 50), ("d", 0))
+        }
+
+        def places() -> list[tuple[int, int]]:
+            found = [run.host.operations.get(load.id) for load in loads.values()]
+            return [(one.priority, one.queue_position) for one in found]
+
+        assert places() == [(-5, 3), (50, 1), (0, 2)]
+        await run.host.update_operation(loads["b"].id, priority=100)
+        assert places() == [(100, 1), (50, 2), (0, 3)]
+        run.workers.infer_gate("a").open()
+        assert await busy == b"x"
+        await world.clock.advance(1.0)
+        assert set(run.workers.resident) == {"d"}

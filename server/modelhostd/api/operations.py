@@ -96,7 +96,7 @@ class OperationService:
         if not paths:
             return convert.operation(self._host.operations.get(key))
         rate = given.rate_limit_bytes_per_second
-        updated = await self._host.transfers.update(
+        updated = await self._host.update_operation(
             key,
             priority=given.priority if "priority" in paths else None,
             rate_limit=rate if "rate_limit_bytes_per_second" in paths else None,

@@ -10,6 +10,7 @@ from modelhostd.core.registry import check_etag
 from modelhostd.core.resources import (
     Device,
     Kind,
+    Operation,
     Settings,
     Tier,
 )
@@ -227,6 +228,15 @@ class Host:
     def _pump(self) -> None:
         self.transfers.settings_changed()
         self.residency.enforce_budgets()
+
+    async def update_operation(
+        self, key: str, *, priority: int | None = None, rate_limit: int | None = None
+    ) -> Operation:
+        """Change an operation that is not final; one that waits takes its new place at once."""
+        updated = await self.transfers.update(key, priority=priority, rate_limit=rate_limit)
+        if priority is not None:
+            self.residency.loads.prioritise(key, priority)
+        return updated
 
     def live_device(self, device: Device) -> Device:
         """Return a device with its bytes as the ledger has them now."""

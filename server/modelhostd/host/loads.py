@@ -98,6 +98,7 @@ class Loads(LoadPlans):
             model=model_id,
             join_key=f"load:{model_id}",
             join=False,
+            priority=wanted.priority,
             principal=principal,
             request=request,
             undone=lambda operation: self._undone(wanted, operation, keep),
@@ -201,6 +202,13 @@ class Loads(LoadPlans):
         wanted = self._wanted.get(model_id)
         if wanted is not None and operation in wanted.operations:
             self.cancel(model_id)
+
+    def prioritise(self, operation: str, priority: int) -> None:
+        """Have the load of an operation, where it waits, wait with this priority from now on."""
+        for wanted in self._wanted.values():
+            if operation in wanted.operations:
+                wanted.priority = priority
+        self.pump()
 
     def restart(self, model_id: str) -> None:
         """Begin a running load anew, with the same operations: what it loads has changed."""
