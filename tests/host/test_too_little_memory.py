@@ -7,6 +7,7 @@ import pytest
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.ports import LoadSpec
+from tests.fakes.clock import settle
 from tests.host.support import Running, World
 
 
@@ -143,3 +144,20 @@ async def test_where_nobody_can_go_it_is_refused_at_once(world: World) -> None:
             await run.infer("a", 5.0)
         assert asked == ["a"]
         assert set(run.workers.resident) == {"a", "b"}
+
+
+async def test_what_it_is_repeated_on_may_be_another_instance(world: World) -> None:
+    """An unload that comes while others make room does not wait for the request, which then waits for the next load."""
+    async with world.host() as run:
+        await ready(run, "b", "c", "a")
+        asked = short(run, 1)
+        gate = run.workers.unload_gate("b")
+        gate.close()
+        request = run.infer("a", 20.0)
+        await gate.reached()
+        unload = await run.host.residency.unload("a")
+        await settle()
+        gate.open()
+        await run.end(unload)
+        assert await request == b"x"
+        assert asked == ["a", "a"]

@@ -82,6 +82,7 @@ class Inference:
             self._figures(route).load_ns += int(waited * 1e9)
             timeout_s = self._left(timeout_s, started)
         self.in_flight += 1
+        reply: InferReply | None = None
         try:
             if version and version != str(route.version):
                 raise no_version(name, version, route.version)
@@ -95,19 +96,23 @@ class Inference:
                 name=asked or name,
             )
         except ModelhostError as error:
-            if error.reason is Reason.OUT_OF_DEVICE_MEMORY:
-                left = self._left(given_s, started)
-                if await self._residency.fell_short(route, error, left, evict=not repeated):
-                    left = self._left(given_s, started)
-                    return await self.infer(
-                        name, version, payload, left, priority, asked=asked, repeated=True
-                    )
-            route.vitals.failed(error.reason)
-            self._failed(route, started)
-            raise
+            short = error.reason is Reason.OUT_OF_DEVICE_MEMORY
+            left = self._left(given_s, started) if short else None
+            if not short or not await self._residency.fell_short(
+                route, error, left, evict=not repeated
+            ):
+                route.vitals.failed(error.reason)
+                self._failed(route, started)
+                raise
         finally:
             self.in_flight -= 1
             route.leave()
+        if reply is None:
+            # Counted out before: its model may be on its way out by now, and that waits for whoever is counted in.
+            left = self._left(given_s, started)
+            return await self.infer(
+                name, version, payload, left, priority, asked=asked, repeated=True
+            )
         self._succeeded(route, reply, started)
         return reply
 
