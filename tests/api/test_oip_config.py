@@ -97,8 +97,11 @@ async def test_what_model_config_answers_may_come_back(tmp_path: Path) -> None:
          "parameters[config].dynamic_batching.preserve_ordering"),
         ('{"backend_options": ' + '{"a":' * 40 + "1" + "}" * 41, "model.config.backend_options"),
         ('{"response_cache": {"enable": true}}', "parameters[config].response_cache"),
+        ('{"\\ud800": 1}', "parameters[config]"),
+        ('{"dynamic_batching": {"\\ud800": 1}}', "parameters[config]"),
+        ('{"input": [{"\\ud800": 1}]}', "parameters[config]"),
     ],
-    ids=range(13),
+    ids=range(16),
 )  # fmt: skip
 async def test_a_config_that_is_wrong_changes_nothing(
     tmp_path: Path, config: str, field: str

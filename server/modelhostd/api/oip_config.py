@@ -70,6 +70,8 @@ def read(text: str) -> ConfigChange:
 def _object(text: str) -> Mapping[str, Any]:
     try:
         found = json.loads(text)
+        # A name that is half a character ("\ud800") makes protobuf raise SystemError, and no message can tell of it.
+        json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
