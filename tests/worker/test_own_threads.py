@@ -40,13 +40,27 @@ threading.Thread._bootstrap = fail
 starter = lambda: own_threads.start_thread(wait, name='load-1')
 _thread.start_new_thread(starter, ())
 while not own_threads._starting: pass
-for _ in range(own_threads.LOOKS): own_threads.look_for_lost()
+for _ in range(100): own_threads.look_for_lost(1.0)
+for _ in range(100): own_threads.look_for_lost(1.0 + own_threads.LOST_AFTER_S)
 print("not yet", flush=True)
-own_threads.look_for_lost()
+own_threads.look_for_lost(1.1 + own_threads.LOST_AFTER_S)
 """
     ended = run(program)
     assert ended.stdout == "not yet\n"
     assert ended.returncode == LOST_EXIT
+
+
+def test_a_process_that_was_stopped_loses_no_thread() -> None:
+    """A long time and one look say nothing: nobody ran meanwhile."""
+    program = """
+threading.Thread._bootstrap = fail
+starter = lambda: own_threads.start_thread(wait, name='load-1')
+_thread.start_new_thread(starter, ())
+while not own_threads._starting: pass
+own_threads.look_for_lost(1.0)
+own_threads.look_for_lost(1000.0)
+"""
+    assert run(program).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -60,5 +74,7 @@ own_threads.look_for_lost()
 )
 def test_nothing_else_ends_the_process(program: str) -> None:
     """An exception in a thread of a library or in a finalizer is reported, and no more."""
-    looks = "while own_threads._starting: pass\nfor _ in range(10): own_threads.look_for_lost()"
+    looks = (
+        "while own_threads._starting: pass\nfor now in range(99): own_threads.look_for_lost(now)"
+    )
     assert run(f"{program}\n{looks}").returncode == 0

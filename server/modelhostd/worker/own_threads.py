@@ -7,14 +7,16 @@ from collections.abc import Callable
 LOST_EXIT = 71
 """The worker ended because one of its own threads did."""
 
+LOST_AFTER_S = 15.0
 LOOKS = 5
-"""How often a thread may be found not to have begun; the looks are heartbeats apart."""
+"""A thread that has not begun so long, and in so many looks, is lost: a process that was stopped looks only once."""
 
 
 class _Own(threading.Thread):
     """A thread whose end by an exception ends the worker."""
 
     looks = 0
+    since_s = 0.0
 
     def run(self) -> None:
         _starting.remove(self)
@@ -52,13 +54,15 @@ def end_with_threads() -> None:
     threading.excepthook = died
 
 
-def look_for_lost() -> None:
-    """End this process with :data:`LOST_EXIT` if a thread has not begun in :data:`LOOKS` calls of this function.
+def look_for_lost(now_s: float) -> None:
+    """End this process with :data:`LOST_EXIT` if a thread does not begin; to be called at every heartbeat.
 
     Without memory a thread can die before its first line: no hook of Python's sees that, and who starts it may
-    wait in ``Thread.start`` for ever.
+    wait in ``Thread.start`` for ever. ``now_s`` is monotonic.
     """
     for thread in _starting:
         thread.looks += 1
-        if thread.looks > LOOKS:
+        if thread.looks == 1:
+            thread.since_s = now_s
+        elif thread.looks > LOOKS and now_s - thread.since_s > LOST_AFTER_S:
             os._exit(LOST_EXIT)

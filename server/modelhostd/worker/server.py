@@ -234,7 +234,7 @@ class Worker:
         pause = threading.Event()
         while not pause.wait(interval_s):
             self._executor.look_again()
-            look_for_lost()
+            look_for_lost(time.monotonic())
             header = worker_pb2.HeartbeatHeader(queued=self._executor.queued)
             activities = (
                 *self._executor.activities,
