@@ -17,6 +17,7 @@ from modelhostd.worker.backend import (
     Cancelled,
     InferContext,
     Tensor,
+    UnsupportedModelError,
 )
 from modelhostd.worker.backends.text import TextLimits, tokenize
 from tests.worker.bert import CLASSIFICATION, EMBEDDING, ask, byte_strings, load
@@ -142,6 +143,15 @@ def test_each_pooling_is_what_its_name_says(tiny, pooling, tmp_path):
     # Padding beside it must not count.
     answer = ask(load(tmp_path), [text, "the cat " * 8])["embedding"]
     assert np.abs(answer[0] - expected).max() < 1e-5
+
+
+def test_a_pooling_whose_file_is_absent_is_told_by_that_file(tiny, tmp_path):
+    """A folder that was copied without its folders is refused with the one that is missing."""
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+    modules = [{"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UnsupportedModelError, match="'1_Pooling', whose config"):
+        load(tmp_path)
 
 
 def test_classification_equals_the_bare_library(classifier):

@@ -95,10 +95,15 @@ def _read_pooling(model_dir: Path, path: str) -> tuple[str, ...]:
     chosen = tuple(str(name) for name in modes) or tuple(
         name for name, key in _KEYS.items() if settings.get(key)
     )
-    unknown = [name for name in chosen if name not in POOLS]
-    if unknown or not chosen:
+    if not chosen:
         raise UnsupportedModelError(
-            f"pooling '{', '.join(unknown) or 'none'}' is not one of {', '.join(POOLS)}"
+            f"modules.json names the pooling in '{path}', whose config.json is absent or names none; "
+            "fetch or upload it with the model"
+        )
+    unknown = [name for name in chosen if name not in POOLS]
+    if unknown:
+        raise UnsupportedModelError(
+            f"pooling '{', '.join(unknown)}' is not one of {', '.join(POOLS)}"
         )
     return chosen
 
