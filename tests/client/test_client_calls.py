@@ -265,6 +265,21 @@ def test_pull_again_is_no_error(double: Double, both, asked, uri, revision) -> N
     assert [r.name for r in double.requests("DownloadModel")] == ["models/n"]
 
 
+@pytest.mark.parametrize("asked", ["hf://o/N", "n", "models/n"])
+def test_pull_sets_the_task_of_what_is_registered(double: Double, both, asked) -> None:
+    """A task that is asked for is the model's from then on, by source or by id."""
+    double.on("CreateModel", taken("models/n"))
+    stored = Model(name="models/n", source=models_pb2.Source(uri="hf://o/N"), task="other")
+    double.on("GetModel", stored)
+    double.on("UpdateModel", stored)
+    double.on("DownloadModel", DONE)
+    both(lambda c: c.pull(asked, task="text-generation"))
+    (changed,) = double.requests("UpdateModel")
+    assert (changed.model.name, changed.model.task) == ("models/n", "text-generation")
+    assert list(changed.update_mask.paths) == ["task"]
+    assert len(double.requests("DownloadModel")) == 1
+
+
 @pytest.mark.parametrize("name", ["models/n", "slots/n"])
 def test_pull_does_not_take_another_models_id(double: Double, both, name) -> None:
     """An id that belongs to another source, another revision or a slot is AlreadyExists with a way out."""

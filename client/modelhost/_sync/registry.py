@@ -37,8 +37,8 @@ class Registry(Operations):
         ``source`` is a URI (``hf://org/name@revision``) or the id of a model that is registered; ``name``
         the id it is to have, by default the source's last segment in lower case. A model of the same id
         and source is no error: what is on disk already is not fetched again, and its source is asked for
-        a newer revision only with ``refresh``. ``task`` and the patterns only count for a model that is
-        new. ``revision`` may stand behind the URI instead
+        a newer revision only with ``refresh``. ``task`` becomes that of a registered model, too; the
+        patterns only count for one that is new. ``revision`` may stand behind the URI instead
         (``hf://org/name@revision``); ``more_uris`` are further files of the same model where ``source``
         is the URL of one file.
 
@@ -57,6 +57,8 @@ class Registry(Operations):
         elif name is not None or revision or more_uris:
             what = "name" if name is not None else "revision" if revision else "more_uris"
             raise invalid(what, "none for a model that is registered", repr(source))
+        elif task:
+            self.update(model, {"task": task})
         request = model_service_pb2.DownloadModelRequest(
             name=model,
             priority=priority,
@@ -274,5 +276,7 @@ class Registry(Operations):
             known = self.get(taken)
             if not _sources.same_source(source, known.source):
                 raise
+            if task and task != known.task:
+                self.update(known.name, {"task": task})
             return known.name
         return made.name

@@ -61,8 +61,9 @@ def pull(
 
     SOURCE is hf://org/name@revision, https://host/file, github://owner/repo@tag/asset,
     ollama://name:tag, s3://bucket/prefix, gs://bucket/prefix, file:///path, or the id of a registered
-    model. Several end with one summary, and with an error where one of them failed. `--url A --url B
-    --name x` makes one model of several files. Ctrl-C leaves the downloads running.
+    model, whose task --task changes. Several end with one summary, and with an error where one of
+    them failed. `--url A --url B --name x` makes one model of several files. Ctrl-C leaves the
+    downloads running.
     """
     if not sources:
         # The first of the URLs stands for the source.

@@ -146,7 +146,7 @@ def _other_task(model: str, found: "Model") -> Exception:
         metadata={"field": "model", "expected": served, "actual": found.task},
         hint=f"`modelhost show {model}` says what it takes; `modelhost infer {model} -i NAME=JSON` sends it"
         if found.task
-        else f"`modelhost pull {model}`, or set it: `modelhost add --task`",
+        else f"`modelhost pull {model}` finds it out, `modelhost pull {model} --task TASK` sets it",
     )
 
 
