@@ -178,3 +178,17 @@ def test_a_rebuild_that_fails_leaves_everything(
         assert run(home, "--rebuild") == (1, None)
     assert (home / FILE_NAME).read_bytes() == broken
     assert run(home, "--rebuild")[0] == 0
+
+
+@pytest.mark.parametrize(("told", "task"), [("", "text-generation"), ("robotics", "other")])
+def test_a_task_that_the_files_told_comes_back(home: Path, told: str, task: str) -> None:
+    """Where the source said nothing of it, it is that of the newest config.json again, as after the download."""
+    config = json.dumps({"architectures": ["GPT2LMHeadModel"], "vocab_size": 9}).encode()
+    owner = replace(model("folder", 1), task="", source=Source("file:///folder"))
+    path = put_files(home, owner, 1, {"config.json": config}) / "manifest.json"
+    document = json.loads(path.read_text())
+    document["source_task"], document["task"] = told, "other"
+    path.write_text(json.dumps(document))
+    break_database(home, "gone")
+    assert run(home, "--rebuild")[0] == 0
+    assert stored_models(home)["folder"].task == task

@@ -29,6 +29,7 @@ from modelhostd.core import registry
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.findings import FindingKind
 from modelhostd.core.resources import ArtifactState, Event, Kind, Model, StoredError
+from modelhostd.core.tasks import task_of_config
 from modelhostd.core.values import dataclass
 from modelhostd.ports import Batch, Change, StorageFinding
 
@@ -189,8 +190,12 @@ class _Fsck:
             expected.setdefault(manifest.model, []).append(manifest.version)
         found = await self._files.check(expected, deep=self._deep, repair=self._repair)
         failed = _failures(found)
+        config_tasks = {
+            (m.model, m.version): task_of_config(await self._files.read_config(m.model, m.version))
+            for m in manifests
+        }
         now = time.time()
-        models = rebuild.models_of(manifests, failed, now)
+        models = rebuild.models_of(manifests, failed, config_tasks, now)
         aside = rebuild.write(self._path, models, now)
         return Outcome(
             str(self._home),

@@ -37,23 +37,31 @@ _SUFFIX = ".rebuilt"
 
 
 def models_of(
-    manifests: Sequence[Manifest], broken: Mapping[tuple[str, int], StoredError], now: float
+    manifests: Sequence[Manifest],
+    broken: Mapping[tuple[str, int], StoredError],
+    config_tasks: Mapping[tuple[str, int], str],
+    now: float,
 ) -> Sequence[Model]:
     """Return one model for each id in ``manifests``, its artifacts oldest first.
 
-    The newest manifest says what the model is. ``broken`` has the artifacts whose files are not what
-    their manifest says: these are FAILED, and a download repairs them.
+    The newest manifest says what the model is, and where its source did not tell the task, that artifact's
+    ``config_tasks``. ``broken`` has the artifacts whose files are not what their manifest says: these are FAILED, and a
+    download repairs them.
     """
     by_model: dict[str, list[Manifest]] = {}
     for manifest in sorted(manifests, key=lambda m: (m.model, m.version)):
         by_model.setdefault(manifest.model, []).append(manifest)
-    return [_model(found, broken, now) for found in by_model.values()]
+    return [_model(found, broken, config_tasks, now) for found in by_model.values()]
 
 
 def _model(
-    manifests: Sequence[Manifest], broken: Mapping[tuple[str, int], StoredError], now: float
+    manifests: Sequence[Manifest],
+    broken: Mapping[tuple[str, int], StoredError],
+    config_tasks: Mapping[tuple[str, int], str],
+    now: float,
 ) -> Model:
     newest = manifests[-1]
+    config_task = config_tasks.get((newest.model, newest.version), "")
     spec = _spec(newest)
     model = Model(
         id=newest.model,
@@ -66,7 +74,7 @@ def _model(
     )
     return replace(
         model,
-        task=model.task or newest.task or tasks.task_of(newest.source_task, newest.tags),
+        task=model.task or tasks.task_told(newest.source_task, newest.tags, config_task),
         licence=model.licence or newest.licence,
     )
 

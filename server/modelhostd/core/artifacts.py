@@ -170,12 +170,6 @@ def failed(
     return [rules.model_edit(changed, reason, cause=error.reason.value)]
 
 
-def _task(arrived: Arrived) -> str:
-    """Return the task in the source's words; where it has none, that of the files."""
-    told = tasks.task_of(arrived.task, arrived.tags)
-    return (arrived.config_task or told) if told == tasks.OTHER and not arrived.task else told
-
-
 def accepted(
     state: State, operation: str, arrived: Arrived, now: float
 ) -> tuple[Model, Artifact, Sequence[int]]:
@@ -210,7 +204,7 @@ def accepted(
     )
     model = replace(
         model,
-        task=model.task or _task(arrived),
+        task=model.task or tasks.task_told(arrived.task, arrived.tags, arrived.config_task),
         licence=model.licence or arrived.licence,
     )
     in_use = {i.artifact_version for i in state.instances_of(model.id)} | {model.chosen_version}

@@ -83,6 +83,12 @@ def task_of(pipeline_tag: str, tags: Sequence[str] = ()) -> str:
     return OTHER
 
 
+def task_told(pipeline_tag: str, tags: Sequence[str], config_task: str) -> str:
+    """Return the task in the source's words; where it has none, that of the files' ``config.json``, if that tells one."""
+    told = task_of(pipeline_tag, tags)
+    return (config_task or told) if told == OTHER and not pipeline_tag else told
+
+
 def task_of_config(config: Mapping[str, Any]) -> str:
     """Return the task that a ``config.json`` tells by the class it was saved from; empty = it does not.
 
