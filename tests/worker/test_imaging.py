@@ -1,10 +1,14 @@
 """From a backend's load to an image: what each kind of backend ends up with."""
 
+import os
+
 import pytest
 import torch
 
 from modelhostd.worker.backend import LoadContext
 from modelhostd.worker.imaging import Draft, Imaging
+from modelhostd.worker.wire import images
+from modelhostd.worker.wire.images import PAGE_BYTES, Kept, Range
 from tests.worker.torch_backend import TorchBackend
 
 
@@ -72,3 +76,19 @@ def test_what_cannot_be_imaged_is_loaded_all_the_same(monkeypatch):
     backend.unload()
     imaging.close(image)
     assert taken(imaging.images) == (0, 0)
+
+
+def test_what_an_earlier_worker_left_is_freed_before_anything_is_loaded():
+    """An image that is dropped first of all gives its memory back, and what else was left stays."""
+    memory = images.create("test")
+    os.pwrite(memory, b"x" * 6 * PAGE_BYTES, 0)
+    kept = {
+        (name, 1): Kept(Range(at, 2 * PAGE_BYTES), Range(at + 2 * PAGE_BYTES, 10), b"1")
+        for name, at in (("a", 0), ("b", 3 * PAGE_BYTES))
+    }
+    imaging = Imaging("cpu", descriptor=os.dup(memory), kept=kept)
+    imaging.drop(("a", 1))
+    imaging.drop(("a", 1))
+    assert images.held_bytes(memory) == 3 * PAGE_BYTES
+    assert imaging.images._arena.taken_bytes == 3 * PAGE_BYTES
+    os.close(memory)

@@ -36,7 +36,7 @@ class Imaging:
         """
         self._device = device
         self._descriptor = descriptor
-        self._kept = dict(kept or {})
+        self._kept = kept or {}
         self._ready_bytes = ready_bytes
         self._lock = threading.Lock()
         self._images: Images | None = None
@@ -60,7 +60,8 @@ class Imaging:
 
     def drop(self, key: Key) -> None:
         """Free what an earlier worker left of an instance, if it did."""
-        if self._kept.pop(key, None) is not None:
+        # What is in use of the arena was taken from here: nothing may be missing when that is made.
+        if key in self._kept:
             self.images.inheritance.drop(key)
 
 
