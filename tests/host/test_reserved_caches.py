@@ -1,6 +1,7 @@
 """What language models remember of their texts is reserved beside their weights."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,13 @@ async def test_it_is_known_after_a_restart_and_of_this_task_only(world: World) -
     async with world.host(budget=1000) as run:
         assert run.host.residency.loads.plan("a")[1] == 560
         assert run.host.residency.loads.plan("b")[1] == 400
+
+
+async def test_a_model_that_becomes_a_language_model_has_a_cache(world: World) -> None:
+    """Also after a restart, at which its task was another: what it remembers is known when its task is told."""
+    async with world.host() as run:
+        await have(run, "a", task="feature-extraction")
+    async with world.host() as run:
+        assert run.host.residency.loads.plan("a")[1] == 400
+        await run.host.models.update("a", lambda spec: replace(spec, task="text-generation"))
+        assert run.host.residency.loads.plan("a")[1] == 400 + CACHE_BYTES

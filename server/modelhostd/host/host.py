@@ -138,6 +138,7 @@ class Host:
             self.residency,
             downloads,
             files,
+            occupancy.text_memories,
         )
         self.fetched_loads = FetchedLoads(
             self.registry, self.operations, self.transfers, self.residency

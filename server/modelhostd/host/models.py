@@ -27,6 +27,7 @@ from modelhostd.core.state import Edit, State, instance_key
 from modelhostd.host.operations import Operations
 from modelhostd.host.registry import Registry, Request
 from modelhostd.host.residency import Residency
+from modelhostd.host.text_memories import TextMemories
 from modelhostd.host.transfers import Transfers
 from modelhostd.host.uploads import Uploads
 from modelhostd.ports import Downloads, Files, SourceFacts
@@ -47,6 +48,7 @@ class Models:
         residency: Residency,
         downloads: Downloads,
         files: Files,
+        memories: TextMemories,
     ) -> None:
         self._registry = registry
         self._operations = operations
@@ -55,6 +57,7 @@ class Models:
         self._residency = residency
         self._downloads = downloads
         self._files = files
+        self._memories = memories
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -142,6 +145,8 @@ class Models:
             *stale_instance(self._registry.decided, model, updated),
         ]
         await self._registry.stage(edits, principal)
+        if updated.task != model.task:
+            await self._memories.take_up([updated])
         return updated
 
     async def pin(self, model_id: str, pinned: bool, principal: str = "") -> Model:
