@@ -8,6 +8,7 @@ import pytest
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.registry import ModelSpec
 from modelhostd.core.resources import Settings
+from tests.fakes.clock import settle
 from tests.fakes.devices import FakeDevices
 from tests.host.support import Running, World
 
@@ -66,6 +67,22 @@ async def test_a_shrunk_budget_evicts_no_more_than_it_must(world: World) -> None
         run.workers.unload_gate("a").open()
         await world.clock.advance(1.0)
         assert set(run.workers.resident) == {"b", "c"}
+
+
+async def test_the_bytes_of_a_device_add_up_before_what_freed_them_is_stored(world: World) -> None:
+    """What a device has reserved, resident and free is of one moment, however long a commit takes."""
+    async with world.host() as run:
+        for model in "ab":
+            await run.have(model, 300)
+            await run.load(model)
+        run.database.hold_commits()
+        await run.database.release_commits(1)  # the budget's; that of the eviction waits
+        await run.host.residency.set_budget("sim-0", 400)
+        await settle()
+        device = run.host.live_device(run.host.registry.decided.device("sim-0"))
+        await run.database.release_commits()
+        assert set(run.workers.resident) == {"b"}
+        assert (device.reserved_bytes, device.resident_bytes) == (0, 300)
 
 
 async def test_a_budget_below_what_is_pinned_waits(world: World) -> None:

@@ -240,11 +240,11 @@ class Host:
         return updated
 
     def live_device(self, device: Device) -> Device:
-        """Return a device with its bytes as the ledger has them now."""
+        """Return a device with its bytes as the ledger has them now, and as one moment has them: decided, that is."""
         ledger = self.occupancy.ledger
         resident = sum(
             i.measured_bytes
-            for i in self.registry.committed.instances.values()
+            for i in self.registry.decided.instances.values()
             if i.device == device.id and i.tier is Tier.DEVICE
         )
         return replace(
