@@ -40,15 +40,19 @@ MAX_THREADS = 8
 def rest(part: Part, arena: HostArena, pause: Callable[[float], object]) -> Kept | None:
     """Hash a part that is read-only, a little at a time; None where it went meanwhile, or cannot be described.
 
-    ``pause`` is called with seconds. What lies where is written beside it, and goes with it.
+    ``pause`` is called with seconds. What lies where is written beside it, and goes with it. Raises ``MemoryError``.
     """
     text = part.description
     if not 0 < len(text) <= DESCRIPTION_MAX_BYTES:
         return None
     note = arena.take(len(text))
-    note.prepare(0, len(text))
-    note.bytes(0, len(text))[:] = text
-    note.protect()
+    try:
+        note.prepare(0, len(text))
+        note.bytes(0, len(text))[:] = text
+        note.protect()
+    except BaseException:
+        note.drop()
+        raise
     if not part.attach(note):
         return None
     sums = []
