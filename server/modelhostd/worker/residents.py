@@ -147,8 +147,8 @@ class Residents:
                     answer.host_bytes = self._leave_device(resident, frame)
                 # The device's memory is free: what is left to do may take longer than that did.
                 self._answer(Kind.DEMOTED, frame, answer.SerializeToString())
-                if resident.warm and (image := resident.image) is not None:
-                    image.unpoint()
+                if self._holds(resident) and resident.warm and resident.image is not None:
+                    resident.image.unpoint()
             return
         self._answer(Kind.DEMOTED, frame, answer.SerializeToString())
 
