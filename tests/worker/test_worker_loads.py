@@ -96,6 +96,8 @@ async def test_a_cancelled_load_leaves_nothing(tmp_path):
         with pytest.raises(ModelhostError) as caught:
             await workers.infer("cpu", "m-1", 1, encode({}), timeout_s=None)
         assert caught.value.reason is Reason.MODEL_NOT_LOADED
+        (worker,) = workers._workers()
+        assert set(worker.leavings._bytes) == {("other-1", 1)}
         await workers.load("cpu", spec(generation=2), ignore)
 
 

@@ -145,6 +145,7 @@ class Worker:
         try:
             loaded = await asyncio.shield(answer)
         except asyncio.CancelledError:
+            self.leavings.forget(key)
             self._control.cancel(number, command=True)
             undo = self._take_back(answer, lambda: self.unload(*key))
             await asyncio.shield(self._own(undo))
