@@ -125,6 +125,21 @@ async def test_many_bombs_at_one_time_take_the_room_of_one() -> None:
     assert peak < 50 * 2 * AT_ONCE_BYTES + 5 * limit
 
 
+async def test_messages_that_wait_to_be_unpacked_have_a_limit() -> None:
+    """Compressed bytes that nobody has counted yet are bounded; who is above that tries again, and one alone is always taken."""
+    packed = zlib.compress(bytes(MIB), 0)
+    unpacked = Unpacker(waiting_bytes_max=4 * MIB).unpacked
+    found = await asyncio.gather(
+        *(unpacked(packed, 2 * MIB) for _ in range(10)), return_exceptions=True
+    )
+    taken = [one for one in found if one == bytes(MIB)]
+    refused = [one for one in found if isinstance(one, ModelhostError)]
+    assert (len(taken), len(refused)) == (3, 7)
+    assert {error.reason for error in refused} == {Reason.QUEUE_FULL}
+    assert await Unpacker(waiting_bytes_max=1).unpacked(packed, 2 * MIB) == bytes(MIB)
+    assert await unpacked(packed, 2 * MIB) == bytes(MIB)
+
+
 @given(st.binary(max_size=200), st.integers(0, 200), st.integers(0, 12))
 async def test_a_message_is_what_it_was_before_or_refused(
     content: bytes, cut: int, times: int

@@ -18,6 +18,8 @@ FIRST = frozenset((b"\x1f", b"\x78"))
 """First bytes of messages that may be compressed: all others are not."""
 AT_ONCE_BYTES = 64 * 1024
 """Up to here it is done in the loop's thread, which takes 0.2 ms."""
+WAITING_BYTES_MAX = 256 * 1024 * 1024
+"""Of messages as they came that wait for their turn: nothing else counts them yet."""
 
 _GZIP = b"\x1f"
 _BY_HEAD = zlib.MAX_WBITS + 32
@@ -27,20 +29,22 @@ _thread = ThreadPoolExecutor(1, "unpacking")
 class Unpacker:
     """Unpacks one message at a time: of all that come together, one is held in full before it is counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, waiting_bytes_max: int = WAITING_BYTES_MAX) -> None:
         self._turn = asyncio.Lock()
+        self._waiting_bytes_max = waiting_bytes_max
+        self._waiting_bytes = 0
 
     async def unpacked(self, message: bytes, limit_bytes: int) -> bytes:
         """Return a message as it was before it was compressed, if it was.
 
-        Raises MESSAGE_TOO_LARGE for one above the limit, at the limit; INVALID_ARGUMENT for gzip that is none.
+        Raises MESSAGE_TOO_LARGE for one above the limit, at the limit; INVALID_ARGUMENT for gzip that is none;
+        QUEUE_FULL where too many wait.
         """
         inflater = zlib.decompressobj(_BY_HEAD)
         try:
             found = inflater.decompress(message, min(AT_ONCE_BYTES, limit_bytes + 1))
             if not inflater.eof and len(found) <= limit_bytes:
-                async with self._turn:
-                    found = await _rest(inflater, found, limit_bytes + 1)
+                found = await self._in_turn(inflater, found, limit_bytes + 1, len(message))
             whole = inflater.eof and not inflater.unused_data
         except zlib.error:
             found, whole = b"", False
@@ -57,6 +61,23 @@ class Unpacker:
         if message[:1] == _GZIP:
             raise invalid("request", "a message as it is, in gzip or in deflate", message[:40])
         return message
+
+    async def _in_turn(self, inflater: Any, begun: bytes, most: int, size: int) -> bytes:
+        waiting, limit = self._waiting_bytes, self._waiting_bytes_max
+        if waiting and waiting + size > limit:
+            raise ModelhostError(
+                Reason.QUEUE_FULL,
+                f"{waiting} bytes of compressed messages wait to be unpacked, {size} more are above the limit of "
+                f"{limit}; try again in a second, or send them as they are",
+                {"queue": str(waiting), "limit": str(limit)},
+                retry_delay_s=1.0,
+            )
+        self._waiting_bytes += size
+        try:
+            async with self._turn:
+                return await _rest(inflater, begun, most)
+        finally:
+            self._waiting_bytes -= size
 
 
 async def _rest(inflater: Any, begun: bytes, most: int) -> bytes:
