@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.resources import Settings
 from modelhostd.ports import LoadSpec
 from tests.fakes.clock import settle
 from tests.host.support import Running, World
@@ -161,3 +162,18 @@ async def test_what_it_is_repeated_on_may_be_another_instance(world: World) -> N
         await run.end(unload)
         assert await request == b"x"
         assert asked == ["a", "a"]
+
+
+async def test_who_came_just_now_stays(world: World) -> None:
+    """What ``min_residency`` still keeps safe from eviction does not go for a request either: who may go next goes."""
+    async with world.host() as run:
+        await ready(run, "b", "c", "a")
+        await run.host.update_settings(Settings(min_residency_s=2.5), ["min_residency_s"])
+        run.host.routes.get("b").last_used = world.clock.monotonic()  # type: ignore[union-attr]
+        short(run, 1)
+        assert await run.infer("a", 5.0) == b"x"
+        assert set(run.workers.resident) == {"c", "a"}
+        short(run, 1)
+        with pytest.raises(ModelhostError):
+            await run.infer("a", 5.0)
+        assert set(run.workers.resident) == {"c", "a"}

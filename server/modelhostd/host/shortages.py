@@ -60,6 +60,8 @@ class Shortages:
             other = self._routes.get(holding.model)
             if other is None or other is route or not holding.idle or not holding.bytes:
                 continue
+            if policy.young(holding, now):
+                continue
             details = {
                 "for": route.model,
                 "freedBytes": str(holding.bytes),
