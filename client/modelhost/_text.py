@@ -9,6 +9,9 @@ _UNSAFE = re.compile(
 )
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+SIZE_MAX = 1 << 63
+"""What the contract's fields hold is below it."""
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?", re.IGNORECASE)
 
 
@@ -48,7 +51,10 @@ def read_bytes(text: str) -> int:
     number, prefix, binary = match.groups()
     decimal = not binary and text.strip().lower().endswith("b") and prefix
     base = 1000 if decimal else 1024
-    return int(float(number) * base ** " kmgtp".index(prefix.lower() or " "))
+    size = float(number) * base ** " kmgtp".index(prefix.lower() or " ")
+    if size >= SIZE_MAX:
+        raise ValueError(f"{text[:40]!r} is too much; a size is below 8 EiB")
+    return int(size)
 
 
 def show_seconds(seconds: float) -> str:
