@@ -81,6 +81,17 @@ def test_nobody_waits_where_a_whole_batch_is_there_already(made):
     assert ran(made, 3).free
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_nobody_waits_while_no_thread_could_end_the_wait(made, before):
+    """Where all threads are at work for others who reads serves what is quick, as if there were no company."""
+    made.schedule.entries[KEY].pace_ns = 0
+    made.schedule.idle = 0 if before else 1
+    entry = ran(made, 3)
+    assert entry.free == before
+    made.schedule.idle = 0
+    assert made.submit(job(Channel()), here=True)
+
+
 def test_the_wait_is_a_small_part_of_what_the_batch_took():
     """It is at most an eighth, and at most four milliseconds."""
     entry = Entry(hosted(GateBackend(), batch_limit=4))

@@ -176,8 +176,8 @@ class Executor:
                 schedule.idle -= 1
             jobs = self._runner.run(entry, job, activity)
             with self._lock:
-                schedule.end(entry, jobs)
                 schedule.idle += 1
+                schedule.end(entry, jobs)
             # Held longer, it would keep a request's tensors alive while the thread is idle.
             del taken, job, jobs
 

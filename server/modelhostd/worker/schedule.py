@@ -142,7 +142,7 @@ class Schedule:
         self.running -= 1
         for job in jobs:
             self._forget(entry, job)
-        if entry.hosted.batch_limit > 1 and (len(jobs) > 1 or len(self.queue)):
+        if self.idle and entry.hosted.batch_limit > 1 and (len(jobs) > 1 or len(self.queue)):
             entry.expect(len(jobs), self.queue.count(entry.hosted.key))
         if self.awaited:
             self._ended.notify_all()
@@ -171,6 +171,9 @@ class Schedule:
             return
         count = self.queue.count(job.key)
         enough = hosted.batch_limit if hosted.batch_delay_ns else entry.company
+        if not self.idle and not hosted.batch_delay_ns:
+            # Nobody would look when the time is up, but who reads can run it if it is quick.
+            enough = 0
         if count >= enough or not batches.joinable(job):
             entry.due_ns = 0
         elif count == 1 and hosted.batch_delay_ns:
