@@ -134,7 +134,9 @@ class Device(_message.Message):
     it.
     """
     reserved_bytes: _builtins.int
-    """Bytes promised to loads that run."""
+    """Bytes promised to loads that run, and those kept for what requests of loaded models take beside
+    the weights (`Instance.working_bytes`).
+    """
     resident_bytes: _builtins.int
     """Bytes that loaded models take, as measured."""
     free_bytes: _builtins.int
