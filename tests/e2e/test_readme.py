@@ -66,16 +66,31 @@ def test_the_python_example_runs(served: tuple[Daemon, int]) -> None:
 
 
 def test_the_commands_run(served: tuple[Daemon, int]) -> None:
-    """Every `modelhost` command of the README ends well, but for the ones that watch for ever."""
+    """Every `modelhost` command of the README ends well; the one that watches shows what is there and what happens."""
     daemon, _ = served
     ran = []
     for command in commands("modelhost"):
         if command.split()[1] == "events":
+            _watch(shlex.split(command), daemon.target)
             continue
         done = _run(shlex.split(command), daemon.target)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         ran.append(command.split()[1])
     assert {"status", "pull", "ls", "infer", "ps"} <= set(ran)
+
+
+def _watch(command: list[str], target: str) -> None:
+    environment = {**os.environ, "MODELHOST_TARGET": target}
+    with subprocess.Popen(
+        [str(BIN / command[0]), *command[1:]], env=environment, stdout=subprocess.PIPE, text=True
+    ) as watch:
+        assert watch.stdout is not None
+        for line in watch.stdout:
+            if "BOOKMARK" in line:
+                break
+        assert _run(["modelhost", "unload", "--all"], target).returncode == 0
+        assert any("UNLOADED" in line for line in watch.stdout)
+        watch.kill()
 
 
 def test_tritonclient_runs_as_shown(served: tuple[Daemon, int]) -> None:
