@@ -105,6 +105,21 @@ def test_embed_leaves_other_refusals_as_they_are(double: Double, both) -> None:
         both(lambda c: c.embed("m", ["a"]))
 
 
+def test_why_embed_was_refused_is_asked_within_the_callers_time(double: Double, both) -> None:
+    """The call that finds out the task has the caller's deadline, not the minutes of a first inference."""
+    left: list[float] = []
+
+    def describe(request, context):
+        left.append(context.time_remaining())
+        return pb.ModelDescription(task="text-generation")
+
+    double.on("ModelInfer", lambda request, context: refuse(context))
+    double.on("DescribeModel", describe)
+    with pytest.raises(InvalidArgument, match="task text-generation"):
+        both(lambda c: c.embed("m", ["a"], timeout=20.0))
+    assert left[0] < 30.0
+
+
 def test_version_and_priority_go_along(double: Double, both) -> None:
     """Each call by task says which version is asked for and how urgent it is."""
     double.on("ModelInfer", answer_with(embedding=np.ones((1, 3))))

@@ -78,13 +78,15 @@ class AsyncInference:
                 timeout=timeout,
             )
         except InvalidArgument as error:
-            raise await self._explained(model, error) from None
+            raise await self._explained(model, error, timeout) from None
         return _inference.embeddings(model, outputs, len(array))
 
-    async def _explained(self, model: str, error: InvalidArgument) -> InvalidArgument:
+    async def _explained(
+        self, model: str, error: InvalidArgument, timeout: float | None
+    ) -> InvalidArgument:
         """Return why a model gave no embeddings: its task, where that is another."""
         try:
-            task = (await self.describe(model)).task
+            task = (await self.describe(model, timeout=timeout)).task
         except ModelhostError:
             return error
         return error if task == _inference.FEATURES else _inference.other_task(model, task)

@@ -76,13 +76,15 @@ class Inference:
                 timeout=timeout,
             )
         except InvalidArgument as error:
-            raise self._explained(model, error) from None
+            raise self._explained(model, error, timeout) from None
         return _inference.embeddings(model, outputs, len(array))
 
-    def _explained(self, model: str, error: InvalidArgument) -> InvalidArgument:
+    def _explained(
+        self, model: str, error: InvalidArgument, timeout: float | None
+    ) -> InvalidArgument:
         """Return why a model gave no embeddings: its task, where that is another."""
         try:
-            task = (self.describe(model)).task
+            task = (self.describe(model, timeout=timeout)).task
         except ModelhostError:
             return error
         return error if task == _inference.FEATURES else _inference.other_task(model, task)
