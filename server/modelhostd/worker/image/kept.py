@@ -133,12 +133,18 @@ class Inheritance:
     def __init__(self, arena: HostArena, kept: Mapping[Key, Kept]) -> None:
         self._arena = arena
         self._kept = dict(kept)
+        self._adoptions: dict[Key, Adoption] = {}
+        """The last of each image that was begun, and not done."""
         self._lock = threading.Lock()
 
     def drop(self, key: Key) -> None:
         """Free an image that nobody adopted."""
-        kept = self._kept.pop(key, None)
-        if kept is not None:
+        adoption, kept = self._adoptions.get(key), self._kept.get(key)
+        if adoption is not None:
+            # It failed, and somebody may have a view left of it.
+            adoption.done()
+        elif kept is not None:
+            self._forget(key)
             for place in kept.ranges:
                 self._arena.release(place)
 
@@ -161,6 +167,7 @@ class Inheritance:
         part = image.restore(blocks[0])
         part.attach(blocks[1])
         adoption = Adoption(part, blocks, lambda: self._forget(key))
+        self._adoptions[key] = adoption
         # One at a time: together they would only take turns at the memory bus.
         with self._lock:
             sums = _Hashing(part, cancelled, report).run()
@@ -174,6 +181,7 @@ class Inheritance:
 
     def _forget(self, key: Key) -> None:
         self._kept.pop(key, None)
+        self._adoptions.pop(key, None)
 
 
 class _Hashing:
