@@ -175,6 +175,16 @@ def test_dimensions_that_are_one_are_held_to_it(tmp_path):
         backend.infer(given, InferContext())
 
 
+@pytest.mark.parametrize("size", [torch.export.Dim("rows"), torch.export.Dim.AUTO])
+def test_a_dimension_without_bounds_takes_any_size(scorer, tmp_path, size):
+    """A program that was exported with no least and no most size of its batch is loaded, checked and answers."""
+    program = torch.export.export(scorer, (torch.zeros(2, 4),), dynamic_shapes={"x": {0: size}})
+    torch.export.save(program, tmp_path / "model.pt2")
+    backend = load(TorchExportBackend, tmp_path)
+    check(backend, scorer)
+    assert ask(backend, np.ones((500, 4), np.float32))["y"].array.shape[0] == 500
+
+
 def test_half_precision_passes_through(tmp_path):
     """BF16 goes as its bits."""
 

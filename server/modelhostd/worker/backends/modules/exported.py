@@ -20,6 +20,9 @@ from modelhostd.worker.backend import (
 )
 from modelhostd.worker.backends.modules.base import CANARY_SIZE, DATATYPES, ModuleBackend
 
+SIZE_MAX = 2**62
+"""What a dimension without bounds may have."""
+
 
 class TorchExportBackend(ModuleBackend):
     """One ``.pt2`` file. No options."""
@@ -117,10 +120,10 @@ def _bounds(size: Any, ranges: Mapping[Any, Any]) -> tuple[str, int, int]:
         return "", size, size
     expression = size.node.expr
     found = ranges.get(expression)
-    # Bounds of torch are symbols of their own where there is none.
-    least = int(found.lower) if found is not None and found.lower.is_finite else 0
-    most = int(found.upper) if found is not None and found.upper.is_finite else 2**62
-    return str(expression), least, min(most, 2**62)
+    if found is None:
+        return str(expression), 0, SIZE_MAX
+    # Where there is no bound torch has a symbol of its own, which says that it is finite and cannot become an int.
+    return str(expression), int(max(found.lower, 0)), int(min(found.upper, SIZE_MAX))
 
 
 def _output_names(tree: Any, count: int) -> list[str]:
