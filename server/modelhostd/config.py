@@ -56,7 +56,7 @@ class Limits:
     """What one client may cost the others."""
 
     inference_message_bytes: int = key(64 * MIB, values.size, least=MIB, most=2 * GIB - 1)
-    """The largest inference request or response."""
+    """The largest inference request or response; one of Embed, Classify or Generate has 4 MiB at most."""
     control_message_bytes: int = key(256 * 1024, values.size, least=4096, most=64 * MIB)
     """The largest request of every other method."""
     inference_bytes_in_flight: int = key(GIB, values.size, live=True, least=MIB)
