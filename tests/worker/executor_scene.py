@@ -110,9 +110,9 @@ def hosted(backend, model="m", **options):
     return Hosted(f"{model}-1", 1, model, 1, "cpu", "test", backend, backend.signature(), **options)
 
 
-def job(channel, number=None, model="m", priority=0, credit=0):
-    """Return a request for an instance; with ``credit`` a stream."""
-    payload = encode({"x": numbers(4)}, name=model)
+def job(channel, number=None, model="m", priority=0, credit=0, items=4):
+    """Return a request for an instance, of so many items; with ``credit`` a stream."""
+    payload = encode({"x": numbers(items)}, name=model)
     number = next(_numbers) if number is None else number
     arrived_ns = time.monotonic_ns()
     at = f"{model}-1", model, priority

@@ -5,6 +5,7 @@ import threading
 from modelhostd.core.errors import Reason
 from modelhostd.worker.backend import Signature
 from modelhostd.worker.backends.identity import IdentityBackend
+from modelhostd.worker.jobs import CheckJob
 from tests.support import wait_until
 from tests.worker.executor_scene import KEY, Channel, executor, hosted, job
 from tests.worker.harness import DEADLINE_S
@@ -67,3 +68,69 @@ def test_a_backend_that_cannot_tell_what_its_failure_means_keeps_no_thread():
     wait_until(lambda: len(channel.answers) == 2)
     assert channel.answers == [(1, Reason.INFERENCE_FAILED), (2, "answered")]
     wait_until(lambda: not made.schedule.running)
+
+
+class PassesBackend(IdentityBackend):
+    """Takes as many batches for a request as its ``x`` has items, and lets others pass between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.log = []
+        self.between = lambda batch: None
+
+    def signature(self):
+        """Return a signature under which requests are joined."""
+        return Signature(batched=True, joinable=True)
+
+    def infer(self, inputs, context):
+        """Note each batch."""
+        items = len(inputs["x"].array)
+        for batch in range(items):
+            self.between(batch)
+            if batch:
+                context.let_pass()
+            self.log.append(items)
+        return super().infer(inputs, context)
+
+
+def test_a_short_request_goes_between_the_batches_of_a_long_one():
+    """What is much smaller and as urgent runs then, one batch of it at a time; what is larger or less urgent waits."""
+    channel, backend, made = Channel(), PassesBackend(), executor()
+    made.add(hosted(backend, batch_limit=4))
+    rows = {"long": 400, "another": 300, "first": 1, "second": 4, "later": 4}
+    urgent = {"later": -1}
+    jobs = {
+        name: job(channel, number, items=items, priority=urgent.get(name, 0))
+        for number, (name, items) in enumerate(rows.items(), 1)
+    }
+
+    def come(batch):
+        if batch == 2 and len(backend.log) == 2:
+            for name in ("another", "later", "first", "second"):
+                made.submit(jobs[name])
+
+    backend.between = come
+    made.start()
+    made.submit(jobs["long"])
+    wait_until(lambda: len(channel.answers) == 5)
+    assert [number for number, _ in channel.answers] == [3, 4, 1, 2, 5]
+    assert backend.log[:4] == [400, 400, 1, 400]
+    with made.schedule.lock:
+        assert not made.schedule.live
+        assert not made.schedule.running
+
+
+def test_a_health_check_does_not_wait_for_all_of_a_long_request():
+    """It runs between two of its batches."""
+    channel, backend, made = Channel(), PassesBackend(), executor()
+    made.add(hosted(backend, batch_limit=4))
+    checked = []
+    backend.health_check = lambda: (
+        checked.append(len(backend.log)) or IdentityBackend().health_check()
+    )
+    channel.send = lambda kind, flags, request, generation, header: None
+    backend.between = lambda batch: batch == 2 and made.submit(CheckJob(channel, 9, 1, "m-1"))
+    made.start()
+    made.submit(job(channel, 1, items=8))
+    wait_until(lambda: channel.answers)
+    assert checked == [2]

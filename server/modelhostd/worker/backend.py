@@ -170,6 +170,8 @@ class InferContext:
     """Whether the caller is gone, or its deadline has passed."""
     progress: Callable[[], None] = lambda: None
     """Call between batches or tokens of long work: a thread without progress counts as hung."""
+    let_pass: Callable[[], None] = lambda: None
+    """Call between batches of long work, where ``infer`` may be entered again in this thread: what is much shorter goes first."""
 
     def check_cancelled(self) -> None:
         """Report progress, and raise :class:`Cancelled` when nobody waits. Call between batches."""

@@ -14,7 +14,7 @@ from modelhostd.worker import oip
 from modelhostd.worker.backend import Cancelled, InferContext, Output, Tensor
 from modelhostd.worker.batching import Candidate, choose
 from modelhostd.worker.fairqueue import Entry as Place
-from modelhostd.worker.jobs import Activity, Hosted, InferJob
+from modelhostd.worker.jobs import Activity, CheckJob, Hosted, InferJob
 from modelhostd.worker.tensors import as_tensor
 from modelhostd.worker.v1 import worker_pb2
 
@@ -23,11 +23,24 @@ log = logging.getLogger("modelhostd.worker")
 
 LOOK = 256
 """Waiting requests that are looked at for one batch."""
+PASS_SHARE = 8
+"""A request of so small a part of another one's bytes runs between two of that one's batches."""
 
 
 def joinable(job: object) -> TypeGuard[InferJob]:
     """Whether a job may run together with others: a request that wants one answer."""
     return isinstance(job, InferJob) and not job.streaming
+
+
+def passes(job: object, long: InferJob) -> TypeGuard[InferJob | CheckJob]:
+    """Whether a job need not wait for all of a ``long`` one: it is as urgent, and so much smaller."""
+    if isinstance(job, CheckJob):
+        return True
+    return (
+        joinable(job)
+        and job.priority >= long.priority
+        and len(job.payload) * PASS_SHARE <= len(long.payload)
+    )
 
 
 @dataclass(frozen=True, slots=True)

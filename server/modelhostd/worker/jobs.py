@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import field
 
 from modelhostd.core.errors import ModelhostError, Reason
@@ -68,6 +69,8 @@ class Activity:
     loading: bool = False
     progress: int = 0
     model: str = ""
+    let_pass: Callable[[], None] = lambda: None
+    """What a long request calls between its batches: others of its instance may run in between."""
 
     def begin(self, model: str) -> int:
         """Note that work for ``model`` starts; return when, in monotonic nanoseconds."""
@@ -244,6 +247,7 @@ class InferJob:
             outputs=frozenset(parsed.outputs),
             cancelled=self.unwanted,
             progress=activity.advance,
+            let_pass=activity.let_pass,
         )
         parsed_ns = time.monotonic_ns()
         if self.streaming:

@@ -3,16 +3,21 @@
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from modelhostd.worker import batches, failures
 from modelhostd.worker.entries import Entry
-from modelhostd.worker.jobs import Activity, Hosted, InferJob
+from modelhostd.worker.jobs import Activity, CheckJob, Hosted, InferJob
 from modelhostd.worker.schedule import Job, Schedule
 from modelhostd.worker.stepping import JobAnswer, StepJob
 
 log = logging.getLogger("modelhostd.worker")
 
 POISONED_EXIT = 70
+
+
+def _nobody() -> None:
+    """Let nobody pass."""
 
 
 class Runner:
@@ -28,6 +33,8 @@ class Runner:
         hosted = entry.hosted
         begin_ns = activity.begin(hosted.model)
         jobs: list[Job] = [job]
+        if hosted.batch_limit > 1 and isinstance(job, InferJob):
+            activity.let_pass = partial(self._let_pass, entry, job, activity)
         try:
             if isinstance(job, StepJob):
                 error = self._step(entry, job, activity)
@@ -35,20 +42,52 @@ class Runner:
                 opened, error = self._open(entry, job, activity)
                 if opened:
                     jobs = []
-            elif hosted.batch_limit > 1 and len(self._schedule.queue) and batches.joinable(job):
-                together, refused = self._gather(entry, job)
-                jobs = [*together, *refused]
-                error = batches.run(together, hosted, activity)
             else:
-                error = job.run(hosted, activity)
+                jobs, error = self._together(entry, job, activity)
         except OSError:
             # The daemon's end of the socket is gone, and this process is about to be.
             log.debug("an answer was not sent", exc_info=True)
             error = None
+        activity.let_pass = _nobody
         self.end_if_poisoned(hosted, error)
         activity.end()
         entry.note_pace(begin_ns)
         return jobs
+
+    def _together(
+        self, entry: Entry, job: InferJob | CheckJob, activity: Activity
+    ) -> tuple[list[Job], BaseException | None]:
+        """Run a job and those that fit to it; return all that are answered, and what the backend raised."""
+        hosted = entry.hosted
+        if hosted.batch_limit > 1 and len(self._schedule.queue) and batches.joinable(job):
+            together, refused = self._gather(entry, job)
+            return [*together, *refused], batches.run(together, hosted, activity)
+        return [job], job.run(hosted, activity)
+
+    def _let_pass(self, entry: Entry, long: InferJob, activity: Activity) -> None:
+        """Between two batches of a long request run a much shorter one of the same instance, and those that join it.
+
+        One batch at a time, so that the long one gets on whatever comes.
+        """
+        schedule = self._schedule
+        if not len(schedule.queue):
+            return
+        with schedule.lock:
+            job = schedule.take_shorter(entry, long)
+        if job is None:
+            return
+        again, activity.let_pass = activity.let_pass, _nobody
+        jobs: list[Job] = [job]
+        try:
+            jobs, error = self._together(entry, job, activity)
+            self.end_if_poisoned(entry.hosted, error)
+        except OSError:
+            log.debug("an answer was not sent", exc_info=True)
+        finally:
+            with schedule.lock:
+                schedule.end_passed(entry, jobs)
+            activity.let_pass = again
+            activity.begin(entry.hosted.model)
 
     def end_if_poisoned(self, hosted: Hosted, error: BaseException | None) -> None:
         """End the process where nothing in it can be trusted after what a backend raised."""

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.worker import batches, failures
@@ -147,6 +148,23 @@ class Schedule:
         if self.awaited:
             self._ended.notify_all()
 
+    def take_shorter(self, entry: Entry, long: InferJob) -> InferJob | CheckJob | None:
+        """Take what waits for an instance and need not wait for all of a ``long`` request that runs."""
+        key = entry.hosted.key
+        if self.entries.get(key) is not entry:
+            return None
+        waiting = self.queue.more(key, batches.LOOK, _no_step)
+        found = next((place for place, job in waiting if batches.passes(job, long)), None)
+        self.queue.put_back(key, [one for one in waiting if one[0] is not found])
+        return next((job for place, job in waiting if place is found), None)
+
+    def end_passed(self, entry: Entry, jobs: Sequence[Job]) -> None:
+        """Count out what ran while a long request waited."""
+        for job in jobs:
+            self._forget(entry, job)
+        if self.awaited:
+            self._ended.notify_all()
+
     def end_answer(self, entry: Entry, answer: JobAnswer) -> None:
         """Count out a request that steps have answered."""
         del entry.answers[answer.job.ticket]
@@ -192,3 +210,8 @@ class Schedule:
         self.live.pop(job.ticket, None)
         if job.streaming:
             entry.streams -= 1
+
+
+def _no_step(job: Job) -> TypeGuard[InferJob | CheckJob]:
+    """Whether a job is one that came from outside."""
+    return not isinstance(job, StepJob)

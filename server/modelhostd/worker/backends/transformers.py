@@ -154,6 +154,8 @@ class TransformersBackend(Backend):
         with torch.inference_mode():
             for rows, batch in batches:
                 context.check_cancelled()
+                if answers:
+                    context.let_pass()
                 on_device = {name: part.to(self._device) for name, part in batch.items()}
                 for name, part in self._task.run(self._call, on_device).items():
                     if name not in answers:
