@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import threading
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 
 from modelhost.oip import open_inference_pb2 as oip
 from modelhost.v1 import host_service_pb2, residency_service_pb2
-from modelhostd.api.compression import AT_ONCE_BYTES, FIRST, Unpacker
+from modelhostd.api.compression import AT_ONCE_BYTES, FIRST, Unpacker, _thread
 from modelhostd.core.errors import ModelhostError, Reason
 from tests.api.support import CALL_S, Limits, Served, failure, served
+from tests.fakes.clock import settle
 
 MIB = 2**20
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -138,6 +140,26 @@ async def test_messages_that_wait_to_be_unpacked_have_a_limit() -> None:
     assert {error.reason for error in refused} == {Reason.QUEUE_FULL}
     assert await Unpacker(waiting_bytes_max=1).unpacked(packed, 2 * MIB) == bytes(MIB)
     assert await unpacked(packed, 2 * MIB) == bytes(MIB)
+
+
+async def test_who_gives_up_is_counted_until_the_thread_has_let_go() -> None:
+    """A cancelled call's message is still there until its turn is over: it goes on to count."""
+    packed, unpacker = zlib.compress(bytes(MIB), 0), Unpacker(waiting_bytes_max=MIB)
+    busy = threading.Event()
+    _thread.submit(busy.wait, CALL_S)
+    try:
+        given_up = asyncio.ensure_future(unpacker.unpacked(packed, 2 * MIB))
+        await settle()
+        given_up.cancel()
+        await settle()
+        with pytest.raises(ModelhostError) as caught:
+            await unpacker.unpacked(packed, 2 * MIB)
+        assert caught.value.reason is Reason.QUEUE_FULL
+    finally:
+        busy.set()
+    await asyncio.wait({given_up}, timeout=CALL_S)
+    assert given_up.cancelled()
+    assert await unpacker.unpacked(packed, 2 * MIB) == bytes(MIB)
 
 
 @given(st.binary(max_size=200), st.integers(0, 200), st.integers(0, 12))

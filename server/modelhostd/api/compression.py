@@ -75,7 +75,13 @@ class Unpacker:
         self._waiting_bytes += size
         try:
             async with self._turn:
-                return await _rest(inflater, begun, most)
+                work = asyncio.ensure_future(_rest(inflater, begun, most))
+                try:
+                    return await asyncio.shield(work)
+                except asyncio.CancelledError:
+                    # The thread goes on: until it has let go of the message that counts, and nobody else has a turn.
+                    await asyncio.wait({work})
+                    raise
         finally:
             self._waiting_bytes -= size
 
