@@ -86,9 +86,25 @@ def test_what_an_earlier_worker_left_is_freed_before_anything_is_loaded():
         (name, 1): Kept(Range(at, 2 * PAGE_BYTES), Range(at + 2 * PAGE_BYTES, 10), b"1")
         for name, at in (("a", 0), ("b", 3 * PAGE_BYTES))
     }
-    imaging = Imaging("cpu", descriptor=os.dup(memory), kept=kept)
+    imaging = Imaging("cpu", descriptor=memory, kept=kept)
     imaging.drop(("a", 1))
     imaging.drop(("a", 1))
     assert images.held_bytes(memory) == 3 * PAGE_BYTES
     assert imaging.images._arena.taken_bytes == 3 * PAGE_BYTES
+    os.close(memory)
+
+
+def test_an_arena_that_could_not_be_mapped_can_be_later(monkeypatch):
+    """Without addresses a load fails; the next one finds the memory as it was."""
+    memory = images.create("test")
+    imaging = Imaging("cpu", descriptor=memory)
+
+    def none_left(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    with monkeypatch.context() as full:
+        full.setattr("modelhostd.worker.image.arena.mmap.mmap", none_left)
+        with pytest.raises(OSError, match="allocate"):
+            _ = imaging.images
+    assert imaging.images._arena.taken_bytes == 0
     os.close(memory)

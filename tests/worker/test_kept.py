@@ -1,7 +1,5 @@
 """Images at rest: hashed, described beside their weights, or left as they were."""
 
-import os
-
 import pytest
 
 from modelhostd.worker.image import kept
@@ -55,7 +53,7 @@ def left(arena, part):
     found = {("a", 1): kept.rest(part, arena, lambda _: None)}
     part._block.protect()
     places = [place for one in found.values() for place in one.ranges]
-    later = HostArena("test", descriptor=os.dup(arena._descriptor), held=places)
+    later = HostArena("test", descriptor=arena._descriptor, held=places)
     return later, kept.Inheritance(later, found)
 
 

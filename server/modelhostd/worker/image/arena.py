@@ -130,11 +130,11 @@ class HostArena:
     ) -> None:
         """Make an empty arena: addresses only. Raises ``OSError``.
 
-        ``descriptor``: memory that was made before, from now on the arena's, in which ``held`` has contents; these are
+        ``descriptor``: memory that was made before, in which ``held`` has contents; these are
         read-only until they are restored or released.
         """
-        if descriptor < 0:
-            descriptor = images.create(name)
+        # Its own: who could not make one asks again with the same number, which is not to be somebody else's by then.
+        descriptor = images.create(name) if descriptor < 0 else os.dup(descriptor)
         try:
             flags = mmap.MAP_SHARED | MAP_NORESERVE
             self._map = mmap.mmap(descriptor, SPACE_BYTES, flags=flags)
