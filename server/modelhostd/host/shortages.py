@@ -18,6 +18,8 @@ class Shortages:
         self._registry = occupancy.registry
         self._routes = occupancy.routes
         self._retiring = retiring
+        self._going: dict[str, asyncio.Task[None]] = {}
+        """What frees the memory of whoever makes room, by the model that it is for."""
 
     async def fell_short(
         self, route: Route, error: ModelhostError, timeout_s: float | None, *, evict: bool
@@ -53,7 +55,14 @@ class Shortages:
         return gone
 
     async def _make_room(self, route: Route, timeout_s: float | None) -> bool:
-        """Evict who is next to go from a device where a request found too little memory; whether anybody went."""
+        """Evict who is next to go from a device where a request found too little memory; whether anybody went.
+
+        Requests of one model that fall short together wait for the same one to go: each would take another away for one
+        and the same peak, and what they lacked is reserved once, too.
+        """
+        if (going := self._going.get(route.model)) is not None:
+            await asyncio.wait({going}, timeout=timeout_s)
+            return True
         now, policy = self._registry.clock.monotonic(), self._occupancy.policy()
         view = self._occupancy.views()[route.device]
         for holding in policy.order(view.holdings, now):
@@ -71,6 +80,8 @@ class Shortages:
             self._retiring.evict(other, "EVICTED", details)
             retiring = self._retiring.task(holding.model)
             if retiring is not None:
+                self._going[route.model] = retiring
+                retiring.add_done_callback(lambda _: self._going.pop(route.model))
                 await asyncio.wait({retiring}, timeout=timeout_s)
             return True
         return False
