@@ -123,6 +123,14 @@ def test_a_size_that_is_none_is_an_error_of_the_command_line(
     assert told.calls == []
 
 
+def test_a_device_has_no_budget_of_nothing(told: Double, run) -> None:
+    """0 means the default to the daemon, which is nearly all: nobody gets that who asked for nothing."""
+    done = run("budget", "cpu", "0")
+    assert done.exit_code == 2
+    assert "default" in done.stderr
+    assert told.calls == []
+
+
 def test_pull_says_what_it_brought(told: Double, run) -> None:
     """The end of a download is a sentence on stdout, its progress lines on stderr."""
     told.on("DownloadModel", RUNNING)

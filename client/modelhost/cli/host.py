@@ -23,6 +23,9 @@ def budget(session: Session, device: str | None, size: str | None) -> None:
     from modelhost.cli import views_memory as views
 
     wanted = None if size in (None, "default") else to_bytes(str(size), "SIZE")
+    if wanted == 0 and device != views.HOST:
+        # The contract's 0 is the default, nearly all there is.
+        raise click.BadParameter("at least 1 byte, or default", param_hint="SIZE")
     with session.client() as client:
         if device == views.HOST:
             if size is not None:
