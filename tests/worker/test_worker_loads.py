@@ -9,7 +9,16 @@ import pytest
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import Health, Isolation, Phase
 from tests.support import wait_until_async
-from tests.worker.harness import CONFIG, encode, ignore, numbers, running, spec, started
+from tests.worker.harness import (
+    CONFIG,
+    encode,
+    ignore,
+    numbers,
+    open_descriptors,
+    running,
+    spec,
+    started,
+)
 
 MIB = 2**20
 
@@ -249,6 +258,21 @@ async def test_each_device_has_its_own_worker():
         await workers.load("cpu", spec("one"), ignore)
         await workers.load("sim-0", spec("two"), ignore)
         assert sorted(workers.pids().values()) == ["cpu", "sim-0"]
+
+
+async def test_a_model_of_its_own_process_that_crashed_leaves_nothing_open():
+    """It may never be loaded again; and where it is, it loads as before."""
+    async with running() as (workers, listener):
+        alone = spec(isolation=Isolation.PROCESS)
+        for crashes in (1, 2):
+            await workers.load("cpu", alone, ignore)
+            (pid,) = workers.pids()
+            os.kill(pid, 9)
+            await listener.wait(exits=crashes)
+            await workers.unload("cpu", "m-1", 1)
+            await wait_until_async(
+                lambda: not [name for name in open_descriptors().values() if "images" in name]
+            )
 
 
 async def test_a_model_of_its_own_process_ends_with_it():

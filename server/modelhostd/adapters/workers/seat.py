@@ -131,6 +131,12 @@ class Seat:
         held = self._held_by(worker)
         kept = {} if worker.for_memory else worker.leavings.of(held, self.images.kept)
         self.images.keep(kept)
+        self.close_images()
+
+    def close_images(self) -> None:
+        """Let go of the memory of a single model where nobody has anything in it: it may never be loaded again."""
+        if self.model and self.worker is None and not self.images.kept:
+            self.images.close()
 
     def _note_failure(self, alive_s: float) -> None:
         self._backoff = self._backoff.failed(alive_s)

@@ -232,6 +232,7 @@ class ProcessWorkers:
             seat.images.adopted(key)
             await worker.unload(*key)
         seat.images.drop(key)
+        seat.close_images()
         await seat.images.settled()
         if seat.worker is not None:
             await self._end_own(seat.worker, spec)
