@@ -1,6 +1,7 @@
 """The executor's own threads, in this process: what they wait for, and what they survive."""
 
 import threading
+import weakref
 
 from modelhostd.core.errors import Reason
 from modelhostd.worker.backend import Signature
@@ -68,6 +69,20 @@ def test_a_backend_that_cannot_tell_what_its_failure_means_keeps_no_thread():
     wait_until(lambda: len(channel.answers) == 2)
     assert channel.answers == [(1, Reason.INFERENCE_FAILED), (2, "answered")]
     wait_until(lambda: not made.schedule.running)
+
+
+def test_an_idle_thread_holds_nothing_of_what_it_ran_last():
+    """A backend that was taken out goes, though it was the last to run: not all let go of their memory when told."""
+    channel, backend, made = Channel(), GateBackend(), executor(threads=1)
+    backend.gate.set()
+    made.add(hosted(backend))
+    made.start()
+    made.submit(job(channel))
+    wait_until(lambda: len(channel.answers) == 1)
+    made.remove(KEY)
+    gone = weakref.ref(backend)
+    del backend
+    wait_until(lambda: gone() is None)
 
 
 class PassesBackend(IdentityBackend):

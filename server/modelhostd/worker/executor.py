@@ -171,15 +171,15 @@ class Executor:
                 entry, job = taken
                 if job.streaming and entry.step is None:
                     self._begin_stream(entry, job)
-                    del taken, job
+                    del taken, entry, job
                     continue
                 schedule.idle -= 1
             jobs = self._runner.run(entry, job, activity)
             with self._lock:
                 schedule.idle += 1
                 schedule.end(entry, jobs)
-            # Held longer, it would keep a request's tensors alive while the thread is idle.
-            del taken, job, jobs
+            # Held longer, it would keep a request's tensors alive while the thread is idle, and a backend that has gone.
+            del taken, entry, job, jobs
 
     def _begin_stream(self, entry: Entry, job: Job) -> None:
         """Start the thread of a stream; an instance has as many as its ``concurrency`` says."""
