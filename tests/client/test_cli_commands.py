@@ -108,29 +108,6 @@ def test_a_command_asks_for_what_it_says(
         assert [json.loads(part) for part in done.stdout.replace("\n{", "\0{").split("\0")]
 
 
-@pytest.mark.parametrize("size", ["99999999TB", "9" * 400, "-1", "1e30", "nan"])
-@pytest.mark.parametrize(
-    "command", [["pull", "mini", "--rate"], ["ops", "update", ID, "--rate"], ["budget", "cpu"], ["rate"]],
-    ids=lambda c: c[0],
-)  # fmt: skip
-def test_a_size_that_is_none_is_an_error_of_the_command_line(
-    told: Double, run, command, size
-) -> None:
-    """What no number of bytes holds is refused before any call, in words."""
-    done = run(*command, size)
-    assert done.exit_code == 2
-    assert "size" in done.stderr or "No such option" in done.stderr
-    assert told.calls == []
-
-
-def test_a_device_has_no_budget_of_nothing(told: Double, run) -> None:
-    """0 means the default to the daemon, which is nearly all: nobody gets that who asked for nothing."""
-    done = run("budget", "cpu", "0")
-    assert done.exit_code == 2
-    assert "default" in done.stderr
-    assert told.calls == []
-
-
 def test_pull_says_what_it_brought(told: Double, run) -> None:
     """The end of a download is a sentence on stdout, its progress lines on stderr."""
     told.on("DownloadModel", RUNNING)
