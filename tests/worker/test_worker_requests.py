@@ -217,13 +217,33 @@ async def test_a_full_queue_is_refused_with_a_delay(tmp_path):
     gate = tmp_path / "gate"
     async with running(dataclasses.replace(CONFIG, queue_limit=5)) as (workers, _):
         await workers.load("cpu", spec(backend="trouble"), ignore)
-        waiters = [waiting(workers, gate) for _ in range(5)]
+        await workers.load("cpu", spec("other", backend="trouble"), ignore)
+        waiters = [waiting(workers, gate) for _ in range(3)]
+        waiters += [waiting(workers, gate, model="other") for _ in range(2)]
         with pytest.raises(ModelhostError) as caught:
             await waiting(workers, gate)
         assert caught.value.reason is Reason.QUEUE_FULL
         assert caught.value.retry_delay_s
         gate.touch()
         await asyncio.gather(*waiters)
+
+
+async def test_one_model_does_not_take_all_places_of_its_worker(tmp_path):
+    """Three quarters of the limit are for one model; its next request is QUEUE_FULL and another model's is served."""
+    gate = tmp_path / "gate"
+    async with running(dataclasses.replace(CONFIG, queue_limit=8)) as (workers, _):
+        await workers.load("cpu", spec("busy", backend="trouble"), ignore)
+        await workers.load("cpu", spec("idle"), ignore)
+        for _ in range(2):
+            busy = [waiting(workers, gate, model="busy") for _ in range(6)]
+            with pytest.raises(ModelhostError, match="6 requests of model 'busy'") as caught:
+                await waiting(workers, gate, model="busy")
+            assert caught.value.reason is Reason.QUEUE_FULL
+            assert caught.value.retry_delay_s
+            await workers.infer("cpu", "idle-1", 1, encode({}, name="idle"), timeout_s=None)
+            gate.touch()
+            await asyncio.gather(*busy)
+            gate.unlink()
 
 
 async def test_large_requests_beside_a_full_arena_are_bounded_in_bytes(tmp_path):

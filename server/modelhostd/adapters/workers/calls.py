@@ -29,6 +29,8 @@ _LONGEST_S = 1e8
 READ_SHARE, READ_SLOTS = 0.25, 64
 """Of the response arena's memory, what may be read and not given back yet, and in how many slots. They go back with the next
 request: a frame of their own wakes the worker once more, 20 to 40 us of the 1,500 of a request of 1 MiB."""
+MODEL_SHARE = 0.75
+"""Of the requests that may be in flight in one worker, those of one model: others find a place beside it."""
 HEADS_MAX = 256
 """Beginnings of headers that are kept: one for each instance, name of it and priority."""
 STREAM_WINDOW = 8
@@ -54,6 +56,8 @@ class Calls:
         self._for_responses = Growth(arenas.responses, self._tell_ready)
         self._send_cancel = send_cancel
         self._in_flight: dict[int, Call] = {}
+        self._of_model: dict[str, int] = {}
+        self._model_limit = max(1, int(config.queue_limit * MODEL_SHARE))
         self._backlog: deque[Call] = deque()
         self._inline_bytes = 0
         self._read_slots: list[int] = []
@@ -189,6 +193,7 @@ class Calls:
         self._gone = error
         calls = list(self._in_flight.values())
         self._in_flight.clear()
+        self._of_model.clear()
         self._backlog.clear()
         for call in calls:
             call.fail(error(call.model))
@@ -207,15 +212,23 @@ class Calls:
             return errors.too_large(len(payload), limit)
         if len(self._in_flight) >= self._config.queue_limit:
             return errors.queue_full(model, self._device, self._config.queue_limit)
+        if self._of_model.get(model, 0) >= self._model_limit:
+            return errors.queue_full(model, self._device, self._model_limit, of_model=True)
         return None
 
     def _open(self, generation: int, model: str) -> Call:
         self._next += 1
         call = self._in_flight[self._next] = Call(self, self._next, generation, model)
+        self._of_model[model] = self._of_model.get(model, 0) + 1
         return call
 
     def _close(self, call: Call) -> None:
         del self._in_flight[call.request]
+        left = self._of_model[call.model] - 1
+        if left:
+            self._of_model[call.model] = left
+        else:
+            del self._of_model[call.model]
         if call.slot is not None:
             self._slots.free(call.slot)
         self._inline_bytes -= call.inline_bytes

@@ -65,12 +65,13 @@ def too_late(model: str) -> ModelhostError:
     )
 
 
-def queue_full(model: str, device: str, limit: int) -> ModelhostError:
-    """Return what a request gets when too many are in flight in its worker."""
+def queue_full(model: str, device: str, limit: int, *, of_model: bool = False) -> ModelhostError:
+    """Return what a request gets when too many are in flight in its worker, or too many ``of_model`` there."""
+    whose = f" of model '{model}'" if of_model else ""
     return ModelhostError(
         Reason.QUEUE_FULL,
-        f"{limit} requests are in flight in the worker of devices/{device}; retry later or send "
-        "fewer at a time.",
+        f"{limit} requests{whose} are in flight in the worker of devices/{device}; retry later or "
+        "send fewer at a time.",
         {"model": model, "queue": "worker", "limit": str(limit)},
         retry_delay_s=RETRY_S,
     )
