@@ -110,8 +110,9 @@ async def test_a_config_that_is_wrong_changes_nothing(
     async with oip_scene(World(tmp_path)) as at:
         await at.run.have("a")
         before = at.run.host.models.get("a")
-        found, _ = await refused(at, config)
+        found, message = await refused(at, config)
         assert found == field
+        assert "no_such" not in config or message.endswith("got 'no_such'")
         assert at.run.host.models.get("a") == before
 
 

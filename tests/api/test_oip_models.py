@@ -152,7 +152,9 @@ async def test_what_is_not_known_is_refused_as_a_request_would_be(
         await at.run.have("c", load_on_demand=False)
         wanted = [
             (asked(name="nobody"), "MODEL_NOT_FOUND", "is not found"),
-            (asked(name="a", version="7"), "MODEL_NOT_FOUND", "version '7' is not found"),
+            (asked(name="org/name"), "MODEL_NOT_FOUND", "unknown model: 'org/name' is not found"),
+            (asked(name="a\nb"), "MODEL_NOT_FOUND", "unknown model: 'a\\nb' is not found"),
+            (asked(name="a", version="7"), "MODEL_NOT_FOUND", "'a' version 7 is not found"),
             (asked(name="b"), "MODEL_NOT_DOWNLOADED", "b"),
             (asked(name="c"), "MODEL_NOT_LOADED", "has no available versions"),
         ]

@@ -60,7 +60,7 @@ def read(text: str) -> ConfigChange:
         elif name in _THEIRS:
             theirs[name] = value
         else:
-            raise invalid(f"{FIELD}.{key[:64]}", f"one of {', '.join(sorted(_OURS))}", "another")
+            raise invalid(f"{FIELD}.{key[:64]}", f"one of {', '.join(sorted(_OURS))}", key)
     made, as_is = models_pb2.ModelConfig(), model_config_pb2.ModelConfig()
     _fill(made, ours)
     _fill(as_is, theirs)

@@ -12,6 +12,7 @@ from modelhostd.core.operations import raised
 from modelhostd.core.registry import ModelSpec
 from modelhostd.core.resources import Model, Operation, OperationState
 from modelhostd.host import Host
+from modelhostd.host.arrivals import no_version
 from modelhostd.host.routes import Route
 from modelhostd.ports import Loaded
 
@@ -80,12 +81,7 @@ class Repository:
         work = self._host.inference.loaded_route(name, call.remaining_s())
         route = await call.or_shutdown(work)
         if version not in ("", str(route.version)):
-            raise ModelhostError(
-                Reason.MODEL_NOT_FOUND,
-                f"Request for unknown model: '{name}' version {version[:32]!r} is not found; version "
-                f"{route.version} is loaded (an empty version takes it)",
-                {"model": name},
-            )
+            raise no_version(name, version, route.version)
         assert route.loaded is not None, name
         return route, route.loaded
 

@@ -6,7 +6,6 @@ One whose model is not there waits in the model's bounded queue, and has it load
 import asyncio
 
 from modelhostd.core.errors import ModelhostError, Reason
-from modelhostd.core.names import ID
 from modelhostd.core.resources import Health, InstanceState, Model
 from modelhostd.host.loads import Loads
 from modelhostd.host.registry import Registry
@@ -35,7 +34,8 @@ class Arrivals:
         slot = committed.slots.get(name)
         model = committed.models.get(slot.model if slot is not None else name)
         if model is None:
-            shown = name if ID.fullmatch(name) else repr(name[:64])
+            # Clients look for the quotes; a name that could break a log line is shown with escapes.
+            shown = name[:64] if name[:64].isprintable() else repr(name[:64])[1:-1]
             raise ModelhostError(
                 Reason.MODEL_NOT_FOUND,
                 f"Request for unknown model: '{shown}' is not found",
