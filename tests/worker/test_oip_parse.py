@@ -278,6 +278,9 @@ def test_one_of_several_signatures_is_enough():
     wrong = raw_request("INT32", (1, 2), bytes(8), "ids")
     refused(wrong, field="inputs[ids].datatype", signature=signature, text="expects 'INT64'")
     refused(raw_request(name="q"), field="inputs", signature=signature, text="'q'")
+    nothing = raw_request()
+    del nothing.inputs[:], nothing.raw_input_contents[:]
+    refused(nothing, field="inputs", signature=signature, text="1 inputs but got 0 inputs")
 
 
 @given(st.binary(max_size=400))

@@ -34,7 +34,8 @@ def match(signature: Signature, inputs: Mapping[str, Tensor], model: str) -> Non
         error = _mismatch(group, inputs, model)
         if error is None:
             return
-        same_names = {spec.name for spec in group} >= inputs.keys()
+        # Who sent nothing is told of the first set.
+        same_names = bool(inputs) and {spec.name for spec in group} >= inputs.keys()
         if first is None or (same_names and first.metadata["field"] == "inputs"):
             first = error
     assert first is not None
@@ -60,8 +61,9 @@ def _mismatch(
         if tensor is None:
             if spec.optional:
                 continue
+            wanted = sum(not spec.optional for spec in group)
             return refuse(
-                f"expected {len(specs)} inputs but got {len(inputs)} inputs for model '{model}'. "
+                f"expected {wanted} inputs but got {len(inputs)} inputs for model '{model}'. "
                 f"Missing: '{name}'",
                 "inputs",
                 names,

@@ -97,9 +97,11 @@ def read_messages(encoded: bytes) -> list[Any]:
         count = len(found) if isinstance(found, list) else type(found).__name__
         raise BadInputError("messages", f"a list of 1 to {MAX_MESSAGES} messages", count)
     for index, message in enumerate(found):
-        role = message.get("role") if isinstance(message, dict) else None
-        if not isinstance(role, str):
-            raise BadInputError(f"messages[{index}]", "an object with a 'role' and 'content'", role)
+        if not isinstance(message, dict):
+            kind = type(message).__name__
+            raise BadInputError(f"messages[{index}]", "an object with 'role' and 'content'", kind)
+        if not isinstance(role := message.get("role"), str):
+            raise BadInputError(f"messages[{index}].role", "a text", type(role).__name__)
         if not isinstance(message.get("content"), str | list | None):
             raise BadInputError(
                 f"messages[{index}].content", "a text or a list", type(message["content"]).__name__

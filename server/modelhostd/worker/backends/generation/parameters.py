@@ -84,7 +84,9 @@ def _stops(name: str, value: object) -> tuple[str, ...]:
         raise BadInputError(name, expected, f"{len(texts)} texts")
     for text in texts:
         if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_CHARACTERS:
-            raise BadInputError(name, expected, text if isinstance(text, str) else type(text))
+            raise BadInputError(
+                name, expected, text if isinstance(text, str) else type(text).__name__
+            )
     return tuple(texts)
 
 
