@@ -26,7 +26,7 @@ class _Own(threading.Thread):
 _starting: list[_Own] = []
 
 
-def start_thread(run: Callable[..., object], *arguments: object, name: str) -> None:
+def start_thread(run: Callable[..., object], *arguments: object, name: str) -> threading.Thread:
     """Run a function in a thread of the worker's own; a process that ends does not wait for it."""
     thread = _Own(target=run, args=arguments, name=name, daemon=True)
     _starting.append(thread)
@@ -35,6 +35,7 @@ def start_thread(run: Callable[..., object], *arguments: object, name: str) -> N
     except RuntimeError:  # The system gives no thread.
         _starting.remove(thread)
         raise
+    return thread
 
 
 def end_with_threads() -> None:

@@ -22,6 +22,7 @@ from modelhostd.worker.backend import Cancelled, LoadError
 from modelhostd.worker.image.arena import HostArena, LentBlock
 from modelhostd.worker.image.image import Image
 from modelhostd.worker.image.part import EXTENT_BYTES, Part
+from modelhostd.worker.own_threads import start_thread
 from modelhostd.worker.wire.images import DESCRIPTION_MAX_BYTES, Kept
 
 log = logging.getLogger("modelhostd.worker")
@@ -202,12 +203,7 @@ class _Hashing:
         """Return the extents' numbers."""
         extents = iter(range(len(self._sums)))
         count = min(MAX_THREADS, len(os.sched_getaffinity(0)), len(self._sums))
-        threads = [
-            threading.Thread(target=self._run, args=(extents,), name=f"hash-{n}", daemon=True)
-            for n in range(count)
-        ]
-        for thread in threads:
-            thread.start()
+        threads = [start_thread(self._run, extents, name=f"hash-{n}") for n in range(count)]
         for thread in threads:
             thread.join()
         if self._error is not None:

@@ -16,6 +16,7 @@ import torch
 from modelhostd.core.values import dataclass
 from modelhostd.worker.backend import LoadError
 from modelhostd.worker.image.layout import align
+from modelhostd.worker.own_threads import start_thread
 
 CHUNK_BYTES = 16 * 2**20
 MAX_VECTORS = 1024
@@ -100,12 +101,7 @@ class Plan:
         chunks = iter(list(self._chunks()))
         state = _Reading(names, files, memory, advance)
         count = min(MAX_THREADS, len(os.sched_getaffinity(0)))
-        threads = [
-            threading.Thread(target=state.run, args=(chunks,), name=f"read-{index}", daemon=True)
-            for index in range(count)
-        ]
-        for thread in threads:
-            thread.start()
+        threads = [start_thread(state.run, chunks, name=f"read-{n}") for n in range(count)]
         for thread in threads:
             thread.join()
         if state.error is not None:
