@@ -28,7 +28,8 @@ PLACES = 2
 @pytest.fixture
 async def at(tmp_path: Path) -> AsyncIterator[OipScene]:
     """A model that has two places: at one of them it works, at the other a request waits."""
-    workers = ProcessWorkers(dataclasses.replace(CONFIG, queue_limit=PLACES))
+    # Of three places one model has two.
+    workers = ProcessWorkers(dataclasses.replace(CONFIG, queue_limit=PLACES + 1))
     async with oip_scene(World(tmp_path), real_workers=workers) as scene:
         await scene.run.have("a", backend="trouble")
         await scene.run.load("a")
