@@ -304,8 +304,8 @@ class ModelConfig(_message.Message):
     priority: _builtins.int
     """Which of several waiting loads goes first: the higher. From -100 to 100. Live."""
     queue_limit: _builtins.int
-    """How many requests may wait for it, from 1 to 65,536; one more is QUEUE_FULL. Unset =
-    `Settings.queue_limit`. Live.
+    """How many requests may wait until it is loaded, from 1 to 65,536; one more is QUEUE_FULL. Unset
+    = `Settings.queue_limit`. Live. While it is loaded, its worker's queue bounds them.
     """
     isolation: Global___ModelConfig.Isolation.ValueType
     """Whether it shares its device's worker. Reload."""

@@ -56,8 +56,8 @@ class Settings(_message.Message):
     load_on_demand: _builtins.bool
     """Whether inference loads a model that is on disk, for models that do not say. True by default."""
     queue_limit: _builtins.int
-    """How many requests may wait for one model, for models that do not say. From 1 to 65,536; 256 by
-    default.
+    """How many requests may wait until one model is loaded, for models that do not say. From 1 to
+    65,536; 256 by default.
     """
     eviction_policy: _builtins.str
     """Which idle model goes first when memory is short: `lru`, the default, or `cost-aware`, which
