@@ -49,7 +49,8 @@ def faults(message: bytes, models: Mapping[str, Takes], version: str = "1") -> f
     """Return every field that a refusal of this message may name; nothing where it must be accepted."""
     try:
         if _is_odd(message):
-            return frozenset({"request"})
+            # Also a name that is too long by itself: which of the two is seen first is the daemon's affair.
+            return frozenset({"request", *HEAD})
     except (IndexError, _Odd):
         return frozenset({"request"})
     try:
