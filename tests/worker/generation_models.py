@@ -10,6 +10,7 @@ import transformers
 from modelhostd.worker.backend import Answer, InferContext, LoadContext, Tensor
 from modelhostd.worker.backends.generation.backend import TextGenerationBackend
 
+PROMPTS = ("hello", "a much longer prompt, it is", "x", "more of it")
 CONTEXT = 96
 END = 257
 TEMPLATE = (

@@ -12,6 +12,7 @@ from modelhostd.worker.backends.generation import engine, lanes
 from tests.worker.generation_models import (
     CONFIGS,
     CONTEXT,
+    PROMPTS,
     Reader,
     begin,
     expected,
@@ -22,8 +23,6 @@ from tests.worker.generation_models import (
 
 pytestmark = pytest.mark.timeout(300)
 """The first one imports a library for seconds, which on a swamped machine is more than a minute."""
-
-PROMPTS = ("hello", "a much longer prompt, it is", "x", "more of it")
 
 
 @pytest.fixture(scope="module")

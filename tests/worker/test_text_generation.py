@@ -9,6 +9,7 @@ from modelhostd.worker.backends.generation.text_stream import TextStream
 from tests.worker.generation_models import (
     CONFIGS,
     CONTEXT,
+    PROMPTS,
     Reader,
     begin,
     expected,
@@ -21,8 +22,6 @@ from tests.worker.generation_models import (
 
 pytestmark = pytest.mark.timeout(300)
 """The first one imports a library for seconds, which on a swamped machine is more than a minute."""
-
-PROMPTS = ("hello", "a much longer prompt, it is", "x", "more of it")
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ than any memory: addresses, of which only what is written takes RAM.
 """
 
 import ctypes
-import fcntl
 import mmap
 import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from modelhostd.core.values import dataclass
+from modelhostd.worker.wire import arena
 
 SPACE_BYTES = 2**42
 """Addresses, not memory: 4 TiB, from which ranges are taken."""
@@ -62,15 +62,7 @@ class Kept:
 
 def create(name: str) -> int:
     """Return the descriptor of new memory, close-on-exec and sealed. Raises ``OSError``."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, SPACE_BYTES)
-        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    return arena.create(name, SPACE_BYTES)
 
 
 def punch_all_but(fd: int, kept: Iterable[Range]) -> None:
