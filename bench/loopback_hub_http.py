@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -49,14 +50,14 @@ class Handler(BaseHTTPRequestHandler):
         """Keep quiet: the log is ``LoopbackHub.requests``."""
 
     def do_GET(self) -> None:
-        """Answer, and log what was sent even when the client went away."""
-        self.status, self.sent = 0, 0
+        """Log the request, then answer it: a client that has its answer finds itself in the log."""
+        headers = {key.lower(): value for key, value in self.headers.items()}
+        self.logged = LoggedRequest(self.where, self.command, self.path, headers)
+        self.hub.log(self.logged)
         try:
             self._answer_with_faults()
         except OSError:
             self.close_connection = True
-        finally:
-            self._log()
 
     do_HEAD = do_GET  # noqa: N815 -- the names http.server calls
     do_POST = do_GET  # noqa: N815
@@ -84,11 +85,15 @@ class Handler(BaseHTTPRequestHandler):
                 return
         self.answer(fault)
 
-    def _log(self) -> None:
-        headers = {key.lower(): value for key, value in self.headers.items()}
-        self.hub.log(
-            LoggedRequest(self.where, self.command, self.path, headers, self.status, self.sent)
-        )
+    @contextmanager
+    def _counted(self, size: int) -> Iterator[None]:
+        """Count body bytes before they are sent, and no more when they were not."""
+        self.logged.sent += size
+        try:
+            yield
+        except OSError:
+            self.logged.sent -= size
+            raise
 
     def _close(self, *, reset: bool) -> None:
         if reset:
@@ -101,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         """Send a small answer whole."""
-        self.status = status
+        self.logged.status = status
         self.send_response(status)
         names = {name.lower() for name in headers}
         for name, value in headers.items():
@@ -110,8 +115,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD" and body:
-            self.wfile.write(body)
-            self.sent += len(body)
+            with self._counted(len(body)):
+                self.wfile.write(body)
 
     def reply_json(self, value: Any, headers: Mapping[str, str] | None = None) -> None:
         """Send JSON."""
@@ -140,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
                 out["Content-Encoding"] = fault.content_encoding
         chunked = bool(fault and fault.chunked)
         out |= {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(end - start)}
-        self.status = status
+        self.logged.status = status
         self.send_response(status)
         for name, value in out.items():
             self.send_header(name, value)
@@ -152,8 +157,8 @@ class Handler(BaseHTTPRequestHandler):
         self, file: HubFile, start: int, end: int, fault: Fault | None, *, chunked: bool
     ) -> None:
         if fault is None and not self.hub.rate and isinstance(file.content, Path):
-            with file.content.open("rb") as source:
-                self.sent += self.connection.sendfile(source, start, end - start)
+            with file.content.open("rb") as source, self._counted(end - start):
+                self.connection.sendfile(source, start, end - start)
             return
         rate = (fault.rate if fault else 0) or self.hub.rate
         step = max(1, min(CHUNK_BYTES, rate // 20)) if rate else CHUNK_BYTES
@@ -164,8 +169,8 @@ class Handler(BaseHTTPRequestHandler):
             if fault and fault.cut_after is not None and offset - start >= fault.cut_after:
                 self._close(reset=fault.reset)
                 return
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
-            self.sent += len(data)
+            with self._counted(len(data)):
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
             if rate:
                 self.hub.stopping.wait(len(data) / rate)
         if chunked:

@@ -167,13 +167,13 @@ class Fault:
     used: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LoggedRequest:
-    """One request as it came: header names lower-case, ``sent`` filled in when its answer ended."""
+    """One request as it came, header names lower-case; its answer's status and body bytes grow."""
 
     where: str
     method: str
     path: str
     headers: Mapping[str, str]
-    status: int
-    sent: int
+    status: int = 0
+    sent: int = 0
