@@ -90,18 +90,27 @@ async def test_what_model_config_answers_may_come_back(tmp_path: Path) -> None:
         ('{"no_such": 1}', "parameters[config].no_such"),
         ('{"max_batch_size": "many"}', "parameters[config].max_batch_size"),
         ('{"max_batch_size": 1e99}', "parameters[config].max_batch_size"),
-        ('{"max_batch_size": -1}', "model.config.max_batch_size"),
-        ('{"device": "devices/none"}', "model.config.device"),
+        ('{"max_batch_size": 0}', "parameters[config].max_batch_size"),
+        ('{"maxBatchSize": -1}', "parameters[config].maxBatchSize"),
+        ('{"device": "devices/none"}', "parameters[config].device"),
+        ('{"device": "none"}', "parameters[config].device"),
+        ('{"keepAlive": "99999999999s"}', "parameters[config].keepAlive"),
+        ('{"fallbackModel": "models/a"}', "parameters[config].fallbackModel"),
         ('{"keep_alive": NaN}', "parameters[config].keep_alive"),
         ('{"dynamic_batching": {"preserve_ordering": true}}',
          "parameters[config].dynamic_batching.preserve_ordering"),
-        ('{"backend_options": ' + '{"a":' * 40 + "1" + "}" * 41, "model.config.backend_options"),
+        ('{"dynamic_batching": {"max_queue_delay_microseconds": 10000001}}',
+         "parameters[config].dynamic_batching.max_queue_delay_microseconds"),
+        ('{"dynamicBatching": {"maxQueueDelayMicroseconds": "soon"}}',
+         "parameters[config].dynamicBatching.maxQueueDelayMicroseconds"),
+        ('{"backend_options": ' + '{"a":' * 40 + "1" + "}" * 41,
+         "parameters[config].backend_options"),
         ('{"response_cache": {"enable": true}}', "parameters[config].response_cache"),
         ('{"\\ud800": 1}', "parameters[config]"),
         ('{"dynamic_batching": {"\\ud800": 1}}', "parameters[config]"),
         ('{"input": [{"\\ud800": 1}]}', "parameters[config]"),
     ],
-    ids=range(16),
+    ids=range(22),
 )  # fmt: skip
 async def test_a_config_that_is_wrong_changes_nothing(
     tmp_path: Path, config: str, field: str
@@ -112,6 +121,7 @@ async def test_a_config_that_is_wrong_changes_nothing(
         before = at.run.host.models.get("a")
         found, message = await refused(at, config)
         assert found == field
+        assert message.startswith(f"load failed for model 'a': {field}: expected ")
         assert "no_such" not in config or message.endswith("got 'no_such'")
         assert at.run.host.models.get("a") == before
 

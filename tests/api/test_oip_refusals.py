@@ -71,3 +71,22 @@ async def test_the_log_is_told_of_and_set_elsewhere(tmp_path: Path) -> None:
         error = await refused(at, "LogSettings", settings=settings)
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED
         assert "UpdateSettings" in (error.details() or "")
+
+
+async def test_a_name_that_no_log_can_hold_is_shown_with_escapes_once_quoted(
+    tmp_path: Path,
+) -> None:
+    """A model, a region and a parameter that nobody knows stand between one pair of quotes."""
+    async with oip_scene(World(tmp_path)) as at:
+        await at.run.have("a")
+        for name, shown in (("no\nsuch", r"no\nsuch"), ("No/Such", "No/Such")):
+            error = await refused(at, "RepositoryModelLoad", model_name=name)
+            assert (error.details() or "").startswith(f"failed to load '{shown}', failed to poll")
+            error = await refused(at, "ModelReady", name=name)
+            assert error.details() == f"Request for unknown model: '{shown}' is not found"
+            error = await refused(at, "SystemSharedMemoryStatus", name=name)
+            assert error.details() == f"Unable to find system shared memory region: '{shown}'"
+        parameters = {"x\ny": oip.ModelRepositoryParameter(bool_param=True)}
+        error = await refused(at, "RepositoryModelLoad", model_name="a", parameters=parameters)
+        assert error.details() == r"unrecognized load parameter 'x\ny'."
+        assert info_of(error).metadata["field"] == r"parameters[x\ny]"

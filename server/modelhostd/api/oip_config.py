@@ -7,7 +7,8 @@ configuration, which have to be as they are: modelhost takes inputs, outputs and
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from google.protobuf import json_format
@@ -15,7 +16,8 @@ from google.protobuf.message import Message
 
 from modelhost.oip import model_config_pb2
 from modelhost.v1 import models_pb2
-from modelhostd.core.errors import ModelhostError, invalid
+from modelhostd.core.errors import ModelhostError, Reason, invalid
+from modelhostd.core.registry import BATCH_DELAY_S_MAX
 from modelhostd.core.values import dataclass
 
 FIELD = "parameters[config]"
@@ -23,17 +25,24 @@ FIELD = "parameters[config]"
 _OURS = frozenset(field.name for field in models_pb2.ModelConfig.DESCRIPTOR.fields)
 _THEIRS = frozenset(field.name for field in model_config_pb2.ModelConfig.DESCRIPTOR.fields)
 _UPPER = re.compile(r"[A-Z]")
+_BATCHING = "dynamic_batching"
 _DELAY = "max_queue_delay_microseconds"
+_INSIDE = "model.config."
+"""How the rules of a model call what is a ``config`` here."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigChange:
-    """``config`` holds what is to be set, ``names`` which fields of it; ``as_is`` what must be so already."""
+    """``config`` holds what is to be set, ``names`` which fields of it; ``as_is`` what must be so already.
+
+    ``sent`` has the key that each field came under: errors name that one.
+    """
 
     config: models_pb2.ModelConfig
     names: Sequence[str]
     as_is: model_config_pb2.ModelConfig
     as_is_names: Sequence[str]
+    sent: Mapping[str, str]
 
     def check(self, current: model_config_pb2.ModelConfig) -> None:
         """Raise INVALID_ARGUMENT for the first of Triton's fields that differs from what is loaded."""
@@ -41,20 +50,37 @@ class ConfigChange:
             given, have = getattr(self.as_is, name), getattr(current, name)
             if given != have:
                 raise invalid(
-                    f"{FIELD}.{name}",
+                    f"{FIELD}.{self.sent[name]}",
                     f"{_shown(have)}, as ModelConfig answers it: modelhost takes it from the model",
                     _shown(given),
                 )
+
+    @contextmanager
+    def named_as_sent(self) -> Iterator[None]:
+        """Give an error about a field of a model's config the name that the client knows it by."""
+        try:
+            yield
+        except ModelhostError as error:
+            field = error.metadata.get("field", "")
+            if error.reason is not Reason.INVALID_ARGUMENT or not field.startswith(_INSIDE):
+                raise
+            name, dot, below = field.removeprefix(_INSIDE).partition(".")
+            shown = f"{FIELD}.{self.sent.get(name, name)}{dot}{below}"
+            message = error.message.replace(field, shown, 1)
+            metadata = {**error.metadata, "field": shown}
+            raise ModelhostError(error.reason, message, metadata) from None
 
 
 def read(text: str) -> ConfigChange:
     """Return what a ``config`` says. Raises INVALID_ARGUMENT naming the field that is wrong."""
     ours: dict[str, Any] = {}
     theirs: dict[str, Any] = {}
+    sent: dict[str, str] = {}
     for key, value in _object(text).items():
-        name = _UPPER.sub(lambda letter: "_" + letter[0].lower(), key)
-        if name == "dynamic_batching" and isinstance(value, dict):
-            ours.update(_batching(value))
+        name = _contract_name(key)
+        sent[name] = key
+        if name == _BATCHING and isinstance(value, dict):
+            ours.update(_batching(key, value))
         elif name in _OURS:
             ours[name] = value
         elif name in _THEIRS:
@@ -62,9 +88,9 @@ def read(text: str) -> ConfigChange:
         else:
             raise invalid(f"{FIELD}.{key[:64]}", f"one of {', '.join(sorted(_OURS))}", key)
     made, as_is = models_pb2.ModelConfig(), model_config_pb2.ModelConfig()
-    _fill(made, ours)
-    _fill(as_is, theirs)
-    return ConfigChange(made, tuple(ours), as_is, tuple(theirs))
+    _fill(made, ours, sent)
+    _fill(as_is, theirs, sent)
+    return ConfigChange(made, tuple(ours), as_is, tuple(theirs), sent)
 
 
 def _object(text: str) -> Mapping[str, Any]:
@@ -79,26 +105,36 @@ def _object(text: str) -> Mapping[str, Any]:
     return found
 
 
-def _batching(given: Mapping[str, Any]) -> Mapping[str, Any]:
+def _batching(key: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return Triton's message of this name in our words: its presence turns batching on."""
-    found: dict[str, Any] = {"dynamic_batching": True}
+    found: dict[str, Any] = {_BATCHING: True}
     message = model_config_pb2.ModelDynamicBatching()
-    _fill(message, given)
+    sent = {_contract_name(name): f"{key}.{name}" for name in given}
+    _fill(message, {_contract_name(name): value for name, value in given.items()}, sent)
+    most = BATCH_DELAY_S_MAX * 1_000_000
     for field, value in message.ListFields():
         if field.name != _DELAY:
-            raise _other(f"dynamic_batching.{field.name}", "nothing but " + _DELAY, value)
+            raise _other(sent[field.name], "nothing but " + _DELAY, value)
+        if value > most:
+            raise _other(sent[field.name], f"0 to {most}", value)
         found["max_batch_delay"] = f"{value // 1_000_000}.{value % 1_000_000:06}s"
     return found
 
 
-def _fill(message: Message, values: Mapping[str, Any]) -> None:
-    """Set fields one by one, so that an error names its own."""
+def _fill(message: Message, values: Mapping[str, Any], sent: Mapping[str, str]) -> None:
+    """Set fields one by one, so that an error names its own, as it was sent."""
     for name, value in values.items():
         try:
             json_format.ParseDict({name: value}, message)
         except (json_format.ParseError, RecursionError):
             kind = message.DESCRIPTOR.full_name
-            raise _other(name, f"what {kind}.{name} takes, as protobuf's JSON", value) from None
+            expected = f"what {kind}.{name[:64]} takes, as protobuf's JSON"
+            raise _other(sent[name][:128], expected, value) from None
+
+
+def _contract_name(key: str) -> str:
+    """Return a field's name in the contract: protobuf's JSON may write it in camel case."""
+    return _UPPER.sub(lambda letter: "_" + letter[0].lower(), key)
 
 
 def _other(name: str, expected: str, actual: object) -> ModelhostError:

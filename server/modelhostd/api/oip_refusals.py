@@ -8,6 +8,7 @@ import logging
 from modelhost.oip import open_inference_pb2
 from modelhostd.api.calls import Call
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.names import shown
 from modelhostd.host import Host
 
 _oip = open_inference_pb2
@@ -87,11 +88,10 @@ class Refusals:
 def _check_region(kind: str, name: str) -> None:
     """Raise REGION_NOT_FOUND for one by name: Triton's clients look for these words."""
     if name:
-        shown = name[:64] if name[:64].isprintable() else repr(name[:64])
         raise ModelhostError(
             Reason.REGION_NOT_FOUND,
-            f"Unable to find {kind} shared memory region: '{shown}'",
-            {"region": shown},
+            f"Unable to find {kind} shared memory region: '{shown(name)}'",
+            {"region": shown(name)},
         )
 
 

@@ -7,7 +7,7 @@ from modelhost.oip import model_config_pb2, open_inference_pb2
 from modelhostd.api import convert_from, oip_answers, oip_config
 from modelhostd.api.calls import Call
 from modelhostd.core.errors import ModelhostError, Reason, invalid
-from modelhostd.core.names import ID
+from modelhostd.core.names import shown
 from modelhostd.core.operations import raised
 from modelhostd.core.registry import ModelSpec
 from modelhostd.core.resources import Model, Operation, OperationState
@@ -98,13 +98,14 @@ class Repository:
         change = oip_config.read(request.parameters["config"].string_param)
         if change.as_is_names:
             change.check(await self.config(request.model_name, "", call))
-        config = convert_from.config(change.config)
         paths = [f"config.{name}" for name in change.names]
 
         def changed(current: ModelSpec) -> ModelSpec:
             return convert_from.merged(current, replace(current, config=config), paths)
 
-        await self._host.models.update(model.id, changed, "", call.principal)
+        with change.named_as_sent():
+            config = convert_from.config(change.config)
+            await self._host.models.update(model.id, changed, "", call.principal)
         instance = self._host.registry.committed.instance_of(model.id)
         return instance is not None and instance.config_stale
 
@@ -112,10 +113,9 @@ class Repository:
         try:
             return self._host.inference.model_for(name)
         except ModelhostError as error:
-            shown = name if ID.fullmatch(name) else repr(name[:64])
             raise ModelhostError(
                 error.reason,
-                f"failed to load '{shown}', failed to poll from model repository: no such model is "
+                f"failed to load '{shown(name)}', failed to poll from model repository: no such model is "
                 f"registered; `modelhost pull` adds one",
                 error.metadata,
             ) from None
@@ -156,9 +156,9 @@ def _check_load_parameters(parameters: Mapping[str, _oip.ModelRepositoryParamete
 
 
 def _unknown_parameter(verb: str, key: str) -> ModelhostError:
-    shown = key[:64] if key.isprintable() else repr(key[:64])
+    given = shown(key)
     return ModelhostError(
         Reason.INVALID_ARGUMENT,
-        f"unrecognized {verb} parameter '{shown}'.",
-        {"field": f"parameters[{shown}]", "expected": "a known parameter", "actual": shown},
+        f"unrecognized {verb} parameter '{given}'.",
+        {"field": f"parameters[{given}]", "expected": "a known parameter", "actual": given},
     )

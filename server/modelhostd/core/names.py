@@ -35,6 +35,12 @@ def check_id(field: str, value: str) -> str:
     return value
 
 
+def shown(text: str) -> str:
+    """Return a caller's text for between quotes: at most 64 characters, with escapes for what could break a log line."""
+    cut = text[:64]
+    return cut if cut.isprintable() else repr(cut)[1:-1]
+
+
 def parse(collection: str, field: str, name: str) -> str:
     """Return the id in ``{collection}/{id}``, or raise INVALID_ARGUMENT naming ``field``.
 

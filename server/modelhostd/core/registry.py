@@ -35,6 +35,7 @@ OPTIONS_MAX = 64
 PRECISIONS = frozenset({"", "fp32", "fp16", "bf16"})
 QUEUE_LIMIT_MAX = 65_536
 SECONDS_MAX = 10 * 365 * 86_400.0
+BATCH_DELAY_S_MAX = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +91,14 @@ def check_config(config: ModelConfig) -> None:
         ("keep_alive_s", -SECONDS_MAX, SECONDS_MAX),
         ("host_keep_alive_s", -SECONDS_MAX, SECONDS_MAX),
         ("load_timeout_s", 0.001, SECONDS_MAX),
-        ("max_batch_delay_s", 0, 10),
+        ("max_batch_delay_s", 0, BATCH_DELAY_S_MAX),
     ):
         value = getattr(config, name)
         # NaN compares false with everything: the range must be asked for, not its opposite.
         if value is not None and not (low <= value <= high):
-            raise invalid(f"model.config.{name}", f"{low} to {high}", value)
+            # Named as in the contract, where the type says the unit.
+            expected = f"{low} to {high}"
+            raise invalid(f"model.config.{name.removesuffix('_s')}", expected, value)
     if not -100 <= config.priority <= 100:
         raise invalid("model.config.priority", "-100 to 100", config.priority)
     _text("model.config.backend", config.backend, 64)

@@ -6,6 +6,7 @@ One whose model is not there waits in the model's bounded queue, and has it load
 import asyncio
 
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.names import shown
 from modelhostd.core.resources import Health, InstanceState, Model
 from modelhostd.host.loads import Loads
 from modelhostd.host.registry import Registry
@@ -34,12 +35,11 @@ class Arrivals:
         slot = committed.slots.get(name)
         model = committed.models.get(slot.model if slot is not None else name)
         if model is None:
-            # Clients look for the quotes; a name that could break a log line is shown with escapes.
-            shown = name[:64] if name[:64].isprintable() else repr(name[:64])[1:-1]
+            # Clients look for the quotes.
             raise ModelhostError(
                 Reason.MODEL_NOT_FOUND,
-                f"Request for unknown model: '{shown}' is not found",
-                {"model": shown},
+                f"Request for unknown model: '{shown(name)}' is not found",
+                {"model": shown(name)},
             )
         return model
 
@@ -141,10 +141,10 @@ class Arrivals:
 
 def no_version(name: str, asked: str, have: int) -> ModelhostError:
     """Return MODEL_NOT_FOUND: the model has another version than the one that was asked for."""
-    shown = asked if asked.isalnum() else repr(asked[:64])
+    version = asked if asked.isalnum() else repr(asked[:64])
     return ModelhostError(
         Reason.MODEL_NOT_FOUND,
-        f"Request for unknown model: '{name}' version {shown} is not found; version {have} is "
+        f"Request for unknown model: '{name}' version {version} is not found; version {have} is "
         f"served (an empty version takes it)",
         {"model": name},
     )
