@@ -187,7 +187,7 @@ def test_a_task_that_the_files_told_comes_back(home: Path, told: str, task: str)
     owner = replace(model("folder", 1), task="", source=Source("file:///folder"))
     path = put_files(home, owner, 1, {"config.json": config}) / "manifest.json"
     document = json.loads(path.read_text())
-    document["source_task"], document["task"] = told, "other"
+    document["source_task"] = told
     path.write_text(json.dumps(document))
     break_database(home, "gone")
     assert run(home, "--rebuild")[0] == 0

@@ -23,7 +23,6 @@ MANIFEST = Manifest(
     predicted_bytes=8,
     create_time=1_700_000_000.25,
     source_task="sentence-similarity",
-    task="feature-extraction",
     licence="apache-2.0",
     tags=("a", "b"),
     entry={"labels": {"team": "search"}, "config": {"keep_alive_s": 1.5, "list": [1, None, True]}},

@@ -34,7 +34,6 @@ from modelhostd.core.manifest import Manifest
 from modelhostd.core.resources import ModelFile, Phase, Progress, Source
 from modelhostd.core.safetensors_header import Header, predicted_bytes
 from modelhostd.core.sources import not_implemented, offered_as, scheme_of
-from modelhostd.core.tasks import task_of
 from modelhostd.ports import DownloadJob, Fetched, FileProgress, RemoteFile, SourceFacts
 
 
@@ -295,7 +294,6 @@ class SourceDownloads:
             predicted_bytes=predicted,
             create_time=self._now(),
             source_task=facts.task,
-            task=task_of(facts.task, facts.tags),
             licence=facts.licence,
             tags=tuple(facts.tags),
             entry=job.manifest,

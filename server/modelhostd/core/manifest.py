@@ -38,8 +38,7 @@ class Manifest:
     predicted_bytes: int = 0
     create_time: float = 0.0
     source_task: str = ""
-    """The source's own word (``pipeline_tag``)."""
-    task: str = ""
+    """The source's own word (``pipeline_tag``), from which a rebuilt entry has its task."""
     licence: str = ""
     tags: tuple[str, ...] = ()
     entry: Mapping[str, Any] = field(default_factory=dict)
@@ -70,7 +69,6 @@ def encode(manifest: Manifest) -> bytes:
         "predicted_bytes": manifest.predicted_bytes,
         "create_time": manifest.create_time,
         "source_task": manifest.source_task,
-        "task": manifest.task,
         "licence": manifest.licence,
         "tags": list(manifest.tags),
         "entry": dict(manifest.entry),
@@ -131,7 +129,6 @@ def _decode(document: Mapping[str, Any]) -> Manifest:
         predicted_bytes=_count(document["predicted_bytes"]),
         create_time=_seconds(document["create_time"]),
         source_task=_text(document["source_task"]),
-        task=_text(document["task"]),
         licence=_text(document["licence"]),
         tags=_texts(document["tags"]),
         entry=entry,
