@@ -19,6 +19,8 @@ from bench.loopback_hub import Fault, LoopbackHub, Repo
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 MEMORY = Path("/dev/shm")
+ROOM_BYTES = 2**30
+"""What a program may take: a container has 64 MiB there, as a rule."""
 BROKEN = "org/r3", "v2"
 """What is served with a flipped bit, each time: it must never become a model."""
 
@@ -75,7 +77,8 @@ def memory() -> Iterator[Path]:
 
     SIGKILL takes nothing of it, and syncs cost nothing.
     """
-    place = MEMORY if os.access(MEMORY, os.W_OK) else None
+    roomy = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ROOM_BYTES
+    place = MEMORY if roomy else None
     path = Path(tempfile.mkdtemp(prefix="mh-kill-", dir=place))
     try:
         yield path
