@@ -1,18 +1,24 @@
-"""Waiting in tests: for a condition, with a deadline, never for a time.
+"""Waiting in tests: for a condition, with a deadline, never for a time; and a port to wait at.
 
 Import it as ``from tests.support import wait_until``; shared fakes live in ``tests.fakes``.
 """
 
 import asyncio
+import random
 import select
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 T = TypeVar("T")
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 """Far above what anything takes on a loaded machine: it bounds a failure, it measures nothing."""
+
+# Below what the kernel gives to whoever binds port 0 or connects: those come by the hundred beside a test,
+# and one of them could take a port between the look at it and its use.
+_PORTS = range(11_000, 29_000)
 
 _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.05
@@ -20,6 +26,18 @@ _LONGEST_PAUSE_S = 0.05
 
 class ConditionNotMetError(AssertionError):
     """A condition did not hold before the deadline; the message says which, and its last value."""
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on, and that nobody is given who asks for any port."""
+    while True:
+        port = random.SystemRandom().choice(_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def readable(*descriptors: int, timeout_s: float = DEADLINE_S) -> list[int]:

@@ -18,7 +18,7 @@ from modelhost import AsyncClient, Client
 from tests.e2e.process import Daemon, DaemonFailed
 from tests.gateway.support import value
 from tests.gateway.truth import DEADLINE_S, Truth, watching
-from tests.support import wait_until
+from tests.support import free_port, wait_until
 
 Make = Callable[..., Daemon]
 
@@ -30,9 +30,7 @@ FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS}
 @pytest.fixture
 def port() -> int:
     """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,8 +14,9 @@ from bench.models import minilm_dir
 from modelhostd.api.unimplemented import UNIMPLEMENTED_METHODS
 from tests.e2e.process import Daemon
 from tests.e2e.readme import README, blocks, commands
+from tests.support import free_port
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(720)
 """A worker imports a library for seconds, which on a swamped machine is more than a minute."""
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -34,9 +34,7 @@ def hub() -> Iterator[LoopbackHub]:
 @pytest.fixture
 def served(make_daemon: Callable[..., Daemon], hub: LoopbackHub) -> Iterator[tuple[Daemon, int]]:
     """A daemon that downloads from that hub, and the port it serves beside its sockets."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     daemon = make_daemon("--grpc", f"127.0.0.1:{port}", HF_ENDPOINT=hub.endpoint)
     with daemon:
         yield daemon, port

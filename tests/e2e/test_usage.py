@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,9 +15,10 @@ from bench.models import make_classifier, minilm_dir
 from modelhost import Client, InvalidArgument
 from modelhost.v1.models_pb2 import ModelConfig
 from tests.e2e.process import Daemon
+from tests.support import free_port
 from tests.worker.generation_models import save_model
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(720)
 
 BIN = Path(sys.executable).parent
 RUN_S = 100
@@ -53,9 +53,7 @@ def served(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Iterator[tuple
         f"org/{name}": Repo.from_folder(folder, pipeline_tag=MODELS[name], licence="mit")
         for name, folder in folders.items()
     }
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     with LoopbackHub(repos) as hub:
         daemon = make_daemon("--grpc", address, HF_ENDPOINT=hub.endpoint)
         with daemon, Client(daemon.target) as client:

@@ -5,7 +5,6 @@ import http.client
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from modelhost.v1.host_service_pb2_grpc import HostServiceStub
 from tests import event_validators as validate
 from tests.api.support import CLIENT_OPTIONS
 from tests.e2e.process import Daemon
-from tests.support import wait_until
+from tests.support import free_port, wait_until
 
 CALL_S = 20.0
 
@@ -145,13 +144,6 @@ def live(*flags: str, models: Sequence[str] = ("m",)) -> Iterator[Live]:
         made.tcp = next(x.address for x in made.host().listeners if ":/" not in x.address)
         made.workers = made.worker_pids()
         yield made
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def have(client: Client, model: str) -> None:
