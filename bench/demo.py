@@ -34,7 +34,7 @@ CLASSIFIER = "modelhost/tiny-classifier"
 MOODS = ("mood-1", "mood-2", "mood-3", "mood-4")
 SIM_BYTES = 2**30
 TOLERANCE = 1e-4
-START_S = 30.0
+START_S = 120.0
 STOP_S = 40.0
 
 

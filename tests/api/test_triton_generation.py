@@ -21,7 +21,7 @@ from tests.host.support import World
 from tests.worker.generation_models import expected, save_model
 
 # One worker for all of them: it takes seconds to import its libraries.
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(540)]
 
 TOKENS = 24
 

@@ -59,7 +59,7 @@ def _channels(at: Scene, count: int, *options: tuple[str, int]) -> Sequence[grpc
     return [grpc.aio.insecure_channel(at.tcp, options=[*OWN, *options]) for _ in range(count)]
 
 
-@pytest.mark.timeout(150)  # 20,000 messages to one test process, beside whatever else runs
+@pytest.mark.timeout(450)  # 20,000 messages to one test process, beside whatever else runs
 async def test_readers_and_publishing_go_on_beside_watchers_that_never_read(at: Scene) -> None:
     """100 that read miss nothing beside 100 that never read; changes are acknowledged, memory is bounded."""
     Reader.parsed.clear()

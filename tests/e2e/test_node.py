@@ -12,7 +12,7 @@ from bench.loopback_hub import LoopbackHub, Repo
 from bench.models import minilm_dir
 from tests.e2e.process import Daemon
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(720)
 """A worker imports a library for seconds, which on a swamped machine is more than a minute."""
 
 EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "node"

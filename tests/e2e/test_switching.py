@@ -43,7 +43,7 @@ def balanced(host: Client) -> dict[str, Instance]:
     return found
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(540)
 def test_models_switch_by_way_of_host_memory(daemon: Daemon) -> None:
     """Each of two models gives way to the other and comes back from its copy, with the same bits; unloads free all."""
     with Client(daemon.admin) as host:

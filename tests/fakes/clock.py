@@ -4,6 +4,8 @@ import asyncio
 import heapq
 import itertools
 
+from tests.support import DEADLINE_S
+
 SETTLE_ROUNDS = 50
 
 
@@ -67,7 +69,7 @@ class FakeClock:
         """Set the wall clock forward or back (an NTP step); monotonic time does not move."""
         self._offset += seconds
 
-    async def wait_for_sleepers(self, count: int, timeout_s: float = 5.0) -> None:
+    async def wait_for_sleepers(self, count: int, timeout_s: float = DEADLINE_S) -> None:
         """Return when at least ``count`` tasks sleep on this clock."""
         async with asyncio.timeout(timeout_s):
             while self.sleepers < count:

@@ -26,8 +26,6 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 MODELS = ("m", "dear")
 
-pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
-
 _SIZES = {"BOOL": 1, "UINT8": 1, "INT16": 2, "BF16": 2, "FP32": 4, "INT64": 8, "FP64": 8}
 
 

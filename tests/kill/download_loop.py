@@ -40,7 +40,7 @@ WEIGHTS = "model.safetensors"
 POINTS = [name for name in failpoints.NAMES if not name.startswith("database.")]
 LOOK_EVERY = 10
 """Rounds after which a child recovers and everything is looked through."""
-LIFE_S = 30.0
+LIFE_S = 150.0
 MOMENTS_S = (0.06, 0.3)
 """The kill comes at most so long after the child has begun its work: in a first download, or a later one."""
 

@@ -35,8 +35,8 @@ from tests.support import wait_until_async
 MODELS = 6
 CLIENTS = 3
 WAIT_S = 0.3
-END_S = 10.0
-GONE_S = 5.0
+END_S = 30.0
+GONE_S = 20.0
 """How long a watcher that was cancelled may take to be gone: it has nothing to wait for."""
 
 

@@ -6,7 +6,7 @@ from tests.hostile.profile import examples
 from tests.live.steps import run, world_on
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2700)
 @pytest.mark.parametrize(("device", "runs", "wanted"), [("cpu", 30, 1000), ("sim-0", 10, 300)])
 def test_whatever_clients_do_everything_ends_and_the_books_balance(
     device: str, runs: int, wanted: int

@@ -17,7 +17,7 @@ from tests.worker import stored_backend
 from tests.worker.harness import CONFIG, decode, encode, ignore, running
 from tests.worker.harness import spec as plain
 
-pytestmark = pytest.mark.timeout(300)  # each starts workers that import torch, on a busy machine
+pytestmark = pytest.mark.timeout(900)  # each starts workers that import torch, on a busy machine
 
 REAL = dataclasses.replace(
     CONFIG,

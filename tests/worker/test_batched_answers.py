@@ -8,7 +8,7 @@ from modelhostd.worker.backends.identity import IdentityBackend
 from modelhostd.worker.batches import split
 from tests.worker.bert import CLASSIFICATION, byte_strings, load
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 """The first one imports a library for seconds, which on a swamped machine is more than a minute."""
 
 TOLERANCE = 2e-6
@@ -99,7 +99,7 @@ def test_outputs_that_are_not_one_per_item_are_a_bug():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(5400)
 # torch's own compiler imports what torch calls deprecated.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_a_compiled_model_answers_the_same(tiny):

@@ -15,7 +15,7 @@ from tests.worker.generation_models import expected, flag, save_model, texts
 from tests.worker.harness import CONFIG, encode, ignore, running, spec
 
 # One worker for all of them: it takes seconds to import its libraries.
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(540)]
 
 LONG = 90
 GENERATION = dataclasses.replace(

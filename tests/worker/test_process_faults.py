@@ -268,8 +268,8 @@ async def test_letting_go_of_a_dead_worker_holds_nobody_up(monkeypatch):
 @pytest.mark.parametrize(
     "crashes",
     [
-        pytest.param(25, marks=pytest.mark.timeout(300)),
-        pytest.param(250, marks=[pytest.mark.slow, pytest.mark.timeout(3000)]),
+        pytest.param(25, marks=pytest.mark.timeout(900)),
+        pytest.param(250, marks=[pytest.mark.slow, pytest.mark.timeout(9000)]),
     ],
 )
 async def test_crashes_leave_no_descriptor_and_no_task_behind(crashes):

@@ -20,7 +20,7 @@ from tests.worker.generation_models import (
     texts,
 )
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 """The first one imports a library for seconds, which on a swamped machine is more than a minute."""
 
 

@@ -23,7 +23,7 @@ from modelhostd.worker.backends.text import TextLimits, tokenize
 from tests.worker.bert import CLASSIFICATION, EMBEDDING, ask, byte_strings, load
 from tests.worker.harness import CONFIG, decode, encode, running
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 """The first one, and the worker's, import a library for seconds, which on a swamped machine is more than a minute."""
 
 TEXTS = [

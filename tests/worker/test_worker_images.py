@@ -14,7 +14,7 @@ from modelhostd.worker.backend import Tensor
 from tests.support import wait_until_async
 from tests.worker.harness import CONFIG, decode, encode, ignore, running
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 """Each worker imports a library for seconds, which on a swamped machine is more than a minute."""
 
 REAL = dataclasses.replace(CONFIG, backends=("transformers",), start_timeout_s=120.0)
