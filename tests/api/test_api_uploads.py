@@ -12,7 +12,7 @@ import pytest
 
 from modelhost.v1 import model_service_pb2 as pb
 from modelhost.v1 import models_pb2, operation_service_pb2, operations_pb2
-from modelhostd.host import uploads
+from modelhostd.host import receiving
 from tests.api.support import CALL_S, Served, failure, served
 from tests.support import wait_until_async
 
@@ -212,7 +212,7 @@ async def test_a_deadline_ends_an_upload(tmp_path: Path) -> None:
 
 async def test_a_drip_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon's own limit for a whole upload: DEADLINE_EXCEEDED, and the model is free again."""
-    monkeypatch.setattr(uploads, "UPLOAD_S", 0.1)
+    monkeypatch.setattr(receiving, "UPLOAD_S", 0.1)
     async with served(tmp_path) as it:
         await add(it)
         found = await failure(Open(it, start(), file("data.txt", DATA)).call)

@@ -167,8 +167,24 @@ async def test_more_than_there_is_room_for_is_refused_before_the_first_byte(
         async with desk.open(total=big.size_bytes):
             raise AssertionError("it was let in")
 
-    work: Callable[[], Any] = (lambda: desk.uploads.have([big])) if ask else uploaded
+    work: Callable[[], Any] = (lambda: desk.uploads.check_room(big.size_bytes)) if ask else uploaded
     with pytest.raises(ModelhostError) as caught:
         await work()
     assert caught.value.reason is Reason.INSUFFICIENT_DISK_SPACE
     assert caught.value.metadata["neededBytes"] == str(FREE + 1)
+
+
+async def test_a_file_that_found_no_room_may_be_begun_again(desk: Desk) -> None:
+    """Once there is room: what was refused has left nothing behind, the files before it stay."""
+    reports: list[Progress] = []
+    async with desk.open(reports=reports) as incoming:
+        await incoming.begin(UploadFile("config.json", 2))
+        await incoming.write(b"{}")
+        with pytest.raises(ModelhostError) as caught:
+            await incoming.begin(UploadFile("big.txt", FREE + 1))
+        assert caught.value.reason is Reason.INSUFFICIENT_DISK_SPACE
+        await incoming.begin(UploadFile("big.txt", len(DATA)))
+        await incoming.write(DATA)
+        assert [file.path for file in await incoming.end()] == ["big.txt", "config.json"]
+        await incoming.publish("r1")
+    assert max(report.total_bytes for report in reports) == len(DATA) + 2

@@ -83,7 +83,7 @@ class FakeFiles:
 
     def promise(self, operation: str, needed: int, held: frozenset[str]) -> None:
         """Promise room to a download, as the first step of its bytes."""
-        room = self._room()
+        room = self.room_now()
         if needed > room.available_bytes:
             raise ModelhostError(
                 Reason.INSUFFICIENT_DISK_SPACE,
@@ -108,7 +108,8 @@ class FakeFiles:
         quarantine = sum(entry.size_bytes for entry in self.quarantine.values())
         return sum(map(len, self.blobs.values())) + sum(self.staged.values()) + quarantine
 
-    def _room(self) -> Room:
+    def room_now(self) -> Room:
+        """Return what may still be promised."""
         available, most = self.disk_bytes - self.used_bytes, self.disk_bytes
         if self.budget_bytes:
             available = min(available, self.budget_bytes - self.used_bytes)
@@ -245,7 +246,7 @@ class FakeFiles:
             free_bytes=self.disk_bytes - self.used_bytes,
             total_bytes=self.disk_bytes,
             model_bytes=models,
-            room=self._room(),
+            room=self.room_now(),
         )
 
     def limit_bytes(self, budget: int) -> None:
@@ -255,7 +256,7 @@ class FakeFiles:
     async def room(self) -> Room:
         """Return what is left of disk and budget."""
         self._fail()
-        return self._room()
+        return self.room_now()
 
     async def holdings(self) -> Holdings:
         """Return the blobs of each tree, and those that fetches count on."""

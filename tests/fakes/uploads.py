@@ -29,24 +29,27 @@ class FakeUploads:
 
     async def have(self, files: Sequence[UploadFile]) -> Sequence[int]:
         """Return how many first bytes of each file are there."""
-        counts = [self.there(file) for file in files]
-        self._check_space(sum(f.size_bytes - n for f, n in zip(files, counts, strict=True)))
-        return counts
+        return [self.there(file) for file in files]
+
+    async def check_room(self, needed_bytes: int) -> None:
+        """Raise where there is none."""
+        self.check_space(needed_bytes)
 
     @asynccontextmanager
     async def open(
         self, job: DownloadJob, total_bytes: int, report: Callable[[Progress], None]
     ) -> AsyncIterator["FakeIncoming"]:
         """Begin one upload."""
-        self._check_space(total_bytes)
+        self.check_space(total_bytes)
         incoming = FakeIncoming(self, job, total_bytes, report)
         try:
             yield incoming
         finally:
             incoming.keep()
 
-    def _check_space(self, needed: int) -> None:
-        free = self.files.disk_bytes - self.files.used_bytes
+    def check_space(self, needed: int) -> None:
+        """Raise INSUFFICIENT_DISK_SPACE where there is no room for so many bytes."""
+        free = self.files.room_now().available_bytes
         if needed > free:
             raise ModelhostError(
                 Reason.INSUFFICIENT_DISK_SPACE,
@@ -72,7 +75,7 @@ class FakeIncoming:
         self._file: UploadFile | None = None
         self._data = b""
         self._done: dict[str, bytes] = {}
-        self._reused = 0
+        self._reused = self._begun = 0
 
     async def begin(self, file: UploadFile) -> None:
         """Begin the next file."""
@@ -81,16 +84,20 @@ class FakeIncoming:
         if file.offset > there:
             raise invalid("file.offset_bytes", f"at most {there}", file.offset)
         blobs, parts = self._uploads.files.blobs, self._uploads.parts
+        if not self._total_bytes and there < file.size_bytes:
+            self._uploads.check_space(file.size_bytes - file.offset)
         self._file = file
         self._data = blobs.get(file.sha256, parts.get(file.sha256, b""))[: file.offset]
         self._reused += file.offset
+        self._begun += file.size_bytes
 
     async def write(self, data: bytes) -> None:
         """Take the next bytes."""
         self._data += data
         self._uploads.taken += len(data)
         done = sum(map(len, self._done.values())) + len(self._data)
-        self._report(Progress(Phase.DOWNLOADING, done_bytes=done, total_bytes=self._total_bytes))
+        total = max(self._begun, self._total_bytes + self._reused)
+        self._report(Progress(Phase.DOWNLOADING, done_bytes=done, total_bytes=total))
 
     async def end(self) -> Sequence[ModelFile]:
         """End the last file."""

@@ -52,10 +52,15 @@ class UploadStore:
 
     def _have(self, files: Sequence[UploadFile]) -> Sequence[int]:
         with disk_errors(self._store.home.path):
-            counts = [_there(self._store, file) for file in files]
-        missing = sum(file.size_bytes - count for file, count in zip(files, counts, strict=True))
-        with self._store.reserve(f"question-{uuid.uuid4()}", missing):
-            return counts
+            return [_there(self._store, file) for file in files]
+
+    async def check_room(self, needed_bytes: int) -> None:
+        """Promise it for a moment."""
+        await cancellable(Canceller(), partial(self._check_room, needed_bytes))
+
+    def _check_room(self, needed_bytes: int) -> None:
+        with self._store.reserve(f"question-{uuid.uuid4()}", needed_bytes):
+            pass
 
     @asynccontextmanager
     async def open(
@@ -123,13 +128,17 @@ class IncomingFiles:
     async def begin(self, file: UploadFile) -> None:
         """End the file before, begin the next."""
         await self._end_file()
+        receiver = _Receiver(self._store, self._job, file, self._canceller, self._written)
+        self._receiver = receiver
+        try:
+            await cancellable(self._canceller, receiver.open)
+        except ModelhostError:
+            self._receiver = None
+            raise
         self._begun_bytes += file.size_bytes
         self._offset_bytes += file.offset
         known = max(self._begun_bytes, self._total_bytes + self._offset_bytes)
         self._meter.add(file.path, file.size_bytes, known)
-        receiver = _Receiver(self._store, self._job, file, self._canceller, self._written)
-        self._receiver = receiver
-        await cancellable(self._canceller, receiver.open)
         self._held.enter_context(self._store.hold([file.sha256] if file.sha256 else []))
         self._meter.reuse(file.path, file.offset)
         self._meter.start(file.path)

@@ -34,10 +34,6 @@ from modelhostd.ports import DownloadJob, Downloads, Fetched, Files
 log = structlog.get_logger(__name__)
 
 
-CLEARANCES_MAX = 3
-"""How often room is made for one download before it waits: what is freed may go to another one."""
-
-
 class Fetching:
     """Carries out downloads, and commits what comes of them."""
 
@@ -91,30 +87,12 @@ class Fetching:
             await self._operations.settle(lambda: self._failed(key, unexpected))
 
     async def _fetched(self, key: str, job: DownloadJob) -> Fetched:
-        """Fetch; where there is no room, have it made as the storage policy says, and try again.
+        def missing() -> int:
+            progress = self._operations.progress(key)
+            return progress.total_bytes - progress.done_bytes
 
-        Raises INSUFFICIENT_DISK_SPACE with what is needed.
-        """
-        clearances = 0
-        while True:
-            try:
-                return await self._downloads.fetch(job, partial(self._report, key))
-            except ModelhostError as error:
-                if error.reason is not Reason.INSUFFICIENT_DISK_SPACE:
-                    raise
-                progress = self._operations.progress(key)
-                needed = error.metadata.get("neededBytes") or str(
-                    max(1, progress.total_bytes - progress.done_bytes)
-                )
-                clearances += 1
-                made = (
-                    self._space.clears
-                    and clearances <= CLEARANCES_MAX
-                    and await self._space.make_room(int(needed), job.model)
-                )
-                if not made:
-                    told = {"freeBytes": "0", **error.metadata, "neededBytes": needed}
-                    raise ModelhostError(error.reason, error.message, told) from error
+        fetch = partial(self._downloads.fetch, job, partial(self._report, key))
+        return await self._space.with_room(fetch, job.model, missing)
 
     async def _may_fit_later(self, error: ModelhostError) -> bool:
         """Tell whether a download failed for want of room that there may be one day."""

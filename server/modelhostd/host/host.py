@@ -28,6 +28,7 @@ from modelhostd.host.leases import Leases
 from modelhostd.host.models import Models
 from modelhostd.host.occupancy import Occupancy
 from modelhostd.host.operations import Operations
+from modelhostd.host.receiving import Receiving
 from modelhostd.host.registry import History, Registry
 from modelhostd.host.registry_io import RegistryIo
 from modelhostd.host.reloads import Reloads
@@ -129,7 +130,8 @@ class Host:
             per_host=config.downloads_per_host,
         )
         self.storage_upkeep = StorageUpkeep(clock, self.transfers.waits, self.space, self.uses)
-        self.uploads = Uploads(self.registry, self.operations, uploads, fetching, files)
+        receiving = Receiving(self.registry, self.operations, uploads, fetching, files, self.space)
+        self.uploads = Uploads(self.registry, self.operations, receiving)
         self.models = Models(
             self.registry,
             self.operations,

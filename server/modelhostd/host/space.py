@@ -7,11 +7,12 @@ Rules:
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 
 import structlog
 
-from modelhostd.core.errors import ModelhostError
+from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.registry import model_edit
 from modelhostd.core.resources import Event, Kind, Model
 from modelhostd.core.state import Edit
@@ -27,12 +28,16 @@ from modelhostd.host.departures import Departures
 from modelhostd.host.registry import Registry
 from modelhostd.host.routes import Routes
 from modelhostd.host.uses import Uses
-from modelhostd.ports import Files
+from modelhostd.ports import Files, Holdings, Room
 
 log = structlog.get_logger(__name__)
 
+CLEARANCES_MAX = 3
+"""How often room is made for one piece of work before it is refused: what is freed may go to another one."""
 KEPT_TOLD_MAX = 20
 STOP_S = 5.0
+
+T = TypeVar("T")
 
 
 class Space:
@@ -67,6 +72,38 @@ class Space:
     def clears(self) -> bool:
         """Whether anything leaves by itself."""
         return self._registry.decided.settings.storage_policy != "off"
+
+    async def with_room(
+        self, work: Callable[[], Awaitable[T]], model: str, missing: Callable[[], int]
+    ) -> T:
+        """Do ``work``; where it finds no room, have it made as the policy says, and do it again.
+
+        ``model`` is whose files it brings; ``missing`` tells their bytes where a refusal does not. Raises
+        INSUFFICIENT_DISK_SPACE with what is needed.
+        """
+        clearances = 0
+        while True:
+            try:
+                return await work()
+            except ModelhostError as error:
+                if error.reason is not Reason.INSUFFICIENT_DISK_SPACE:
+                    raise
+                needed = error.metadata.get("neededBytes") or str(max(1, missing()))
+                clearances += 1
+                made = (
+                    self.clears
+                    and clearances <= CLEARANCES_MAX
+                    and await self.make_room(int(needed), model)
+                )
+                if not made:
+                    told = {"freeBytes": "0", **error.metadata, "neededBytes": needed}
+                    raise ModelhostError(error.reason, error.message, told) from error
+
+    async def could_make_room(self, needed_bytes: int, model: str) -> bool:
+        """Tell whether room for a model's files would be made, without making any."""
+        room, holdings = await self._files.room(), await self._files.holdings()
+        found, _, missing = self._found(room, holdings, needed_bytes, model)
+        return found.freed_bytes >= missing
 
     async def make_room(self, needed_bytes: int, cause: str) -> bool:
         """Return whether a download may take so many bytes, once the policy has done what it may.
@@ -114,23 +151,13 @@ class Space:
     async def _clear(self, needed_bytes: int, cause: str) -> None:
         async with self._one:
             room, holdings = await self._files.room(), await self._files.holdings()
-            missing = max(needed_bytes - room.available_bytes, 0) + room.over_bytes
             # From here to the staging nothing waits: what is decided holds.
-            decided, settings = self._registry.decided, self._registry.decided.settings
-            kept = self.kept_by()
-            stored = stored_artifacts(decided, holdings.artifacts, self._uses.last(), kept)
-            found = clearance(
-                stored,
-                holdings.held,
-                settings.storage_policy,
-                needed_bytes=missing,
-                now=self._registry.clock.time(),
-                ttl_s=settings.storage_ttl_s,
-            )
+            found, stored, missing = self._found(room, holdings, needed_bytes)
             if not found.victims:
                 return
+            decided = self._registry.decided
             details = {
-                "policy": settings.storage_policy,
+                "policy": decided.settings.storage_policy,
                 "cause": cause,
                 "neededBytes": str(missing),
                 "kept": _told(stored),
@@ -139,6 +166,24 @@ class Space:
                 await self._registry.stage(_edits(decided.models, found, details))
                 for victim in found.victims:
                     await self._delete(victim)
+
+    def _found(
+        self, room: Room, holdings: Holdings, needed_bytes: int, busy: str = ""
+    ) -> tuple[Clearance, Sequence[StoredArtifact], int]:
+        """Return what would go, all that is stored, and the bytes that are missing; ``busy`` stays."""
+        decided, settings = self._registry.decided, self._registry.decided.settings
+        missing = max(needed_bytes - room.available_bytes, 0) + room.over_bytes
+        kept = {busy: "BUSY", **self.kept_by()}
+        stored = stored_artifacts(decided, holdings.artifacts, self._uses.last(), kept)
+        found = clearance(
+            stored,
+            holdings.held,
+            settings.storage_policy,
+            needed_bytes=missing,
+            now=self._registry.clock.time(),
+            ttl_s=settings.storage_ttl_s,
+        )
+        return found, stored, missing
 
     async def _delete(self, victim: StoredArtifact) -> None:
         try:

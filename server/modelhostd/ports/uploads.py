@@ -18,7 +18,7 @@ class Incoming(Protocol):
         """Begin the next file; the one before is ended, hashed and checked.
 
         Raises INVALID_ARGUMENT (an offset beyond what is there), CHECKSUM_MISMATCH, UNSAFE_FILE,
-        MALFORMED_FILE, INSUFFICIENT_DISK_SPACE and the disk's other reasons.
+        MALFORMED_FILE, INSUFFICIENT_DISK_SPACE (it may be asked again) and the disk's other reasons.
         """
 
     async def write(self, data: bytes) -> None:
@@ -35,14 +35,14 @@ class Uploads(Protocol):
     """The way of a client's bytes into the blob store."""
 
     async def have(self, files: Sequence[UploadFile]) -> Sequence[int]:
-        """Return how many first bytes of each file are there; files without SHA-256 have none.
+        """Return how many first bytes of each file are there; files without SHA-256 have none."""
 
-        Raises INSUFFICIENT_DISK_SPACE where there is no room for what is missing.
-        """
+    async def check_room(self, needed_bytes: int) -> None:
+        """Raise INSUFFICIENT_DISK_SPACE where there is no room for so many bytes more."""
 
     def open(
         self, job: "DownloadJob", total_bytes: int, report: Callable[[Progress], None]
     ) -> AbstractAsyncContextManager[Incoming]:
         """Begin one upload; ``total_bytes`` (0 = not known) are reserved. What came of files with a
-        SHA-256 is kept when the block is left early.
+        SHA-256 is kept when the block is left early. Raises INSUFFICIENT_DISK_SPACE on entry.
         """
