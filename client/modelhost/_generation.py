@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from google.protobuf.descriptor import FieldDescriptor
 
 from modelhost import _names
+from modelhost._arguments import shown, text
 from modelhost._enums import name_of
 from modelhost._errors import invalid
+from modelhost._inference import check_priority
 from modelhost.v1 import inference_service_pb2 as pb
 
 Prompt = str | Sequence[dict[str, str]]
@@ -55,34 +57,37 @@ _KINDS = {
 def generate_request(
     model: str, prompt: Prompt, sampling: Sampling, *, version: int, priority: int
 ) -> pb.GenerateRequest:
-    """Return the request for a text. Raises InvalidArgument."""
+    """Return the request for a text. Raises InvalidArgument, also for what SamplingParameters do not have."""
+    check_priority(priority)
     name = f"models/{_names.model_id(model)}"
-    try:
-        request = pb.GenerateRequest(model=name, version=version, priority=priority)
-    except (TypeError, ValueError) as error:
-        expected = "numbers that the contract holds"
-        raise invalid("version, priority", expected, f"{error}"[:100]) from None
+    request = pb.GenerateRequest(model=name, version=version, priority=priority)
     if isinstance(prompt, str):
-        request.prompt = prompt
+        request.prompt = text("prompt", prompt)
     else:
-        for number, message in enumerate(prompt):
-            try:
-                request.messages.add(**message)
-            except (TypeError, ValueError):
-                expected = "a dict of the texts role and content"
-                raise invalid(f"prompt[{number}]", expected, repr(message)[:100]) from None
+        _add_messages(request, prompt)
     fields = request.sampling.DESCRIPTOR.fields_by_name
     for name, value in sampling.items():
         if name not in fields:
-            raise invalid(name, f"one of {', '.join(fields)}", repr(value)[:100])
+            raise invalid(name, f"one of {', '.join(fields)}", shown(value))
         try:
             if name == "stop":
                 request.sampling.stop.extend([value] if isinstance(value, str) else value)  # type: ignore[arg-type]
             else:
                 setattr(request.sampling, name, value)
-        except (TypeError, ValueError):
-            raise invalid(name, _KINDS[fields[name].type], repr(value)[:100]) from None
+        except (TypeError, ValueError, OverflowError):
+            raise invalid(name, _KINDS[fields[name].type], shown(value)) from None
     return request
+
+
+def _add_messages(request: pb.GenerateRequest, prompt: Any) -> None:
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        raise invalid("prompt", "a text, or a list of messages", shown(prompt))
+    for number, message in enumerate(prompt):
+        try:
+            request.messages.add(**message)
+        except (TypeError, ValueError):
+            expected = "a dict of the texts role and content"
+            raise invalid(f"prompt[{number}]", expected, shown(message)) from None
 
 
 def read_piece(piece: pb.GenerateResponse) -> Generation:

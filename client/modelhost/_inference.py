@@ -55,27 +55,29 @@ def embeddings(model: str, outputs: Mapping[str, Array], count: int) -> npt.NDAr
 
 
 def priority_parameter(priority: int) -> dict[str, int]:
-    """Return the request parameter for a priority; 0 = none."""
+    """Return the request parameter for a priority; 0 = none. Raises InvalidArgument."""
+    check_priority(priority)
     return {"priority": priority} if priority else {}
+
+
+def check_priority(priority: int) -> None:
+    """Raise InvalidArgument for a priority that no request has."""
+    if priority < 0:
+        raise invalid("priority", "1, the most urgent, or more; 0 = none", str(priority))
 
 
 def classify_request(
     model: str, texts: Iterable[str], top_k: int, *, version: int, priority: int
 ) -> pb.ClassifyRequest:
     """Return the request for the labels of texts. Raises InvalidArgument."""
-    if isinstance(texts, str | bytes):
-        raise invalid("texts", "a list of strings", "one string; put it in a list")
-    try:
-        return pb.ClassifyRequest(
-            model=f"models/{_names.model_id(model)}",
-            texts=texts,
-            top_k=top_k,
-            version=version,
-            priority=priority,
-        )
-    except (TypeError, ValueError) as error:
-        expected = "strings, and numbers that the contract holds"
-        raise invalid("texts, top_k, version, priority", expected, f"{error}") from None
+    check_priority(priority)
+    return pb.ClassifyRequest(
+        model=f"models/{_names.model_id(model)}",
+        texts=texts,
+        top_k=top_k,
+        version=version,
+        priority=priority,
+    )
 
 
 def classifications(response: pb.ClassifyResponse) -> list[Classification]:

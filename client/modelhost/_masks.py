@@ -36,19 +36,22 @@ def build(kind: type[M], fields: Mapping[str, Any], path: str) -> M:
     try:
         described = cast("Descriptor", kind.DESCRIPTOR)
         return kind(**{name: _value(described, name, v) for name, v in fields.items()})
-    except (TypeError, ValueError, AttributeError) as error:
-        raise invalid(path, f"values for {kind.DESCRIPTOR.name}", str(error)) from None
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise invalid(path, f"values for {kind.DESCRIPTOR.name}", str(error)[:200]) from None
 
 
 def as_message(kind: type[M], value: M | Mapping[str, Any], path: str) -> M:
     """Return ``value`` as a message of ``kind``: itself, or made from its fields."""
-    if isinstance(value, Mapping):
-        return build(kind, value, path)
-    return value
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, Mapping):
+        raise invalid(path, f"a {kind.DESCRIPTOR.name} or a dict", type(value).__name__)
+    return build(kind, value, path)
 
 
 def _value(message: Descriptor, name: str, value: Any) -> Any:
     """Return a value as protobuf takes it: a number for a Duration is in seconds."""
+    name.encode()  # Of half a character protobuf would make a SystemError.
     field = message.fields_by_name.get(name)
     child = field.message_type if field is not None else None
     if child is None:

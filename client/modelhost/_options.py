@@ -1,6 +1,7 @@
 """How to reach a daemon: the target, the channel's options, the deadlines. Needs no grpc."""
 
 import os
+import re
 import socket
 import stat
 from collections.abc import Callable, Mapping
@@ -108,8 +109,8 @@ def resolve_target(
 
 def parse_target(text: str, field: str) -> str:
     """Return a target in grpc's form; a path is a unix socket, a host alone gets the default port."""
-    if any(c <= " " or c == "\x7f" for c in text):
-        raise invalid(field, "HOST:PORT or unix:PATH, without spaces", repr(text))
+    if any(c <= " " or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in text):
+        raise invalid(field, "HOST:PORT or unix:PATH, in UTF-8 without spaces", ascii(text))
     if text.startswith(("/", "unix:")):
         path = text.removeprefix("unix:")
         path = path[2:] if path.startswith("///") else path
@@ -119,7 +120,7 @@ def parse_target(text: str, field: str) -> str:
     if "://" in text:
         raise invalid(field, "HOST:PORT or unix:PATH, without a scheme", repr(text))
     host, port = _split(text)
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise invalid(field, "HOST:PORT or unix:PATH", repr(text))
     return f"{host}:{port}"
 

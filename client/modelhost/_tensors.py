@@ -9,6 +9,7 @@ Raw forms: little-endian, row-major; BOOL one byte; each BYTES element a 32-bit 
 Source: https://github.com/kserve/open-inference-protocol and Triton's binary tensor data extension.
 """
 
+import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from modelhost._arguments import shown, text
 from modelhost._errors import Code, ModelhostError, invalid, make_error
 from modelhost.oip import open_inference_pb2 as oip
 
@@ -53,7 +55,7 @@ def infer_request(
         raise invalid("datatypes", f"names of inputs: {', '.join(inputs)}", name)
     request = oip.ModelInferRequest(model_name=model, model_version=version, id=request_id)
     for name, value in inputs.items():
-        array = np.asarray(value)
+        array = _array(name, value)
         datatype, raw = encode(name, array, datatypes.get(name, ""))
         request.inputs.add(name=name, datatype=datatype, shape=array.shape)
         request.raw_input_contents.append(raw)
@@ -90,21 +92,28 @@ def encode(name: str, array: Array, datatype: str = "") -> tuple[str, bytes]:
     dtype = _DTYPES.get(datatype)
     if dtype is None:
         raise invalid(f"datatypes[{name}]", f"one of {', '.join(DATATYPES)}", repr(datatype))
-    if not np.can_cast(array.dtype, dtype, casting="same_kind"):
+    numbers = array.dtype.kind in "iu" and dtype.kind in "iu"
+    if not numbers and not np.can_cast(array.dtype, dtype, casting="same_kind"):
         raise invalid(f"inputs[{name}]", f"an array that {datatype} can hold", str(array.dtype))
-    return datatype, array.astype(dtype, copy=False).tobytes()
+    sent = array.astype(dtype, copy=False)
+    if numbers and sent.dtype != array.dtype and not np.array_equal(sent, array):
+        # A whole number that does not fit would arrive as another one.
+        raise invalid(f"inputs[{name}]", f"numbers that {datatype} can hold", _span(array))
+    return datatype, sent.tobytes()
 
 
 def decode(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Array:
     """Return the array of a raw tensor. Raises Internal where length and shape do not agree."""
-    count = int(np.prod(shape, dtype=np.int64)) if len(shape) else 1
+    count = math.prod(shape)
+    if any(size < 0 for size in shape):
+        raise _bad_answer(f"output {name} has the shape {list(shape)}")
     if datatype == "BYTES":
         return _bytes_array(name, shape, count, raw)
     bits = datatype == "BF16"
     dtype = np.dtype("<u2") if bits else _DTYPES.get(datatype)
     if dtype is None:
         raise _bad_answer(f"output {name} has the datatype {datatype!r}")
-    if count < 0 or len(raw) != count * dtype.itemsize:
+    if len(raw) != count * dtype.itemsize:
         raise _bad_answer(f"output {name} of shape {list(shape)} has {len(raw)} bytes")
     array: Array = np.frombuffer(raw, dtype=dtype).reshape(tuple(shape))
     if bits:
@@ -120,10 +129,8 @@ def text_array(texts: Iterable[str]) -> Array:
     if not listed:
         raise invalid("texts", "at least one text", "none")
     array = np.empty(len(listed), dtype=object)
-    for i, text in enumerate(listed):
-        if not isinstance(text, str):
-            raise invalid(f"texts[{i}]", "a string", type(text).__name__)
-        array[i] = text.encode()
+    for i, one in enumerate(listed):
+        array[i] = text(f"texts[{i}]", one).encode()
     return array
 
 
@@ -140,12 +147,26 @@ def datatype_of(name: str, array: Array) -> str:
     return found
 
 
+def _array(name: str, value: npt.ArrayLike) -> Array:
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        # Lists of unequal lengths, or an object that says it were an array.
+        raise invalid(
+            f"inputs[{name}]", "an array, or numbers in lists of equal lengths", str(error)[:200]
+        ) from None
+
+
+def _span(array: Array) -> str:
+    return f"{array.min()} to {array.max()}"
+
+
 def _elements(name: str, array: Array) -> Iterable[bytes]:
     if array.dtype.kind not in "OSU":
         raise invalid(f"inputs[{name}]", "bytes or strings for BYTES", str(array.dtype))
     for element in array.ravel(order="C").tolist():
         if isinstance(element, str):
-            yield element.encode()
+            yield text(f"inputs[{name}]", element).encode()
         elif isinstance(element, bytes | bytearray | memoryview):
             yield bytes(element)
         else:
@@ -195,12 +216,14 @@ def _set_parameter(slot: oip.InferParameter, key: str, value: Parameter) -> None
         slot.bool_param = value
     elif isinstance(value, int):
         if not -(2**63) <= value < 2**63:
-            raise invalid(f"parameters[{key}]", "an integer of 64 bits", str(value))
+            raise invalid(f"parameters[{key}]", "an integer of 64 bits", shown(value))
         slot.int64_param = value
     elif isinstance(value, float):
         slot.double_param = value
+    elif isinstance(value, str):
+        slot.string_param = text(f"parameters[{key}]", value)
     else:
-        slot.string_param = value
+        raise invalid(f"parameters[{key}]", "a bool, an integer, a float or a string", shown(value))
 
 
 def _bad_answer(what: str) -> ModelhostError:

@@ -47,6 +47,10 @@ def gather(
             wanted = not included or any(fnmatchcase(path, pattern) for pattern in included)
             if not wanted or any(fnmatchcase(path, pattern) for pattern in excluded):
                 continue
+            try:
+                path.encode()
+            except UnicodeEncodeError:
+                raise invalid("paths", "files with names in UTF-8", ascii(path)) from None
             if path in found:
                 raise invalid("paths", f"one file for {path}", f"{found[path].local} and {local}")
             found[path] = LocalFile(path, local, local.stat().st_size)

@@ -83,6 +83,56 @@ def test_memory_order_does_not_matter(array) -> None:
         assert np.array_equal(_tensors.decode("x", "INT32", view.shape, raw), view)
 
 
+ANY_DTYPE = (
+    hnp.scalar_dtypes()
+    | hnp.byte_string_dtypes()
+    | hnp.unicode_string_dtypes()
+    | hnp.array_dtypes()
+)
+
+
+@given(
+    array=hnp.arrays(ANY_DTYPE, SHAPES),
+    datatype=st.sampled_from(["", *_tensors.DATATYPES]),
+)
+def test_any_array_is_sent_as_it_is_or_refused(array, datatype) -> None:
+    """Whatever its dtype and the datatype that is named: InvalidArgument, or what comes back equals it."""
+    array.flags.writeable = False
+    with np.errstate(all="ignore"):
+        try:
+            named, raw = _tensors.encode("x", array, datatype)
+        except InvalidArgument:
+            return
+    back = _tensors.decode("x", named, array.shape, raw)
+    assert back.shape == array.shape
+    if array.dtype.kind in "iub":
+        assert np.array_equal(back, array)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "field"),
+    [
+        ({"x": [[1], [2, 3]]}, "inputs[x]"),
+        ({"x": ["\ud800"]}, "inputs[x]"),
+        ({"x": 2**70}, "inputs[x]"),
+    ],
+    ids=["ragged", "half a character", "above 64 bits"],
+)
+def test_lists_that_are_no_array_are_refused(inputs, field) -> None:
+    """What numpy makes no tensor of is InvalidArgument that names the input."""
+    with pytest.raises(InvalidArgument) as caught:
+        _tensors.infer_request("m", inputs)
+    assert caught.value.metadata["field"] == field
+
+
+def test_whole_numbers_take_a_datatype_that_holds_them() -> None:
+    """A list of small numbers may be sent as any whole datatype; one that would wrap around is refused with its range."""
+    assert _tensors.encode("x", np.array([0, 255]), "UINT8") == ("UINT8", b"\0\xff")
+    for datatype in ("INT8", "UINT8"):
+        with pytest.raises(InvalidArgument, match="-1 to 300"):
+            _tensors.encode("x", np.array([-1, 300]), datatype)
+
+
 def test_a_request_is_read_by_an_existing_client() -> None:
     """A whole request has names, shapes, parameters and raw contents where tritonclient has them."""
     request = _tensors.infer_request(
@@ -130,9 +180,10 @@ def test_what_no_datatype_holds_is_refused(inputs, datatypes, field) -> None:
 
 
 def test_a_parameter_beyond_64_bits_is_refused() -> None:
-    """An integer that the wire cannot hold is InvalidArgument."""
-    with pytest.raises(InvalidArgument):
-        _tensors.infer_request("m", {}, parameters={"p": 2**63})
+    """An integer that the wire cannot hold, or what is none of its types, is InvalidArgument."""
+    for value in (2**63, 10**5000, None, b"x", "\ud800", [1]):
+        with pytest.raises(InvalidArgument, match=r"parameters\[p\]"):
+            _tensors.infer_request("m", {}, parameters={"p": value})
 
 
 @pytest.mark.parametrize(
@@ -149,12 +200,14 @@ def test_texts_are_a_list_of_strings(texts) -> None:
     [
         ("FP32", [2], b"1234"),
         ("FP32", [-1], b""),
+        ("FP32", [2**40, 2**40], b""),
+        ("BYTES", [-1, -1], b"\x01\x00\x00\x00a"),
         ("FP8", [1], b"1"),
         ("BYTES", [1], b"\x05\x00\x00\x00ab"),
         ("BYTES", [1], b"\x05\x00"),
         ("BYTES", [2], b"\x01\x00\x00\x00a"),
     ],
-    ids=["short", "negative", "unknown", "cut", "cut length", "too few"],
+    ids=["short", "negative", "huge", "twice negative", "unknown", "cut", "cut length", "too few"],
 )
 def test_an_answer_that_is_none_is_internal(datatype, shape, raw) -> None:
     """Bytes that do not fit datatype and shape are never turned into an array."""

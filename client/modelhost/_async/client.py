@@ -3,6 +3,7 @@
 from types import TracebackType
 from typing import Self
 
+from modelhost._arguments import checked
 from modelhost._async.batches import AsyncBatches
 from modelhost._async.events import AsyncEvents
 from modelhost._async.files import AsyncFiles
@@ -14,6 +15,7 @@ from modelhost._async.transport import AsyncTransport
 from modelhost._options import MESSAGE_BYTES_MAX, make_options
 
 
+@checked
 class AsyncClient(
     AsyncBatches, AsyncFiles, AsyncResidency, AsyncHolds, AsyncInference, AsyncEvents, AsyncHost
 ):

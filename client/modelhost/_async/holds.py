@@ -7,12 +7,14 @@ from typing import Self
 from google.protobuf.duration_pb2 import Duration
 
 from modelhost import _names
+from modelhost._arguments import checked
 from modelhost._async.operations import PAGE_SIZE, AsyncOperationHandle, AsyncOperations
 from modelhost._async.transport import AsyncTransport
 from modelhost._progress import Report
 from modelhost.v1 import residency_service_pb2, slots_pb2
 
 
+@checked
 class AsyncLease:
     """A hold on a model: it is not evicted until the lease is released or its time is up.
 

@@ -4,6 +4,7 @@
 from types import TracebackType
 from typing import Self
 
+from modelhost._arguments import checked
 from modelhost._options import MESSAGE_BYTES_MAX, make_options
 from modelhost._sync.batches import Batches
 from modelhost._sync.events import Events
@@ -15,6 +16,7 @@ from modelhost._sync.residency import Residency
 from modelhost._sync.transport import Transport
 
 
+@checked
 class Client(Batches, Files, Residency, Holds, Inference, Events, Host):
     """A connection to a modelhost daemon, made when it is first used.
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from modelhost import _enums, _names
+from modelhost._arguments import checked
 from modelhost._errors import ModelhostError
 from modelhost._follow import Follow, is_final
 from modelhost._progress import Report, reporter
@@ -17,6 +18,7 @@ PAGE_SIZE = 1000
 Operation = operations_pb2.Operation
 
 
+@checked
 class OperationHandle:
     """One operation of the daemon: iterate over it for its progress, or wait for its ``result``.
 
