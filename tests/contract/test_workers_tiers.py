@@ -121,6 +121,36 @@ async def test_one_model_is_demoted_while_another_serves(workers):
         assert await infer(workers, "b") == before
 
 
+async def test_a_copy_goes_and_its_model_answers_on(workers):
+    """Dropped, once or twice, a copy is nothing that a demotion could keep; the model on the device answers as before."""
+    await workers.load("sim-0", imaged("a", seed=1), ignore)
+    await workers.load("sim-0", imaged("b", seed=2), ignore)
+    before = [await infer(workers, model) for model in "ab"]
+    for _ in range(2):
+        assert await workers.drop_copy("sim-0", "a-1", 1) == 0
+    assert [await infer(workers, model) for model in "ab"] == before
+    assert (await workers.promote("sim-0", "a-1", 1, ignore)).host_bytes == 0
+    assert await workers.demote("sim-0", "b-1", 1) > 0
+    assert await workers.demote("sim-0", "a-1", 1) == 0
+    reason = await refused(workers.promote("sim-0", "a-1", 1, ignore))
+    assert reason is Reason.MODEL_NOT_LOADED
+    assert (await workers.load("sim-0", imaged("a", generation=2, seed=1), ignore)).host_bytes > 0
+
+
+async def test_only_what_is_beside_a_device_is_a_copy(workers):
+    """Nothing is dropped of what is warm, of what is on ``cpu``, and of what is not there."""
+    loaded = await workers.load("sim-0", imaged(), ignore)
+    assert await workers.demote("sim-0", "m-1", 1) == loaded.host_bytes
+    assert await workers.drop_copy("sim-0", "m-1", 1) == loaded.host_bytes
+    assert (await workers.promote("sim-0", "m-1", 1, ignore)).host_bytes == loaded.host_bytes
+    await workers.load("cpu", imaged(), ignore)
+    payload = encode({}, name="m")
+    for device, generation in (("cpu", 1), ("sim-0", 7), ("cuda-7", 1)):
+        assert await workers.drop_copy(device, "m-1", generation) == 0
+    await workers.infer("cpu", "m-1", 1, payload, timeout_s=None)
+    await infer(workers)
+
+
 async def test_images_end_with_their_worker(workers):
     """After a crash neither what was resident nor what was warm can be promoted, where it is not from files."""
     await workers.load("sim-0", imaged("a"), ignore)

@@ -47,7 +47,8 @@ def views(draw: st.DrawFn) -> DeviceView:
                 last_used=draw(st.floats(0, NOW)),
                 ready_since=NOW,
                 load_s=draw(st.floats(0, 10)),
-                bound=state is not InstanceState.WARM and state is not InstanceState.DRAINING,
+                bound=state is InstanceState.LOADING
+                or (state is InstanceState.READY and draw(st.booleans())),
             )
         )
     return DeviceView(HOST, capacity, tuple(holdings), claimed_bytes=draw(st.integers(0, left)))
@@ -62,28 +63,27 @@ def going(view: DeviceView) -> int:
 
 @given(views(), st.integers(0, 120), POLICIES)
 def test_room_is_enough_and_no_more(view: DeviceView, needed: int, policy: Policy) -> None:
-    """What is kept fits after the victims went; only idle warm copies go, and none that need not."""
+    """What is kept fits after the victims went; only copies that nobody holds or waits for go, and none that need not."""
     room = make_room(view, needed, NOW, policy)
-    warm = [h for h in view.holdings if h.idle]
+    may_go = [h for h in view.holdings if h.idle]
     if room is None:
-        assert view.free_bytes + going(view) + sum(h.bytes for h in warm) < needed or (
+        assert view.free_bytes + going(view) + sum(h.bytes for h in may_go) < needed or (
             needed > view.capacity_bytes
         )
         return
     chosen = [h for h in view.holdings if h.model in room.victims]
-    assert all(h.state is InstanceState.WARM and h.idle for h in chosen)
+    assert all(h.idle and not h.bound for h in chosen)
+    assert {h.state for h in chosen} <= {InstanceState.WARM, InstanceState.READY}
     freed = sum(h.bytes for h in chosen)
     assert view.free_bytes + going(view) + freed >= needed
-    assert room.waits == (needed > view.free_bytes)
+    assert room.waits == (needed > view.fitting_bytes)
     for each in chosen:
         assert view.free_bytes + going(view) + freed - each.bytes < needed
 
 
 @given(views(), st.integers(0, 100), POLICIES)
-def test_a_shrunk_budget_drops_warm_copies_only(
-    view: DeviceView, capacity: int, policy: Policy
-) -> None:
-    """As many warm copies go as must, all of them where they do not suffice, and nothing else does."""
+def test_a_shrunk_budget_drops_what_may_go(view: DeviceView, capacity: int, policy: Policy) -> None:
+    """As many copies go as must, all that may where they do not suffice, and nothing else does."""
     shrunk = replace(view, capacity_bytes=capacity)
     chosen = over_budget(shrunk, NOW, policy)
     by_name = {h.model: h for h in shrunk.holdings}
@@ -97,20 +97,22 @@ def test_a_shrunk_budget_drops_warm_copies_only(
 
 
 def test_the_least_recently_used_copy_goes_first() -> None:
-    """Of equal warm copies the one used longest ago goes; one that is on a device, wanted or pinned stays."""
+    """Of equal copies the one used longest ago goes, be its model on a device or not; one that moves, is wanted or pinned stays."""
     warm = InstanceState.WARM
     held = (
         Holding("new", HOST, 10, warm, last_used=9.0),
         Holding("old", HOST, 10, warm, last_used=1.0),
+        Holding("resident", HOST, 10, InstanceState.READY, last_used=2.0),
         Holding("wanted", HOST, 10, warm, queued=1),
         Holding("pinned", HOST, 10, warm, pinned=True),
-        Holding("resident", HOST, 10, InstanceState.READY, bound=True),
+        Holding("moving", HOST, 10, InstanceState.READY, bound=True),
     )
-    view = DeviceView(HOST, 50, held)
+    view = DeviceView(HOST, 60, held)
     assert make_room(view, 10, NOW, Policy()) == Room(("old",), waits=True)
-    assert make_room(view, 20, NOW, Policy()) == Room(("old", "new"), waits=True)
-    assert make_room(view, 21, NOW, Policy()) is None
-    assert make_room(replace(view, capacity_bytes=60), 10, NOW, Policy()) == Room()
+    assert make_room(view, 20, NOW, Policy()) == Room(("old", "resident"), waits=True)
+    assert make_room(view, 30, NOW, Policy()) == Room(("old", "resident", "new"), waits=True)
+    assert make_room(view, 31, NOW, Policy()) is None
+    assert make_room(replace(view, capacity_bytes=70), 10, NOW, Policy()) == Room()
 
 
 def test_what_is_dear_to_load_stays_under_cost_aware() -> None:

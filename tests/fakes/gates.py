@@ -64,6 +64,10 @@ class ModelGates:
         """Return the gate that a promotion of ``model`` passes after its device memory is taken."""
         return self._gates.setdefault(("promote", model), Gate())
 
+    def copy_gate(self, model: str) -> Gate:
+        """Return the gate that the end of a copy of ``model`` passes before its host memory is free."""
+        return self._gates.setdefault(("copy", model), Gate())
+
     def piece_gate(self, model: str) -> Gate:
         """Return the gate that each response to a stream of ``model`` passes, except the first."""
         return self._gates.setdefault(("piece", model), Gate())

@@ -33,6 +33,8 @@ class _Process:
     loaded: dict[tuple[str, int], Loaded] = field(default_factory=dict)
     """What was answered to each load that is held, warm ones included."""
     warm: dict[tuple[str, int], LoadSpec] = field(default_factory=dict)
+    given_up: set[tuple[str, int]] = field(default_factory=set)
+    """Whose copies were to be dropped: nothing of them outlives a crash."""
     loads: set["asyncio.Future[None]"] = field(default_factory=set)
     requests: dict["asyncio.Future[InferReply]", str] = field(default_factory=dict)
     """In flight -> model. A cancelled request leaves at once, as in the real port."""
@@ -45,7 +47,7 @@ class FakeWorkers(Pieces):
     Controls, all by model id: ``measured_bytes`` (default: the prediction), ``host_bytes`` (of the image; default: the
     measured ones, 0 on ``cpu``), ``load_s`` (what a load or promotion says that it took), ``load_errors`` and ``promote_errors`` (raised
     by each until removed), ``infer_errors``, ``healths``, ``pieces``, and the gates ``load_gate(model)``, ``unload_gate(model)``, ``demote_gate(model)``,
-    ``promote_gate(model)``, ``infer_gate(model)``: ``close()`` holds, ``open()`` releases, ``await
+    ``promote_gate(model)``, ``copy_gate(model)`` (of a copy that is dropped; none is of those in ``stuck``), ``infer_gate(model)``: ``close()`` holds, ``open()`` releases, ``await
     reached(n)`` waits until n callers are held. ``crash(device)`` kills a worker as a signal would.
     What happened is in ``log`` as ``(verb, device, model, generation)``; what is held in ``resident`` and ``warm``;
     ``peak_bytes`` is the most that a device ever held at once. ``leavings`` says what outlives a crash.
@@ -65,6 +67,7 @@ class FakeWorkers(Pieces):
         self.outputs: dict[str, tuple[TensorSpec, ...]] = {}
         self.progress_steps: int = 4
         self.leavings = Leavings()
+        self.stuck: set[str] = set()
         self.log: list[tuple[str, str, str, int]] = []
         self.peak_bytes: dict[str, int] = {}
         self.stopped = False
@@ -134,7 +137,11 @@ class FakeWorkers(Pieces):
         for instance, generation in process.instances:
             self._bytes.pop((device, instance, generation), None)
         held = (process.instances | process.warm).items()
-        there = {(device, *key): (spec, process.loaded[key]) for key, spec in held}
+        there = {
+            (device, *key): (spec, process.loaded[key])
+            for key, spec in held
+            if key not in process.given_up
+        }
         kept = self.leavings.leave(device, model, there)
         self.log.append(("crash", device, model, 0))
         if self._listener is not None:
@@ -226,6 +233,25 @@ class FakeWorkers(Pieces):
             process.warm[key] = spec
             return kept
         process.loaded.pop(key, None)
+        return 0
+
+    async def drop_copy(self, device: str, instance: str, generation: int) -> int:
+        """See :class:`modelhostd.ports.Workers`; of the models in ``stuck`` the copy stays."""
+        key = instance, generation
+        process, spec = self._find(device, instance, generation, warm=True)
+        if process is None or spec is None or key in process.warm:
+            await asyncio.sleep(0)
+            held = self.leavings.bytes((device, *key))
+            return held if process is None or spec is None else process.loaded[key].host_bytes
+        process.given_up.add(key)
+        await self.copy_gate(spec.model).wait()
+        loaded = process.loaded.get(key)
+        if loaded is None or process not in self._processes.values():
+            return 0
+        if spec.model in self.stuck:
+            return loaded.host_bytes
+        process.loaded[key] = dataclasses.replace(loaded, host_bytes=0)
+        self.log.append(("drop_copy", device, spec.model, generation))
         return 0
 
     async def promote(

@@ -67,7 +67,8 @@ def _short(missing: int) -> ModelhostError:
 
 def _gates(run: Running) -> list[Callable[[str], Gate]]:
     workers = run.workers
-    return [workers.infer_gate, workers.load_gate, workers.promote_gate, workers.demote_gate]
+    passed = [workers.infer_gate, workers.load_gate, workers.promote_gate, workers.demote_gate]
+    return [*passed, workers.copy_gate]
 
 
 def _check(run: Running) -> None:
@@ -90,7 +91,7 @@ def _check(run: Running) -> None:
 
 
 def _bound(run: Running) -> int:
-    """What cannot go when the budget shrinks: copies of what is on the device, wanted, held or going already."""
+    """What cannot go when the budget shrinks: copies of what moves, is wanted, held, stuck or going already."""
     host = run.host.occupancy.host
     return sum(h.bytes for h in host.view().holdings if not h.idle)
 
@@ -103,6 +104,7 @@ async def test_random_work_never_breaks_the_ledger_or_hangs(tmp_path: Path, seed
     async with world.host(budget=BUDGET, host_budget=HOST_BUDGET) as run:
         for model, size in MODELS.items():
             await run.have(model, size, load_timeout_s=10.0)
+        run.workers.stuck = {"e"} if seed % 5 == 1 else set()
         if seed % 2:
             run.workers.leavings.outliving, run.workers.leavings.damaged = set("abcd"), {"d"}
         tasks: set[asyncio.Future[object]] = set()

@@ -285,7 +285,7 @@ async def test_the_machine_has_the_last_word(world: World) -> None:
         assert host.capacity_bytes == host.budget_bytes == 1200
         run.host.occupancy.foreign["cpu"] = 4 * gib - HEADROOM_BYTES - 900
         assert host.capacity_bytes == 900
-        await run.host.residency.set_budget("sim-0", 500)
+        run.host.residency.enforce_budgets()
         await settle()
         assert set(run.workers.warm) == {"b"}
         true(run)

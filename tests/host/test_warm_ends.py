@@ -89,7 +89,7 @@ async def test_a_cancelled_swap_in_leaves_the_model_warm(world: World) -> None:
 
 
 async def test_a_shrunk_budget_drops_copies(world: World) -> None:
-    """UpdateSettings acts at once: copies go, the least recently used first, those on the device stay."""
+    """UpdateSettings acts at once: copies go, the least recently used first, at last that of what stays on the device."""
     async with world.host(budget=500, host_budget=1200) as run:
         await evicted(run, "a", "b", "c")
         await run.host.update_settings(Settings(host_budget_bytes=800), ["host_budget_bytes"])
@@ -98,10 +98,12 @@ async def test_a_shrunk_budget_drops_copies(world: World) -> None:
         await run.host.update_settings(Settings(host_budget_bytes=0), ["host_budget_bytes"])
         await settle()
         assert not run.workers.warm
-        assert run.workers.image_bytes == 400
+        assert run.workers.image_bytes == 0
+        assert state(run, "c") is InstanceState.READY
         await evicted(run, "b")
         assert not run.workers.warm
         assert run.workers.image_bytes == 0
+        true(run)
 
 
 async def test_keep_alive_of_each_tier(world: World) -> None:

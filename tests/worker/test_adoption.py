@@ -154,6 +154,44 @@ async def test_what_outlived_a_worker_can_be_dropped_with_and_without_another(tm
         assert scene.memory.held_bytes == 0
 
 
+async def test_a_dropped_copy_is_free_at_once_and_outlives_no_worker(tmp_path):
+    """To the page, while requests run; what was told of it is void, and what is loaded in its place is adopted as ever."""
+    async with running(REAL) as (workers, listener):
+        scene = Scene(workers, listener, "sim-0", tmp_path)
+        expected = await scene.load("a", "b")
+        before = scene.memory.held_bytes
+        runs = [asyncio.create_task(scene.infer("a")) for _ in range(20)]
+        assert await workers.drop_copy("sim-0", "a-1", ord("a")) == 0
+        assert scene.memory.held_bytes == before // 2
+        assert await asyncio.gather(*runs) == expected[:1] * 20
+        await workers.load("sim-0", scene.spec("c"), ignore)
+        await wait_until_async(lambda: workers.at_rest("sim-0") == 2, DEADLINE_S)
+        assert scene.memory.held_bytes == before
+        kept = await scene.kill()
+        assert set(kept) == {"b", "c"}
+        assert [(await scene.promote(m)).adopted_bytes for m in "bc"] == [kept["b"], kept["c"]]
+        assert await scene.infer("b") == expected[1]
+        with pytest.raises(ModelhostError) as caught:
+            await scene.promote("a")
+        assert caught.value.reason is Reason.MODEL_NOT_LOADED
+
+
+async def test_what_is_told_of_a_copy_that_goes_is_not_believed(tmp_path):
+    """A copy that is dropped while it is hashed leaves nothing, whichever comes first; so does a worker that dies of it."""
+    async with running(REAL) as (workers, listener):
+        scene = Scene(workers, listener, "sim-0", tmp_path)
+        for model in "abcd":
+            await workers.load("sim-0", scene.spec(model), ignore)
+            assert await workers.drop_copy("sim-0", f"{model}-1", ord(model)) == 0
+        assert workers.at_rest("sim-0") == 0
+        await scene.load("e")
+        drop = asyncio.create_task(workers.drop_copy("sim-0", "e-1", ord("e")))
+        await asyncio.sleep(0)
+        assert await scene.kill() == {}
+        assert await drop == 0
+        assert scene.memory.held_bytes == 0
+
+
 async def test_killed_for_memory_it_leaves_nothing(tmp_path, monkeypatch):
     """After a SIGKILL that nobody here sent, while the kernel killed somebody for memory, all of it is free."""
     async with running(REAL) as (workers, listener):

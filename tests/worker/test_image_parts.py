@@ -104,12 +104,28 @@ def test_the_host_copy_goes_only_when_it_was_copied(small, gpu):
     image = Image(device, HostArena("test"))
     image.adopt(module)
     cuda.log.clear()
-    image.release_host()
+    assert image.release_host() == 0
     assert cuda.log[0] == "synchronised with copies"
     assert set(cuda.log[1:]) == {"unregister"}
     assert image.host_bytes == 0
     del module
     assert image.close()
+
+
+def test_a_view_of_the_copy_keeps_it_until_the_module_has_gone(small):
+    """What somebody has a view of stays where it is, and is told; nothing can come back from it."""
+    images = Images("sim-0")
+    module, image = Awkward(40).eval(), images.new()
+    image.adopt(module)
+    held = image.host_bytes
+    view = image._parts[0].tensor[:8]
+    for _ in range(2):
+        assert image.release_host() == held
+    assert image.host_bytes == 0
+    assert images._arena.taken_bytes >= held
+    del view, module
+    images.close(image)
+    assert images._arena.taken_bytes == 0
 
 
 def test_without_pinned_memory_it_goes_on(small, gpu):

@@ -117,10 +117,9 @@ def plan_pairs(planned: Plan) -> Iterator[tuple[str, object]]:
     if placement.host_bytes:
         yield "host memory", f"{show_bytes(placement.host_bytes)} for a copy"
     for victim in placement.dropped:
-        yield (
-            "would drop",
-            f"{short(victim.model)} ({show_bytes(victim.freed_bytes)} of host memory)",
-        )
+        after = ", stays on its device" if victim.tier_after == Instance.DEVICE else ""
+        freed = show_bytes(victim.freed_bytes)
+        yield "would drop", f"{short(victim.model)} ({freed} of host memory{after})"
 
 
 def unloaded(result: operations_pb2.UnloadResult) -> str:

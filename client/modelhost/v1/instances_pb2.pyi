@@ -235,7 +235,8 @@ class Instance(_message.Message):
     host_bytes: _builtins.int
     """Bytes of host memory that its copy there takes, beside the device's: what it goes back to when it
     leaves the device. 0 = there is none; so on `devices/cpu`, where the weights themselves are in host
-    memory.
+    memory. It may go while the model is READY, when host memory is short (events EVICTED_FROM_HOST and
+    OVER_HOST_BUDGET); the next load from disk makes another.
     """
     working_bytes: _builtins.int
     """Bytes of device memory that are kept for what its requests take beside the weights: reserved by the

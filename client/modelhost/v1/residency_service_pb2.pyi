@@ -190,7 +190,7 @@ class PlanLoadResponse(_message.Message):
         busy: _builtins.bool
         """Whether it is busy now, so that the load would wait for it."""
         tier_after: _instances_pb2.Instance.Tier.ValueType
-        """Where its weights would be then: HOST, or DISK."""
+        """Where its weights would be then: HOST, or DISK; DEVICE where only its copy in host memory goes."""
         @_builtins.property
         def last_used_time(self) -> _timestamp_pb2.Timestamp:
             """When it was last used."""
@@ -237,7 +237,7 @@ class PlanLoadResponse(_message.Message):
 
         @_builtins.property
         def dropped(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanLoadResponse.Victim]:
-            """Whose warm copies would be dropped from host memory for that, first to go first."""
+            """Whose copies would be dropped from host memory for that, first to go first. One that is on a device stays there."""
 
         def __init__(
             self,

@@ -36,7 +36,8 @@ class ResidencyServiceStub(object):
 
     A load is admitted before it allocates: it fits; or idle models are evicted, least recently used
     first; or it waits for busy ones; or it is refused with numbers. What is evicted from a device stays
-    in host memory where that has room (WARM). A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
+    in host memory where that has room (WARM). Where that is short of memory copies go by the same policy,
+    those of models on devices included, which then leave these for disk. A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
     """
 
     def __init__(self, channel):
@@ -137,7 +138,8 @@ class ResidencyServiceServicer(object):
 
     A load is admitted before it allocates: it fits; or idle models are evicted, least recently used
     first; or it waits for busy ones; or it is refused with numbers. What is evicted from a device stays
-    in host memory where that has room (WARM). A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
+    in host memory where that has room (WARM). Where that is short of memory copies go by the same policy,
+    those of models on devices included, which then leave these for disk. A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
     """
 
     def LoadModel(self, request, context):
@@ -396,7 +398,8 @@ class ResidencyService(object):
 
     A load is admitted before it allocates: it fits; or idle models are evicted, least recently used
     first; or it waits for busy ones; or it is refused with numbers. What is evicted from a device stays
-    in host memory where that has room (WARM). A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
+    in host memory where that has room (WARM). Where that is short of memory copies go by the same policy,
+    those of models on devices included, which then leave these for disk. A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
     """
 
     @staticmethod

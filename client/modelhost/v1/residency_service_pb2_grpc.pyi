@@ -37,7 +37,8 @@ class ResidencyServiceStub:
 
     A load is admitted before it allocates: it fits; or idle models are evicted, least recently used
     first; or it waits for busy ones; or it is refused with numbers. What is evicted from a device stays
-    in host memory where that has room (WARM). A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
+    in host memory where that has room (WARM). Where that is short of memory copies go by the same policy,
+    those of models on devices included, which then leave these for disk. A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
     """
 
     @_typing.overload
@@ -132,7 +133,8 @@ class ResidencyServiceAsyncStub(ResidencyServiceStub):
 
     A load is admitted before it allocates: it fits; or idle models are evicted, least recently used
     first; or it waits for busy ones; or it is refused with numbers. What is evicted from a device stays
-    in host memory where that has room (WARM). A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
+    in host memory where that has room (WARM). Where that is short of memory copies go by the same policy,
+    those of models on devices included, which then leave these for disk. A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -223,7 +225,8 @@ class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
 
     A load is admitted before it allocates: it fits; or idle models are evicted, least recently used
     first; or it waits for busy ones; or it is refused with numbers. What is evicted from a device stays
-    in host memory where that has room (WARM). A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
+    in host memory where that has room (WARM). Where that is short of memory copies go by the same policy,
+    those of models on devices included, which then leave these for disk. A request that addresses a model has it in field 1 as `models/{model}`; the id may be a slot's and then means the slot's model.
     """
 
     @_abc_1.abstractmethod

@@ -138,16 +138,24 @@ class ResidencyService(SlotMethods):
             victims = plan.drain
         return pb.PlanLoadResponse.Placement(
             device=convert_values.named("devices", plan.device),
-            victims=[self._victim(m, view, m in preview.stays_warm) for m in victims],
+            victims=[
+                self._victim(m, view, Tier.HOST if m in preview.stays_warm else Tier.DISK)
+                for m in victims
+            ],
             source_tier=convert.TIERS[preview.source],
             host_bytes=preview.host_bytes,
             dropped=[
-                self._victim(m, self._host.occupancy.host.view(), False) for m in preview.dropped
+                self._victim(
+                    m,
+                    self._host.occupancy.host.view(),
+                    Tier.DISK if m in victims or self._host.routes.get(m) is None else Tier.DEVICE,
+                )
+                for m in preview.dropped
             ],
         )
 
     def _victim(
-        self, model: str, view: rules.DeviceView, stays_warm: bool
+        self, model: str, view: rules.DeviceView, tier_after: Tier
     ) -> pb.PlanLoadResponse.Victim:
         holding = next(h for h in view.holdings if h.model == model)
         found = self._host.registry.decided.instance_of(model)
@@ -158,7 +166,7 @@ class ResidencyService(SlotMethods):
             freed_bytes=holding.bytes,
             last_used_time=convert_values.timestamp(used or (found.ready_time if found else 0.0)),
             busy=not holding.idle,
-            tier_after=convert.TIERS[Tier.HOST if stays_warm else Tier.DISK],
+            tier_after=convert.TIERS[tier_after],
         )
 
     @staticmethod

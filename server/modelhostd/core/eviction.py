@@ -45,7 +45,7 @@ class Holding:
     ready_since: float = 0.0
     priority: int = 0
     bound: bool = False
-    """Whether these bytes go with others only: the copy in host memory of what is on a device."""
+    """Whether these bytes go with others only: the copy in host memory of what is on its way to or from its device."""
 
     @property
     def held(self) -> bool:

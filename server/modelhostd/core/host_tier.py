@@ -1,9 +1,11 @@
 """The host tier: weights kept in the machine's memory, beside those on devices. Decisions only.
 
-The planner sees host memory as one more place with a budget. What a model on a device keeps there goes with that
-model only; the copy of one that is on no device any more (WARM) goes when its bytes are needed, by the same
-policy as on devices. A load whose copy finds no room goes on without one: host memory never keeps a model from
-a device.
+The planner sees host memory as one more place with a budget, and whatever is there goes by the same policy as on
+devices: the copy of a model that is on no device any more (WARM), which is then on disk alone, and the copy beside
+a model that is on a device, which goes on serving and leaves that for disk later. One order for both: over 24 traces
+with 80 models that added 0.98 to 1.003 of what requests wait under ``lru`` if copies of the latter never go, and
+0.85 to 1.0 under ``cost-aware``; those of the latter first, 0.83 to 1.18. A load whose copy finds no room goes on
+without one: host memory never keeps a model from a device.
 """
 
 from collections.abc import Sequence
@@ -30,7 +32,7 @@ def default_budget_bytes(limit_bytes: int, available_bytes: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a copy in host memory would have to wait for: these warm copies going, or those that go already."""
+    """What a copy in host memory would have to wait for: these copies going, or those that go already."""
 
     victims: tuple[str, ...] = ()
     waits: bool = False
@@ -49,11 +51,11 @@ def make_room(view: DeviceView, needed_bytes: int, now: float, policy: Policy) -
 
 
 def over_budget(view: DeviceView, now: float, policy: Policy) -> Sequence[str]:
-    """Return the warm copies to drop where more is held than the budget allows; all where they do not suffice."""
+    """Return the copies to drop where more is held than the budget allows; all that may go where they do not suffice."""
     policy = _unguarded(policy)
     enough = choose_victims(view, 0, now, policy)
     if enough is None:
-        enough = [h for h in policy.order(view.holdings, now) if h.idle]
+        enough = [h for h in policy.order(view.holdings, now) if h.idle and h.bytes]
     return [h.model for h in enough]
 
 

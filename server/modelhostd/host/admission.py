@@ -72,7 +72,7 @@ class Admission:
     def _has_room(self, wanted: Wanted, model: Model, device: str, claimed: dict[str, int]) -> bool:
         """Whether the load can begin as far as host memory goes: with a copy there, or without one.
 
-        Where warm copies make room for it they are dropped here, and the load waits until they have gone.
+        Where other copies make room for it they are dropped here, and the load waits until they have gone.
         """
         host = self._occupancy.host
         if model.id in host.warm:
@@ -98,7 +98,7 @@ class Admission:
                 "policy": policy.name,
                 "kept": kept,
             }
-            self._retiring.drop(victim, "EVICTED_FROM_HOST", details)
+            self._retiring.drop_copy(victim, "EVICTED_FROM_HOST", details)
         claimed[HOST] = claimed.get(HOST, 0) + wanted.host_bytes
         return False
 

@@ -2,6 +2,7 @@
 
 A model on a device may have a copy of its weights in host memory, which is what it goes back to when it
 leaves the device: WARM. Its way there is kept closed in ``warm`` meanwhile, to be opened again by a swap-in.
+Pins and leases keep models where they are: on a device, or WARM; not the copies of those on a device.
 """
 
 from collections.abc import Callable, Mapping
@@ -90,6 +91,8 @@ class HostTier:
         model = self._registry.decided.models.get(route.model)
         if model is None or not self._ledger.held(HOST, route.model):
             return False
+        if route.given_up:
+            return False
         if self.keep_alive_s(model) == 0.0:
             return False
         view = self.view()
@@ -112,21 +115,22 @@ class HostTier:
         warm = self.warm.get(model_id)
         route = warm or self._routes.get(model_id)
         model = self._registry.decided.models.get(model_id)
-        state = InstanceState.WARM
-        if warm is None:
-            # It stays or goes with what is on a device: only one that leaves both is on its way out.
-            state = InstanceState.DRAINING if route and route.leaving else InstanceState.READY
+        state = InstanceState.READY if warm is None else InstanceState.WARM
+        if route is not None and (route.leaving or route.copy_goes):
+            state = InstanceState.DRAINING
+        # While its model moves, a copy goes by what becomes of that.
+        stays = route is not None and route.open and not route.given_up
         return Holding(
             model=model_id,
             device=HOST,
             bytes=size,
             state=state,
             queued=self._routes.queued(model_id) + self.comes_back(model_id),
-            pinned=model.pinned if model else False,
-            leased=leased,
+            pinned=warm is not None and model is not None and model.pinned,
+            leased=warm is not None and leased,
             last_used=route.last_used if route else 0.0,
             second_last_use=route.uses.second_last if route else float("-inf"),
             load_s=self.load_s(model_id),
             priority=model.config.priority if model else 0,
-            bound=warm is None,
+            bound=warm is None and not stays,
         )

@@ -17,6 +17,7 @@ from modelhostd.core.errors import ModelhostError
 from modelhostd.core.host_tier import HOST
 from modelhostd.core.lifecycle import INSTANCE, step
 from modelhostd.core.resources import InstanceState, Tier
+from modelhostd.host.copies import Copies
 from modelhostd.host.occupancy import Occupancy, changed, gone
 from modelhostd.host.routes import Route
 
@@ -31,6 +32,7 @@ class Retiring:
         self._registry = occupancy.registry
         self._host = occupancy.host
         self._freed = freed
+        self._copies = Copies(occupancy, freed)
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def task(self, model_id: str) -> "asyncio.Task[None] | None":
@@ -56,6 +58,14 @@ class Retiring:
             self._occupancy.routes.put(route)
             self._begin(route, reason, details, keep=False)
 
+    def drop_copy(self, model_id: str, reason: str, details: Mapping[str, str]) -> None:
+        """Free a copy in host memory, be it warm or of what is on a device, which stays there."""
+        route = self._occupancy.routes.get(model_id)
+        if route is None:
+            self.drop(model_id, reason, details)
+        else:
+            self._copies.drop(route, reason, details)
+
     def hurry(self, route: Route) -> None:
         """Cancel the requests in flight in an instance that drains."""
         if route.draining and route.in_flight:
@@ -76,6 +86,7 @@ class Retiring:
 
     async def stop(self) -> None:
         """End what is under way: the memory goes with its worker."""
+        await self._copies.stop()
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()

@@ -42,6 +42,10 @@ class Route:
     """Whether its weights stay in host memory when it leaves its device."""
     lost: bool = False
     """Whether the worker that had it has gone, and all of it with that."""
+    copy_goes: bool = False
+    """Whether what it has of host memory beside its device is on its way out."""
+    given_up: bool = False
+    """Whether that was, so that it leaves its device for disk, even where something in its worker holds that memory."""
     left_bytes: int = 0
     """What its last worker left in host memory: no worker has it until it is adopted. 0 = its worker has it."""
     in_flight: int = 0

@@ -126,7 +126,7 @@ class Upkeep:
                 "policy": policy.name,
                 "kept": kept,
             }
-            self._retiring.drop(model_id, "OVER_HOST_BUDGET", details)
+            self._retiring.drop_copy(model_id, "OVER_HOST_BUDGET", details)
 
 
 def _unused(route: Route, freed_bytes: int, now: float) -> dict[str, str]:

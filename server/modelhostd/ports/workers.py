@@ -131,6 +131,15 @@ class Workers(Protocol):
         no image, is unknown, or its worker ended meanwhile) and is gone, as after ``unload``. Raises nothing.
         """
 
+    async def drop_copy(self, device: str, instance: str, generation: int) -> int:
+        """Give the host RAM back that an instance's image holds beside its device (``Loaded.host_bytes``); return the bytes
+        of it that are held still.
+
+        It stays where it is and answers on; from then on ``demote`` frees it whole, and a lost worker leaves nothing of it.
+        0 as a rule, also for what is unknown or lost meanwhile; more where something has a view of it, and of one that is
+        demoted, to which nothing is done, nor to one on ``cpu``, whose image is no copy. Raises nothing.
+        """
+
     async def promote(
         self, device: str, instance: str, generation: int, report: Callable[[Progress], None]
     ) -> Loaded:

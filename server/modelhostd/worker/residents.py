@@ -62,7 +62,7 @@ class Residents:
 
     @property
     def activities(self) -> list[Activity]:
-        """What each promotion and each unload in progress does."""
+        """What each promotion in progress does, and whatever frees memory."""
         promotions = [promotion.activity for promotion in list(self._promotions.values())]
         return [*promotions, *list(self._endings.values())]
 
@@ -78,6 +78,10 @@ class Residents:
     def demote(self, frame: Frame) -> None:
         """Begin a DEMOTE; it is answered by DEMOTED when the device's memory is free."""
         self._start(self._demote, frame)
+
+    def drop_copy(self, frame: Frame) -> None:
+        """Begin a DROP_COPY; it is answered by COPY_DROPPED when the copy's memory is free."""
+        self._start(self._drop_copy, frame)
 
     def promote(self, frame: Frame) -> None:
         """Begin a PROMOTE; it is answered by LOADED or ERROR."""
@@ -169,6 +173,30 @@ class Residents:
             )
         self._free(resident, frame)
         return 0
+
+    def _drop_copy(self, frame: Frame) -> None:
+        header = worker_pb2.DropCopyHeader.FromString(frame.header)
+        resident = self._residents.get((header.instance, frame.generation))
+        answer = worker_pb2.CopyDroppedHeader(found=resident is not None)
+        if resident is not None:
+            # Who runs in the module meanwhile is not waited for: it is on the device.
+            with resident.lock:
+                if self._holds(resident):
+                    answer.host_bytes = self._leave_host(resident, frame)
+        self._answer(Kind.COPY_DROPPED, frame, answer.SerializeToString())
+
+    def _leave_host(self, resident: _Resident, frame: Frame) -> int:
+        """Return the bytes of host RAM that stay though the instance's copy was to go; its lock is held."""
+        image = resident.image
+        if resident.warm or image is None or not image.is_copy:
+            return resident.loaded.host_bytes
+        activity = self._endings[frame.request] = self._activity(frame, loading=False)
+        activity.begin(resident.hosted.model)
+        left = image.release_host()
+        resident.loaded.host_bytes = 0
+        activity.end()
+        del self._endings[frame.request]
+        return left
 
     def _promote(self, promotion: "_Promotion") -> None:
         frame = promotion.frame

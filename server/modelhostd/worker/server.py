@@ -143,6 +143,8 @@ class Worker:
             self._residents.demote(frame)
         elif frame.kind == Kind.PROMOTE:
             self._residents.promote(frame)
+        elif frame.kind == Kind.DROP_COPY:
+            self._residents.drop_copy(frame)
         elif frame.kind == Kind.CHECK:
             header = worker_pb2.CheckHeader.FromString(frame.header)
             self._executor.submit(

@@ -20,6 +20,7 @@ _ANSWERS = {
     Kind.UNLOAD: Kind.UNLOADED,
     Kind.DEMOTE: Kind.DEMOTED,
     Kind.PROMOTE: Kind.LOADED,
+    Kind.DROP_COPY: Kind.COPY_DROPPED,
     Kind.CHECK: Kind.CHECKED,
 }
 _REPORTED = frozenset({Kind.LOAD, Kind.PROMOTE})

@@ -92,6 +92,16 @@ class Control(Commands):
             return 0
         return answer.result()
 
+    async def drop_copy(self, instance: str, generation: int) -> int:
+        """Give an instance's copy in host RAM back; return the bytes of it that are held still, 0 from a worker that ends."""
+        header = worker_pb2.DropCopyHeader(instance=instance)
+        _, answer = self.send(Kind.DROP_COPY, generation, header, to_bytes_left)
+        await asyncio.wait((answer,))
+        if (error := answer.exception()) is not None:
+            log.info("a copy went with its worker: %s", error)
+            return 0
+        return answer.result()
+
     async def unload(self, instance: str, generation: int) -> None:
         """Free an instance; returns when the worker did, or is gone itself."""
         header = worker_pb2.UnloadHeader(instance=instance)
@@ -138,9 +148,17 @@ def to_loaded(data: bytes) -> Loaded:
 
 def to_host_bytes(data: bytes) -> int:
     """Return what a DEMOTED frame says is kept. Raises :class:`ProtocolError` for what cannot be."""
-    header = worker_pb2.DemotedHeader.FromString(data)
+    return _plausible(worker_pb2.DemotedHeader.FromString(data))
+
+
+def to_bytes_left(data: bytes) -> int:
+    """Return what a COPY_DROPPED frame says is held still. Raises as above."""
+    return _plausible(worker_pb2.CopyDroppedHeader.FromString(data))
+
+
+def _plausible(header: worker_pb2.DemotedHeader | worker_pb2.CopyDroppedHeader) -> int:
     if header.host_bytes > (BYTES_MAX if header.found else 0):
-        raise ProtocolError(f"{header.host_bytes} bytes kept, found: {header.found}")
+        raise ProtocolError(f"{header.host_bytes} bytes in host RAM, found: {header.found}")
     return header.host_bytes
 
 

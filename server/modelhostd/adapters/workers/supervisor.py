@@ -82,6 +82,14 @@ class ProcessWorkers:
             await self._end_own(worker, spec)
         return kept
 
+    async def drop_copy(self, device: str, instance: str, generation: int) -> int:
+        """Give an instance's copy in host RAM back; see :meth:`modelhostd.ports.Workers.drop_copy`."""
+        key = device, instance, generation
+        if key in self._kept:
+            return self._kept_bytes(key)
+        worker, _ = self._held.get(key, (None, None))
+        return 0 if worker is None else await worker.drop_copy(instance, generation)
+
     async def promote(
         self, device: str, instance: str, generation: int, report: Callable[[Progress], None]
     ) -> Loaded:

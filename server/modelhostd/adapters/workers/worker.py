@@ -183,6 +183,14 @@ class Worker:
             self.leavings.forget((instance, generation))
         return kept
 
+    async def drop_copy(self, instance: str, generation: int) -> int:
+        """Give an instance's copy in host RAM back; see :meth:`modelhostd.ports.Workers.drop_copy`."""
+        if self.device == "cpu":
+            return 0  # the weights themselves
+        # Before it goes, and for good: what is in its place later would be taken for it after a crash.
+        self.leavings.forget((instance, generation))
+        return await self._control.drop_copy(instance, generation)
+
     async def promote(self, spec: LoadSpec, report: Callable[[Progress], None]) -> Loaded:
         """Bring an instance back to the device; see :meth:`modelhostd.ports.Workers.promote`."""
         number, answer = self._control.promote(spec, report)

@@ -41,6 +41,11 @@ class Image:
         """Bytes of host RAM that stay when the model leaves its device; 0 = it cannot come back."""
         return self.device_bytes if self._device is not None and self._has_host else 0
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether what it has of the host is beside the weights on a device, not the weights themselves."""
+        return self._device is not None and bool(self._places)
+
     def memory(self, size: int) -> Part:
         """Return memory that the image will have as a part, to be filled before ``adopt``.
 
@@ -121,11 +126,13 @@ class Image:
         """Have the tensors of a module that was evicted be of size zero, so that they can be touched."""
         unpoint(self._places)
 
-    def release_host(self) -> None:
-        """Let go of the host's copy: the model stays on its device, and cannot leave it and come back."""
+    def release_host(self) -> int:
+        """Let go of the host's copy: the model stays on its device, and cannot leave it and come back.
+
+        Return the bytes of it that something still holds a view of: they go with the module.
+        """
         self._has_host = False
-        for part in self._parts:
-            part.release_host()
+        return sum(part.size for part in self._parts if not part.release_host())
 
     def close(self) -> bool:
         """Free everything; the module is gone. False: something holds a part of it still; ask again."""

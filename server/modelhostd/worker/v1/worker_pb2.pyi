@@ -8,8 +8,8 @@ compatibility is promised: a worker that speaks another `protocol_version` is re
 A worker inherits two stream sockets, two arenas and the memory of its images at exec:
 
   data     REQUEST, CREDIT to the worker; RESPONSE, ERROR from it
-  control  HELLO, LOAD, UNLOAD, DEMOTE, PROMOTE, CHECK, CANCEL to the worker; HELLO, LOAD_PROGRESS, LOADED,
-           UNLOADED, DEMOTED, CHECKED, KEPT, HEARTBEAT, ERROR from it
+  control  HELLO, LOAD, UNLOAD, DEMOTE, PROMOTE, DROP_COPY, CHECK, CANCEL to the worker; HELLO, LOAD_PROGRESS, LOADED,
+           UNLOADED, DEMOTED, COPY_DROPPED, CHECKED, KEPT, HEARTBEAT, ERROR from it
   request arena   memory whose slots the daemon chooses and writes, and the worker reads
   response arena  memory whose slots the worker chooses and writes, and the daemon reads; one page beyond its size
                   the worker notes what its threads do (`modelhostd/worker/wire/blackbox.py`)
@@ -829,6 +829,60 @@ class PromoteHeader(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PromoteHeader: _TypeAlias = PromoteHeader  # noqa: Y015
+
+@_typing.final
+class DropCopyHeader(_message.Message):
+    """DROP_COPY: give back the host RAM that an instance's image holds beside the device's memory. It stays on the device and
+    answers on, requests that run included; from then on a DEMOTE frees it whole, and nothing of it outlives the worker: what
+    KEPT told of it is void, also where it is told later. Nothing is done to one that is demoted, or whose image is where its
+    weights are (`devices/cpu`).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """Instance whose copy is to go."""
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropCopyHeader: _TypeAlias = DropCopyHeader  # noqa: Y015
+
+@_typing.final
+class CopyDroppedHeader(_message.Message):
+    """COPY_DROPPED: the copy's memory is free; also where there was no such instance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOUND_FIELD_NUMBER: _builtins.int
+    HOST_BYTES_FIELD_NUMBER: _builtins.int
+    found: _builtins.bool
+    """Whether there was such an instance."""
+    host_bytes: _builtins.int
+    """Bytes of host RAM that its image holds still, because something has a view of them: they go with the instance. Those
+    of its copy where it is demoted.
+    """
+    def __init__(
+        self,
+        *,
+        found: _builtins.bool = ...,
+        host_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found", "host_bytes", b"host_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyDroppedHeader: _TypeAlias = CopyDroppedHeader  # noqa: Y015
 
 @_typing.final
 class UnloadHeader(_message.Message):

@@ -9,7 +9,7 @@ import enum
 import struct
 from typing import NamedTuple
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 MAGIC = 0x686D
 _LAYOUT = struct.Struct("<HBBHHIQQ")
@@ -55,6 +55,8 @@ class Kind(enum.IntEnum):
     DEMOTED = 25
     PROMOTE = 26
     KEPT = 27
+    DROP_COPY = 28
+    COPY_DROPPED = 29
 
 
 DATA_TO_WORKER = frozenset({Kind.REQUEST, Kind.CREDIT})
@@ -66,6 +68,7 @@ CONTROL_TO_WORKER = frozenset(
         Kind.UNLOAD,
         Kind.DEMOTE,
         Kind.PROMOTE,
+        Kind.DROP_COPY,
         Kind.CHECK,
         Kind.CANCEL,
     }
@@ -77,6 +80,7 @@ CONTROL_FROM_WORKER = frozenset(
         Kind.LOADED,
         Kind.UNLOADED,
         Kind.DEMOTED,
+        Kind.COPY_DROPPED,
         Kind.CHECKED,
         Kind.KEPT,
         Kind.HEARTBEAT,
