@@ -1,9 +1,13 @@
 """The daemon's book of what is in flight in one worker, against answers that a worker should not give."""
 
+import asyncio
+import gc
 import time
+import weakref
 
 import pytest
 
+from modelhostd.adapters.workers import errors
 from modelhostd.adapters.workers.arenas import Arenas
 from modelhostd.adapters.workers.calls import READ_SHARE, Calls
 from modelhostd.worker.v1 import worker_pb2
@@ -122,3 +126,34 @@ async def test_a_worker_cannot_have_taken_longer_than_its_answer_took(calls):
     assert told.payload == b"answer"
     assert told.output_ns <= 7
     assert 0 < max(told.queue_ns, told.input_ns, told.infer_ns) <= passed
+
+
+@pytest.fixture
+def _without_collector():
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("end", ["answer", "error", "lost", "cancel"])
+@pytest.mark.usefixtures("_without_collector")
+async def test_an_answer_is_freed_when_nobody_has_it(calls, end):
+    """Nothing that was in flight waits for the collector: answers of 16 MiB lay about by the hundred, in ever new memory."""
+    reply = calls.infer(spec("m"), "m", b"question", None, 0)
+    (request,) = frames.Decoder(frames.DATA_TO_WORKER).feed(calls.stream.data)
+    if end == "cancel":
+        reply.cancel()
+    if end == "lost":
+        calls.fail_all(errors.too_late)
+    elif end == "error":
+        header = worker_pb2.ErrorHeader(reason="MODEL_BUSY", message="busy").SerializeToString()
+        frame = Frame(Kind.ERROR, frames.FINAL, request.request, request.generation, header, b"")
+        calls.take(frame)
+    else:
+        frame = Frame(Kind.RESPONSE, frames.FINAL, request.request, request.generation, b"", b"a")
+        calls.take(frame)
+    await asyncio.gather(reply, return_exceptions=True)
+    left = weakref.ref(reply)
+    del reply
+    await asyncio.sleep(0)
+    assert left() is None

@@ -58,13 +58,23 @@ class Call:
             self.abandoned = True
             self.owner.cancel(self)
 
+    def settle(self) -> Reply | None:
+        """Return who waits for the one answer, if anybody still does, and let go of it.
+
+        Each holds the other: an answer of 16 MiB would else stay until the collector comes by (bench/RESULTS.md).
+        """
+        reply, self.reply = self.reply, None
+        if reply is None:
+            return None
+        reply.call = None
+        return None if reply.done() else reply
+
     def fail(self, error: ModelhostError) -> None:
         """Answer with an error, if anybody waits."""
-        if self.reply is not None:
-            if not self.reply.done():
-                self.reply.set_exception(error)
-        elif self.on_message is not None:
+        if self.on_message is not None:
             self.on_message(error)
+        elif (reply := self.settle()) is not None:
+            reply.set_exception(error)
 
     def answer(self, header: worker_pb2.ResponseHeader, payload: bytes) -> InferReply:
         """Return a RESPONSE as the port gives it.

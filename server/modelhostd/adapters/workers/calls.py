@@ -303,8 +303,7 @@ class Calls:
     def _take_response(self, call: Call, frame: Frame) -> None:
         header, payload = self._read(call, frame)
         self._close(call)
-        reply = call.reply
-        if reply is not None and not reply.done():
+        if (reply := call.settle()) is not None:
             reply.set_result(call.answer(header, payload))
 
     def _take_of_stream(self, call: Call, frame: Frame, *, final: bool) -> None:
