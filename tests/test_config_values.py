@@ -160,6 +160,7 @@ def test_nothing_but_loopback_is_served(address: str) -> None:
             "budgets=gpu=1",
             "budgets=cpu",
             "budgets=cpu=much",
+            "budgets=cpu=0",
             "worker.backends=",
             "socket_mode=999",
         ),

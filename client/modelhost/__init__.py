@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from modelhost._batch import Outcome
     from modelhost._errors import (
         AlreadyExists,
+        BudgetTooSmall,
         Cancelled,
         Code,
         Conflict,
@@ -52,6 +53,7 @@ __all__ = [
     "AsyncOperationHandle",
     "AsyncTextStream",
     "AsyncWatch",
+    "BudgetTooSmall",
     "Cancelled",
     "Classification",
     "Client",

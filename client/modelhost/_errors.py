@@ -76,6 +76,9 @@ class ModelhostError(Exception):
         text = self.metadata.get(key, "")
         return int(text) if text.isascii() and text.isdigit() else None
 
+    def _names(self, key: str) -> tuple[str, ...]:
+        return tuple(part.strip() for part in self.metadata.get(key, "").split(",") if part)
+
 
 class InvalidArgument(ModelhostError, ValueError):
     """What was asked for is malformed; ``metadata`` names ``field``, ``expected`` and ``actual``."""
@@ -99,6 +102,20 @@ class PreconditionFailed(ModelhostError):
     """The thing is not in a state in which that can be done; ``reason`` and ``metadata`` say why."""
 
     default_code = Code.FAILED_PRECONDITION
+
+
+class BudgetTooSmall(PreconditionFailed):
+    """Pins and leases hold more than this budget of a device, or of host memory; it is what it was."""
+
+    @property
+    def needed_bytes(self) -> int | None:
+        """The smallest budget that would be taken now."""
+        return self._bytes("neededBytes")
+
+    @property
+    def held_by(self) -> tuple[str, ...]:
+        """Who holds the memory, as the daemon names them."""
+        return self._names("heldBy")
 
 
 class Conflict(ModelhostError):
@@ -148,7 +165,7 @@ class OutOfMemory(ResourceExhausted):
     @property
     def held_by(self) -> tuple[str, ...]:
         """Who holds the memory, as the daemon names them."""
-        return tuple(part.strip() for part in self.metadata.get("heldBy", "").split(",") if part)
+        return self._names("heldBy")
 
 
 class QueueFull(ResourceExhausted):
@@ -202,6 +219,7 @@ class Internal(ModelhostError):
 
 
 _BY_REASON: Mapping[str, type[ModelhostError]] = {
+    "BUDGET_TOO_SMALL": BudgetTooSmall,
     "OUT_OF_DEVICE_MEMORY": OutOfMemory,
     "MODEL_TOO_LARGE": OutOfMemory,
     "QUEUE_FULL": QueueFull,
@@ -228,6 +246,7 @@ _HINTS: Mapping[str, str] = {
     "MODEL_NOT_LOADED": "`modelhost load {model}`",
     "MODEL_LOADED": "`modelhost unload {model}` first, or repeat it with `--force`",
     "OUT_OF_DEVICE_MEMORY": "`modelhost plan {model}` shows who would have to go; `modelhost unload` and `modelhost unpin` make room",
+    "BUDGET_TOO_SMALL": "`modelhost top` shows who is pinned or leased; `modelhost unpin`, or `modelhost budget {device} {neededBytes}`",
     "MODEL_TOO_LARGE": "`modelhost budget` shows and sets what a device may use",
     "UNSUPPORTED_MODEL": "where the task is wrong: `modelhost rm {model}`, then `modelhost pull SOURCE --task TASK`",
     "GATED": "accept the licence at the source, and give the daemon a token (HF_TOKEN)",

@@ -234,6 +234,8 @@ def sizes_by_name(value: Any) -> dict[str, int]:
         if not re.fullmatch(r"cpu|(cuda|sim)-\d{1,3}|(GPU|MIG)-[0-9a-f-]{8,64}", name):
             raise Expected(f"a device (cpu, cuda-0, sim-0, GPU-uuid), not {shown(name)}")
         found[name] = size(number)
+        if not found[name]:
+            raise Expected(f"at least 1 byte for {name}")
     return found
 
 

@@ -8,7 +8,6 @@ database. A second signal ends the wait for calls in flight.
 import argparse
 import asyncio
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
@@ -241,12 +240,8 @@ class Daemon:
         try:
             found = config_load.reload(self.config, self._arguments)
             self.config = found.config
-            settings = found.config.settings_over(self.host.registry.decided.settings)
-            names = [f.name for f in dataclasses.fields(Settings) if f.name != "edit"]
-            await self.host.update_settings(settings, names, principal="configuration")
-            for device, budget in found.config.budgets.items():
-                if device in self.host.registry.decided.devices:
-                    await self.host.residency.set_budget(device, budget, "configuration")
+            for error in await self.host.reconfigure(_host_config(found.config)):
+                log.error("a configured budget is not taken up", error=str(error), **error.metadata)
             if self._api is not None:
                 self._api.set_limits(found.config.limits)
             log.info("configuration reloaded", live=found.live, needs_restart=found.restart)

@@ -79,6 +79,9 @@ _ROWS = [
     Bad("negative budget", "UpdateDevice", host_service_pb2.UpdateDeviceRequest(
         device=devices_pb2.Device(name="devices/sim-0", budget_bytes=-1),
         update_mask=FieldMask(paths=["budget_bytes"])), "INVALID_ARGUMENT", ("1 to 10000",)),
+    Bad("budget of nothing", "UpdateDevice", host_service_pb2.UpdateDeviceRequest(
+        device=devices_pb2.Device(name="devices/sim-0", budget_bytes=0)),
+        "INVALID_ARGUMENT", ("device.budget_bytes", "no value in the mask")),
     Bad("loads", "UpdateSettings", _settings(max_concurrent_loads=1000),
         "INVALID_ARGUMENT", ("max_concurrent_loads",)),
     Bad("policy", "UpdateSettings", _settings(eviction_policy="random"),

@@ -69,6 +69,33 @@ async def test_devices_show_their_bytes_and_take_a_budget(tmp_path: Path) -> Non
         request.update_mask.paths[:] = ["total_bytes", "display_name"]
         request.device.budget_bytes = 1
         assert (await it.admin.host.UpdateDevice(request, timeout=CALL_S)).budget_bytes == 300
+        request.update_mask.paths[:] = ["budget_bytes"]
+        request.device.ClearField("budget_bytes")
+        assert (await it.admin.host.UpdateDevice(request, timeout=CALL_S)).budget_bytes == 1000
+
+
+async def test_a_budget_below_what_is_pinned_is_refused(tmp_path: Path) -> None:
+    """UpdateDevice and an import name who holds how much of the device; nothing of either is done."""
+    async with served(tmp_path) as it:
+        await it.have()
+        await it.load()
+        await it.host.models.pin("minilm", pinned=True)
+        request = pb.UpdateDeviceRequest(
+            device=devices_pb2.Device(name="devices/sim-0", budget_bytes=399)
+        )
+        found = await failure(it.admin.host.UpdateDevice(request))
+        assert (found.reason, found.code.name) == ("BUDGET_TOO_SMALL", "FAILED_PRECONDITION")
+        assert found.metadata["neededBytes"] == "400"
+        assert found.metadata["heldBy"] == "minilm"
+        document = json.loads(await _export(it))
+        document["devices"][0]["budget_bytes"] = 399
+        document["models"].append({"id": "new", "spec": document["models"][0]["spec"]})
+        data = json.dumps(document).encode()
+        for dry_run in (True, False):
+            options = {"conflict": Import.SKIP, "include_settings": True, "dry_run": dry_run}
+            assert (await _refused(it, data, **options)).reason == "BUDGET_TOO_SMALL"
+        assert "new" not in it.host.registry.decided.models
+        assert it.host.registry.decided.devices["sim-0"].budget_bytes == 1000
 
 
 async def test_settings_act_at_once_and_go_back(tmp_path: Path) -> None:

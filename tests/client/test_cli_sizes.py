@@ -25,7 +25,7 @@ def test_a_size_that_is_none_is_an_error_of_the_command_line(
 
 
 def test_a_device_has_no_budget_of_nothing(told: Double, run) -> None:
-    """0 means the default to the daemon, which is nearly all: nobody gets that who asked for nothing."""
+    """0 is no budget, and the error says what is: the default has a word of its own."""
     done = run("budget", "cpu", "0")
     assert done.exit_code == 2
     assert "default" in done.stderr

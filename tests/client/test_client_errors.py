@@ -26,6 +26,7 @@ REASONS = [
     (Status.INVALID_ARGUMENT, "INVALID_ARGUMENT", modelhost.InvalidArgument),
     (Status.ALREADY_EXISTS, "ALREADY_EXISTS", modelhost.AlreadyExists),
     (Status.FAILED_PRECONDITION, "MODEL_NOT_DOWNLOADED", modelhost.PreconditionFailed),
+    (Status.FAILED_PRECONDITION, "BUDGET_TOO_SMALL", modelhost.BudgetTooSmall),
     (Status.ABORTED, "ETAG_MISMATCH", modelhost.Conflict),
     (Status.PERMISSION_DENIED, "PERMISSION_DENIED", modelhost.PermissionDenied),
     (Status.UNAUTHENTICATED, "", modelhost.PermissionDenied),
@@ -177,6 +178,18 @@ def test_an_operations_error_is_the_same_class_as_a_calls() -> None:
     assert error.needed_bytes == 9
     assert error.retry_delay == 0.25
     assert error.metadata["operation"] == "operations/1"
+
+
+def test_a_refused_budget_tells_what_would_do(double: Double, both) -> None:
+    """The least that would be taken and who holds it are attributes; the hint is the command with that number."""
+    metadata = {"device": "sim-0", "budgetBytes": "1", "neededBytes": "9", "heldBy": "a,b"}
+    double.on(
+        "GetModel", failure(Status.FAILED_PRECONDITION, "BUDGET_TOO_SMALL", metadata=metadata)
+    )
+    error = raised(both)
+    assert isinstance(error, modelhost.BudgetTooSmall)
+    assert (error.needed_bytes, error.held_by) == (9, ("a", "b"))
+    assert "`modelhost budget sim-0 9`" in error.hint
 
 
 def test_an_error_of_a_newer_daemon_is_still_an_error() -> None:

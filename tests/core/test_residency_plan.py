@@ -1,12 +1,13 @@
 """Properties of the plan: what it admits fits, what it evicts suffices and is idle, what it refuses cannot be."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelhostd.core.errors import Reason
+from modelhostd.core.budgets import check_budget, check_hold
+from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.eviction import Holding, Policy
 from modelhostd.core.residency import (
     BUSY_GRACE_S,
@@ -181,6 +182,49 @@ def test_a_shrunk_budget_takes_no_more_than_it_must(
     assert freed >= min(missing, sum(h.bytes for h in may_go))
     if chosen and all(h.idle for h in chosen) and freed >= missing:
         assert all(freed - h.bytes < missing for h in chosen)
+
+
+@given(_devices(), st.integers(0, 100))
+def test_a_budget_is_refused_only_where_no_eviction_reaches_it(
+    devices: Mapping[str, DeviceView], size: int
+) -> None:
+    """It is taken where it holds what is pinned and leased and does not leave anyhow; else the error has the least."""
+    view = devices["d0"]
+    stays = [h for h in view.holdings if h.held and h.state is not InstanceState.DRAINING]
+    least = sum(h.bytes for h in stays)
+    refused = _refusal(lambda: check_budget(view, "devices/d0", size))
+    assert (refused is not None) == (size < least)
+    if refused is not None:
+        assert refused.reason is Reason.BUDGET_TOO_SMALL
+        assert refused.metadata["neededBytes"] == str(least)
+        assert refused.metadata["heldBy"] == ",".join(h.model for h in stays if h.bytes)
+        assert _refusal(lambda: check_budget(view, "devices/d0", least)) is None
+
+
+@given(_devices(), st.integers(0, 100), st.data())
+def test_a_pin_never_makes_a_budget_that_cannot_be_reached(
+    devices: Mapping[str, DeviceView], size: int, data: st.DataObject
+) -> None:
+    """Whoever may be pinned or leased leaves the budget reachable, where it was so before."""
+    view = devices["d0"]
+    model = data.draw(st.sampled_from([h.model for h in view.holdings] or ["absent"]))
+    pinned = [replace(h, pinned=h.pinned or h.model == model) for h in view.holdings]
+    before = _refusal(lambda: check_budget(view, "devices/d0", size))
+    refused = _refusal(lambda: check_hold(view, size, model))
+    after = _refusal(lambda: check_budget(replace(view, holdings=pinned), "devices/d0", size))
+    if refused is None:
+        assert before is not None or after is None
+    else:
+        assert refused.reason is Reason.OUT_OF_DEVICE_MEMORY
+        assert after is not None
+
+
+def _refusal(check: Callable[[], None]) -> ModelhostError | None:
+    try:
+        check()
+    except ModelhostError as error:
+        return error
+    return None
 
 
 @given(

@@ -11,6 +11,7 @@ from modelhostd.core.errors import ModelhostError, Reason, invalid
 from modelhostd.core.health import RELOAD_WINDOW_S, WINDOW_MIN
 from modelhostd.core.resources import Health, Instance, InstanceState
 from tests.fakes.clock import settle
+from tests.fakes.devices import FakeDevices
 from tests.host.support import BUDGET, Running, World
 from tests.support import wait_until_async
 
@@ -220,9 +221,10 @@ async def test_one_that_could_not_come_back_is_kept(world: World) -> None:
         await run.load("a")
         run.workers.measured_bytes["a"] = BUDGET + 1
         run.host.occupancy.learned.measured.clear()
-        device = run.host.registry.decided.device("sim-0")
         await run.host.models.pin("a", pinned=True)
-        await run.host.residency.set_budget(device.id, 100)
+        devices = run.host.foreign._devices
+        assert isinstance(devices, FakeDevices)
+        devices.foreign["sim-0"] = 9_900
         run.workers.healths["a"] = (Health.UNHEALTHY, "wrong numbers")
         await world.clock.advance(2 * INTERVAL_S)
         assert instance(run).state is InstanceState.READY

@@ -313,7 +313,7 @@ async def test_a_shrunk_budget_evicts_down_to_it(world: World) -> None:
         await world.clock.advance(1.0)
         assert set(run.workers.resident) == {"b"}
         assert "OVER_BUDGET" in run.reasons("instances")
-        device = await run.host.residency.set_budget("sim-0", 0)
+        device = await run.host.residency.set_budget("sim-0", None)
         assert device.budget_bytes == 1000
 
 

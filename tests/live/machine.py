@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bench.faulty_scene import CALL_S
-from modelhost import Cancelled, Client, Lease, ModelhostError, OperationHandle
+from modelhost import BudgetTooSmall, Cancelled, Client, Lease, ModelhostError, OperationHandle
 from modelhost._status import error_from_rpc
 from modelhost.oip import open_inference_pb2
 from modelhost.v1 import host_pb2, operations_pb2
@@ -76,6 +76,8 @@ class Residents(RuleBasedStateMachine):
         self.calls: list[Any] = []
         self.gates: list[Path] = []
         self.leases: list[Lease] = []
+        self.size = ROOM
+        """The device's budget."""
         self.roof = ROOM
         """The largest budget since all was settled."""
 
@@ -174,8 +176,15 @@ class Residents(RuleBasedStateMachine):
     @rule(size=st.sampled_from([200_000, 500_000, 800_000, ROOM, 1_300_000]))
     @step
     def budget(self, size: int) -> None:
+        """A budget is taken, or below what pins and leases hold: then it is what it was."""
         self.roof = max(self.roof, size)
-        self.attempt(lambda: self.client.set_budget(self.world.device, size))
+        try:
+            self.size = self.client.set_budget(self.world.device, size).budget_bytes
+        except BudgetTooSmall as error:
+            self.refused(error)
+            assert error.held_by
+            assert size < (error.needed_bytes or 0)
+        assert self.client.device(self.world.device).budget_bytes == self.size
 
     @rule(model=MODELS)
     @step
@@ -217,9 +226,7 @@ class Residents(RuleBasedStateMachine):
             self.attempt(lambda handle=handle: handle.result(CALL_S))
         self.handles.clear()
         self.balanced()
-        # What is pinned or leased may be above a budget that became smaller.
-        budget = self.client.device(self.world.device).budget_bytes
-        self.roof = max(budget, self.books()[0])
+        self.roof = max(self.size, self.books()[0])
 
     # --- what must hold -------------------------------------------------------------------------
 
@@ -279,7 +286,6 @@ class Residents(RuleBasedStateMachine):
 
     def balanced(self) -> None:
         """Once all is settled: the ledger is what the READY models take, to the byte, and nothing is open."""
-        budget = self.client.device(self.world.device).budget_bytes
 
         def at_rest() -> bool:
             used, held, found = self.books()
@@ -290,10 +296,7 @@ class Residents(RuleBasedStateMachine):
                 for i in found.instances
                 if i.state == Instance.READY
             )
-            kept = all(
-                HELD & {*i.activity.evict_blockers} for i in found.instances if i.device_bytes
-            )
-            fits = used <= budget or kept
+            fits = used <= self.size
             warm = found.host_tier_bytes == sum(i.host_bytes for i in found.instances)
             # A copy of what is on its device goes when that does, one that is held when nobody holds it.
             only_copies = all(
@@ -321,7 +324,7 @@ class Residents(RuleBasedStateMachine):
             self.client.unblock(model)
             self.client.update(model, {"config.keep_alive": -1.0})
         self.client.set_budget(self.world.device, ROOM)
-        self.roof = max(self.roof, ROOM)
+        self.size, self.roof = ROOM, max(self.roof, ROOM)
         for model in SIZES:
             self.calls.append(self.world.scene.infer(model))
         for call in self.calls:

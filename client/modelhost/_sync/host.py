@@ -63,14 +63,13 @@ class Host(Operations):
         return self._transport.unary(self._transport.host.GetDevice, request)
 
     def set_budget(self, device: str, budget_bytes: int | None) -> devices_pb2.Device:
-        """Set the bytes that modelhost may use of a device; None = back to the default.
+        """Set the bytes that modelhost may use of a device, from 1; None = back to the default.
 
-        Acts at once and is kept; interrupts nothing. Needs the operator's right.
+        Acts at once and is kept; interrupts nothing. Needs the operator's right. Raises BudgetTooSmall, and
+        changes nothing, below what pins and leases hold there.
         """
         request = host_service_pb2.UpdateDeviceRequest(
-            device=devices_pb2.Device(
-                name=_names.device_name(device), budget_bytes=budget_bytes or 0
-            ),
+            device=devices_pb2.Device(name=_names.device_name(device), budget_bytes=budget_bytes),
         )
         request.update_mask.paths.append("budget_bytes")
         return self._transport.unary(self._transport.host.UpdateDevice, request)
@@ -86,7 +85,8 @@ class Host(Operations):
     ) -> settings_pb2.Settings:
         """Change settings, at once and all or none; None = back to what the configuration says.
 
-        Needs the operator's right. Raises Conflict where ``etag`` is given and not current.
+        Needs the operator's right. Raises Conflict where ``etag`` is given and not current, BudgetTooSmall (of
+        host memory).
         """
         changed = settings_pb2.Settings(etag=etag)
         mask = _masks.fill(changed, changes)

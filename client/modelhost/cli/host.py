@@ -18,13 +18,12 @@ def budget(session: Session, device: str | None, size: str | None) -> None:
     """Show what modelhost may use of each device and of host memory, or set it (operators).
 
     DEVICE may be "host": the memory where weights stay when they leave a GPU. SIZE is bytes, 8GiB, 500MB,
-    or default. A budget below what is loaded evicts idle models.
+    or default. A budget below what is loaded evicts idle models; one below what pins and leases hold is refused.
     """
     from modelhost.cli import views_memory as views
 
     wanted = None if size in (None, "default") else to_bytes(str(size), "SIZE")
     if wanted == 0 and device != views.HOST:
-        # The contract's 0 is the default, nearly all there is.
         raise click.BadParameter("at least 1 byte, or default", param_hint="SIZE")
     with session.client() as client:
         if device == views.HOST:

@@ -123,8 +123,8 @@ class Device(_message.Message):
     total_bytes: _builtins.int
     """Bytes of memory it has."""
     budget_bytes: _builtins.int
-    """Bytes that modelhost may use, from 1 to `total_bytes`. The one field that UpdateDevice writes;
-    0 there = back to the default.
+    """Bytes that modelhost may use, from 1 to `total_bytes`; always set here. The one field that
+    UpdateDevice writes; named in the mask there without a value = back to the default.
     By default a GPU's total less what is foreign and headroom, and 25 % of RAM for `devices/cpu`.
     """
     headroom_bytes: _builtins.int
@@ -155,7 +155,7 @@ class Device(_message.Message):
         compute_capability: _builtins.str = ...,
         driver_version: _builtins.str = ...,
         total_bytes: _builtins.int = ...,
-        budget_bytes: _builtins.int = ...,
+        budget_bytes: _builtins.int | None = ...,
         headroom_bytes: _builtins.int = ...,
         foreign_bytes: _builtins.int = ...,
         reserved_bytes: _builtins.int = ...,
@@ -163,10 +163,12 @@ class Device(_message.Message):
         free_bytes: _builtins.int = ...,
         health: _instances_pb2.Health | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget_bytes", b"_budget_bytes", "budget_bytes", b"budget_bytes", "health", b"health"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "compute_capability", b"compute_capability", "display_name", b"display_name", "driver_version", b"driver_version", "foreign_bytes", b"foreign_bytes", "free_bytes", b"free_bytes", "headroom_bytes", b"headroom_bytes", "health", b"health", "kind", b"kind", "name", b"name", "reserved_bytes", b"reserved_bytes", "resident_bytes", b"resident_bytes", "total_bytes", b"total_bytes", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_bytes", b"_budget_bytes", "budget_bytes", b"budget_bytes", "compute_capability", b"compute_capability", "display_name", b"display_name", "driver_version", b"driver_version", "foreign_bytes", b"foreign_bytes", "free_bytes", b"free_bytes", "headroom_bytes", b"headroom_bytes", "health", b"health", "kind", b"kind", "name", b"name", "reserved_bytes", b"reserved_bytes", "resident_bytes", b"resident_bytes", "total_bytes", b"total_bytes", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__budget_bytes: _TypeAlias = _typing.Literal["budget_bytes"]  # noqa: Y015
+    _WhichOneofArgType__budget_bytes: _TypeAlias = _typing.Literal["_budget_bytes", b"_budget_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__budget_bytes) -> _WhichOneofReturnType__budget_bytes | None: ...
 
 Global___Device: _TypeAlias = Device  # noqa: Y015

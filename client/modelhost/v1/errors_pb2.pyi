@@ -126,6 +126,11 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The resource is in a state (`state`) in which the method makes no sense: a finished operation
     cannot be paused. Read its state first.
     """
+    BUDGET_TOO_SMALL: _Reason.ValueType  # 54
+    """A budget of `budgetBytes` is below the `neededBytes` that pins and leases (`heldBy`) hold of
+    `device` (`host` = host memory): no eviction would reach it. Nothing was changed. Unpin or release
+    them, or give at least that many bytes.
+    """
     NETWORK_ERROR: _Reason.ValueType  # 24
     """The source could not be reached, or broke off; `cause` says how, `status` is its HTTP status
     where it sent one. What has arrived is kept: repeating resumes. RetryInfo says when.
@@ -324,6 +329,11 @@ in the daemon's log.
 WRONG_STATE: Reason.ValueType  # 23
 """The resource is in a state (`state`) in which the method makes no sense: a finished operation
 cannot be paused. Read its state first.
+"""
+BUDGET_TOO_SMALL: Reason.ValueType  # 54
+"""A budget of `budgetBytes` is below the `neededBytes` that pins and leases (`heldBy`) hold of
+`device` (`host` = host memory): no eviction would reach it. Nothing was changed. Unpin or release
+them, or give at least that many bytes.
 """
 NETWORK_ERROR: Reason.ValueType  # 24
 """The source could not be reached, or broke off; `cause` says how, `status` is its HTTP status

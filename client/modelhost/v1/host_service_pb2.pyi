@@ -145,8 +145,9 @@ class UpdateDeviceRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """The fields to write: `budget_bytes`. No mask = it, if populated; `*` = it. Paths of output-only
-        fields are ignored, unknown ones INVALID_ARGUMENT.
+        """The fields to write: `budget_bytes`; in the mask without a value it goes back to the default. No
+        mask = it, if populated; `*` = it. Paths of output-only fields are ignored, unknown ones
+        INVALID_ARGUMENT.
         """
 
     def __init__(

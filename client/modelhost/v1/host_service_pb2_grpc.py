@@ -147,9 +147,10 @@ class HostServiceServicer(object):
 
     def UpdateDevice(self, request, context):
         """Sets a device's budget; acts at once and is kept over restarts. A budget below what is resident
-        evicts idle models and then waits: it interrupts nothing. The answer is the device.
+        evicts idle models and then waits: it interrupts nothing. One below what pins and leases hold is
+        refused, and nothing changes. The answer is the device.
 
-        Fails with DEVICE_NOT_FOUND, INVALID_ARGUMENT.
+        Fails with DEVICE_NOT_FOUND, INVALID_ARGUMENT, BUDGET_TOO_SMALL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,7 +167,7 @@ class HostServiceServicer(object):
         """Changes what the mask names: all of it or, on an error, nothing; acts at once. The answer is
         the settings after the change.
 
-        Fails with ETAG_MISMATCH, INVALID_ARGUMENT.
+        Fails with ETAG_MISMATCH, INVALID_ARGUMENT, BUDGET_TOO_SMALL (of host memory).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -240,7 +241,7 @@ class HostServiceServicer(object):
         one commit, or nothing. No file is fetched.
 
         Fails with INVALID_ARGUMENT (not such a document, or above 16 MiB), ALREADY_EXISTS (as
-        `conflict` says), REQUEST_ID_REUSED.
+        `conflict` says), BUDGET_TOO_SMALL, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

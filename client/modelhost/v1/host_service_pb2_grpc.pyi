@@ -49,9 +49,10 @@ class HostServiceStub:
     """Returns one device. Fails with DEVICE_NOT_FOUND."""
     UpdateDevice: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.UpdateDeviceRequest, _devices_pb2.Device]
     """Sets a device's budget; acts at once and is kept over restarts. A budget below what is resident
-    evicts idle models and then waits: it interrupts nothing. The answer is the device.
+    evicts idle models and then waits: it interrupts nothing. One below what pins and leases hold is
+    refused, and nothing changes. The answer is the device.
 
-    Fails with DEVICE_NOT_FOUND, INVALID_ARGUMENT.
+    Fails with DEVICE_NOT_FOUND, INVALID_ARGUMENT, BUDGET_TOO_SMALL.
     """
     GetSettings: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.GetSettingsRequest, _settings_pb2.Settings]
     """Returns the settings as they act now."""
@@ -59,7 +60,7 @@ class HostServiceStub:
     """Changes what the mask names: all of it or, on an error, nothing; acts at once. The answer is
     the settings after the change.
 
-    Fails with ETAG_MISMATCH, INVALID_ARGUMENT.
+    Fails with ETAG_MISMATCH, INVALID_ARGUMENT, BUDGET_TOO_SMALL (of host memory).
     """
     GetStatistics: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.GetStatisticsRequest, _host_pb2.Statistics]
     """Returns the figures of this moment. WatchStatistics streams them."""
@@ -93,7 +94,7 @@ class HostServiceStub:
     one commit, or nothing. No file is fetched.
 
     Fails with INVALID_ARGUMENT (not such a document, or above 16 MiB), ALREADY_EXISTS (as
-    `conflict` says), REQUEST_ID_REUSED.
+    `conflict` says), BUDGET_TOO_SMALL, REQUEST_ID_REUSED.
     """
 
 @_typing.type_check_only
@@ -109,9 +110,10 @@ class HostServiceAsyncStub(HostServiceStub):
     """Returns one device. Fails with DEVICE_NOT_FOUND."""
     UpdateDevice: _aio.UnaryUnaryMultiCallable[_host_service_pb2.UpdateDeviceRequest, _devices_pb2.Device]  # type: ignore[assignment]
     """Sets a device's budget; acts at once and is kept over restarts. A budget below what is resident
-    evicts idle models and then waits: it interrupts nothing. The answer is the device.
+    evicts idle models and then waits: it interrupts nothing. One below what pins and leases hold is
+    refused, and nothing changes. The answer is the device.
 
-    Fails with DEVICE_NOT_FOUND, INVALID_ARGUMENT.
+    Fails with DEVICE_NOT_FOUND, INVALID_ARGUMENT, BUDGET_TOO_SMALL.
     """
     GetSettings: _aio.UnaryUnaryMultiCallable[_host_service_pb2.GetSettingsRequest, _settings_pb2.Settings]  # type: ignore[assignment]
     """Returns the settings as they act now."""
@@ -119,7 +121,7 @@ class HostServiceAsyncStub(HostServiceStub):
     """Changes what the mask names: all of it or, on an error, nothing; acts at once. The answer is
     the settings after the change.
 
-    Fails with ETAG_MISMATCH, INVALID_ARGUMENT.
+    Fails with ETAG_MISMATCH, INVALID_ARGUMENT, BUDGET_TOO_SMALL (of host memory).
     """
     GetStatistics: _aio.UnaryUnaryMultiCallable[_host_service_pb2.GetStatisticsRequest, _host_pb2.Statistics]  # type: ignore[assignment]
     """Returns the figures of this moment. WatchStatistics streams them."""
@@ -153,7 +155,7 @@ class HostServiceAsyncStub(HostServiceStub):
     one commit, or nothing. No file is fetched.
 
     Fails with INVALID_ARGUMENT (not such a document, or above 16 MiB), ALREADY_EXISTS (as
-    `conflict` says), REQUEST_ID_REUSED.
+    `conflict` says), BUDGET_TOO_SMALL, REQUEST_ID_REUSED.
     """
 
 class HostServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -190,9 +192,10 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_devices_pb2.Device, _abc.Awaitable[_devices_pb2.Device]]:
         """Sets a device's budget; acts at once and is kept over restarts. A budget below what is resident
-        evicts idle models and then waits: it interrupts nothing. The answer is the device.
+        evicts idle models and then waits: it interrupts nothing. One below what pins and leases hold is
+        refused, and nothing changes. The answer is the device.
 
-        Fails with DEVICE_NOT_FOUND, INVALID_ARGUMENT.
+        Fails with DEVICE_NOT_FOUND, INVALID_ARGUMENT, BUDGET_TOO_SMALL.
         """
 
     @_abc_1.abstractmethod
@@ -212,7 +215,7 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         """Changes what the mask names: all of it or, on an error, nothing; acts at once. The answer is
         the settings after the change.
 
-        Fails with ETAG_MISMATCH, INVALID_ARGUMENT.
+        Fails with ETAG_MISMATCH, INVALID_ARGUMENT, BUDGET_TOO_SMALL (of host memory).
         """
 
     @_abc_1.abstractmethod
@@ -300,7 +303,7 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         one commit, or nothing. No file is fetched.
 
         Fails with INVALID_ARGUMENT (not such a document, or above 16 MiB), ALREADY_EXISTS (as
-        `conflict` says), REQUEST_ID_REUSED.
+        `conflict` says), BUDGET_TOO_SMALL, REQUEST_ID_REUSED.
         """
 
 def add_HostServiceServicer_to_server(servicer: HostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

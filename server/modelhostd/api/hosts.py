@@ -124,7 +124,8 @@ class HostService(StorageMethods):
         key = names.parse("devices", "device.name", request.device.name)
         device = self._host.registry.committed.device(key)
         if masks.written(request.update_mask, request.device, ("budget_bytes",)):
-            budget = request.device.budget_bytes
+            given = request.device
+            budget = given.budget_bytes if given.HasField("budget_bytes") else None
             device = await self._host.residency.set_budget(key, budget, call.principal)
         return self._shown(device)
 

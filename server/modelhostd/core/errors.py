@@ -63,6 +63,7 @@ class Reason(enum.StrEnum):
     UNSUPPORTED_MODEL = "UNSUPPORTED_MODEL"
     INFERENCE_FAILED = "INFERENCE_FAILED"
     WRONG_STATE = "WRONG_STATE"
+    BUDGET_TOO_SMALL = "BUDGET_TOO_SMALL"
     NETWORK_ERROR = "NETWORK_ERROR"
     OFFLINE = "OFFLINE"
     RATE_LIMITED = "RATE_LIMITED"
@@ -129,6 +130,9 @@ REASONS: Mapping[Reason, ReasonSpec] = {
     Reason.UNSUPPORTED_MODEL: ReasonSpec(Code.FAILED_PRECONDITION, ("model", "task", "cause")),
     Reason.INFERENCE_FAILED: ReasonSpec(Code.INTERNAL, ("model", "errorId")),
     Reason.WRONG_STATE: ReasonSpec(Code.FAILED_PRECONDITION, ("name", "state")),
+    Reason.BUDGET_TOO_SMALL: ReasonSpec(
+        Code.FAILED_PRECONDITION, ("device", "budgetBytes", "neededBytes", "heldBy")
+    ),
     Reason.NETWORK_ERROR: ReasonSpec(Code.UNAVAILABLE, ("source", "cause", "status")),
     Reason.OFFLINE: ReasonSpec(Code.UNAVAILABLE, ("source",)),
     Reason.RATE_LIMITED: ReasonSpec(Code.RESOURCE_EXHAUSTED, ("source", "retryAfterSeconds")),

@@ -1,11 +1,12 @@
 """The host: builds its parts over the ports, starts them in order, and stops them in order."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import field, fields, replace
 
 import structlog
 
 from modelhostd.core import artifacts
+from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.registry import check_etag
 from modelhostd.core.resources import (
     Device,
@@ -47,6 +48,9 @@ from modelhostd.ports import Clock, Database, Devices, Downloads, Files, Workers
 from modelhostd.ports.uploads import Uploads as UploadsPort
 
 log = structlog.get_logger(__name__)
+
+CONFIGURATION = "configuration"
+"""The principal of what a configuration that is read again changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,9 @@ class Host:
         self._beginnings = Beginnings(occupancy, devices, config.budgets, config.settings_over)
         self.residency = Residency(occupancy)
         self.health = HealthWatch(occupancy, self.residency, config.health_interval_s)
-        self.leases = Leases(self.registry, self.residency.loads.pump)
+        self.leases = Leases(
+            self.registry, self.residency.loads.pump, self.residency.budgets.check_hold
+        )
         self.foreign = ForeignUse(occupancy, devices)
         departures = Departures()
         self.uses = Uses(self.registry, self.routes, files)
@@ -146,7 +152,7 @@ class Host:
             self.registry, self.operations, self.transfers, self.residency
         )
         self.reloads = Reloads(self.registry, self.operations, self.residency)
-        self.registry_io = RegistryIo(self.registry, self.transfers)
+        self.registry_io = RegistryIo(self.registry, self.transfers, self.residency.budgets.check)
         self.storage = Storage(
             self.registry, self.operations, files, self.space, self.uses, departures
         )
@@ -215,7 +221,10 @@ class Host:
     async def update_settings(
         self, settings: Settings, changed: Sequence[str], etag: str = "", principal: str = ""
     ) -> Settings:
-        """Take the fields named in ``changed`` from ``settings``; all of them act at once."""
+        """Take the fields named in ``changed`` from ``settings``; all of them act at once.
+
+        Raises ETAG_MISMATCH, INVALID_ARGUMENT, or BUDGET_TOO_SMALL (of host memory), and then changes nothing.
+        """
         current = self.registry.decided.settings
         check_etag("settings", etag, str(current.edit))
         updated = replace(current, **{name: getattr(settings, name) for name in changed})
@@ -223,10 +232,33 @@ class Host:
         if updated != current:
             updated = replace(updated, edit=current.edit + 1)
             edit = Edit(Kind.SETTINGS, SETTINGS_KEY, updated, "SETTINGS_CHANGED")
+            self.residency.budgets.check([edit])
             await self.registry.stage([edit], principal, stored=self._pump)
         else:
             await self.registry.stage(())
         return updated
+
+    async def reconfigure(self, config: HostConfig) -> Sequence[ModelhostError]:
+        """Take up the settings and budgets of a configuration that was read again; return why budgets were refused.
+
+        What is refused stays as it was; the rest acts at once. Raises INVALID_ARGUMENT for another setting.
+        """
+        self.config = replace(
+            self.config, budgets=config.budgets, settings_over=config.settings_over
+        )
+        settings = config.settings_over(self.registry.decided.settings)
+        names = [f.name for f in fields(Settings) if f.name != "edit"]
+        refused: list[ModelhostError] = []
+        try:
+            await self.update_settings(settings, names, principal=CONFIGURATION)
+        except ModelhostError as error:
+            if error.reason is not Reason.BUDGET_TOO_SMALL:
+                raise
+            refused.append(error)
+            names.remove("host_budget_bytes")
+            await self.update_settings(settings, names, principal=CONFIGURATION)
+        budgets = self.residency.budgets
+        return [*refused, *await budgets.configure(config.budgets, CONFIGURATION)]
 
     def _pump(self) -> None:
         self.transfers.settings_changed()

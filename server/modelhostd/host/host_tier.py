@@ -11,7 +11,7 @@ from modelhostd.core import host_tier as rules
 from modelhostd.core.eviction import Holding
 from modelhostd.core.host_tier import HOST
 from modelhostd.core.residency import DeviceView, Ledger
-from modelhostd.core.resources import DeviceKind, InstanceState, Model
+from modelhostd.core.resources import DeviceKind, InstanceState, Model, Settings
 from modelhostd.host.registry import Registry
 from modelhostd.host.routes import Route, Routes
 
@@ -41,7 +41,11 @@ class HostTier:
     @property
     def budget_bytes(self) -> int:
         """The bytes that weights may take: the setting, or by default what the machine can spare."""
-        own = self._registry.decided.settings.host_budget_bytes
+        return self.budget_of(self._registry.decided.settings)
+
+    def budget_of(self, settings: Settings) -> int:
+        """Return the bytes that weights may take under these settings."""
+        own = settings.host_budget_bytes
         return self._default_bytes if own is None else own
 
     @property

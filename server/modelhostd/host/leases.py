@@ -18,11 +18,16 @@ TICK_S = 0.25
 
 
 class Leases:
-    """Every lease's deadline. ``freed`` is called when a model may have lost its last one."""
+    """Every lease's deadline. ``freed`` is called when a model may have lost its last one; ``check`` with each that
+    gets one, and raises where that cannot be.
+    """
 
-    def __init__(self, registry: Registry, freed: Callable[[], None]) -> None:
+    def __init__(
+        self, registry: Registry, freed: Callable[[], None], check: Callable[[str], None]
+    ) -> None:
         self._registry = registry
         self._freed = freed
+        self._check = check
         # By the monotonic clock: a wall clock that is set neither ends a lease nor keeps it.
         self._deadlines: dict[str, float] = {}
         self._ticker: asyncio.Task[None] | None = None
@@ -39,8 +44,9 @@ class Leases:
     ) -> Lease:
         """Forbid a model's eviction for ``ttl_s`` seconds (None = 60 s).
 
-        Raises MODEL_NOT_FOUND, INVALID_ARGUMENT, QUEUE_FULL, REQUEST_ID_REUSED; LEASE_NOT_FOUND when
-        the lease that this request made before has ended.
+        Raises MODEL_NOT_FOUND, INVALID_ARGUMENT, QUEUE_FULL, REQUEST_ID_REUSED; OUT_OF_DEVICE_MEMORY for a model
+        that leaves because its device is above its budget; LEASE_NOT_FOUND when the lease that this request made
+        before has ended.
         """
         answered = await self._registry.answered(request)
         if answered is not None:
@@ -49,6 +55,7 @@ class Leases:
         decided = self._registry.decided
         decided.model(model)
         rules.check_room(decided, model, principal)
+        self._check(model)
         now = self._registry.clock.time()
         lease = Lease(str(uuid.uuid4()), model, principal, now, now + ttl_s)
         self._deadlines[lease.id] = self._registry.clock.monotonic() + ttl_s

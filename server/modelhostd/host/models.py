@@ -152,13 +152,15 @@ class Models:
     async def pin(self, model_id: str, pinned: bool, principal: str = "") -> Model:
         """Set or take an operator's pin: a pinned model is not evicted and loads at start.
 
-        Raises MODEL_NOT_FOUND; MODEL_TOO_LARGE for the pin of one that is on disk and fits no device, however empty.
+        Raises MODEL_NOT_FOUND; MODEL_TOO_LARGE for the pin of one that is on disk and fits no device, however empty;
+        OUT_OF_DEVICE_MEMORY for that of one that leaves because its device is above its budget.
         """
         model = self._registry.decided.model(model_id)
         edits: list[Edit] = []
         if model.pinned is not pinned:
             if pinned:
                 self._residency.loads.check_can_fit(model)
+                self._residency.budgets.check_hold(model_id)
             model = replace(model, pinned=pinned, update_time=self._registry.clock.time())
             edits.append(rules.model_edit(model, "PINNED" if pinned else "UNPINNED"))
         done = self._registry.stage(edits, principal)

@@ -11,7 +11,7 @@ canonical URI carries none. A document of a higher version is refused, unknown f
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +20,7 @@ import msgspec
 from modelhostd.core import registry as rules
 from modelhostd.core.errors import ModelhostError, Reason, invalid
 from modelhostd.core.resources import Device, Kind, Model, Settings
-from modelhostd.core.state import State
+from modelhostd.core.state import Edit, State
 from modelhostd.core.values import dataclass
 from modelhostd.host.import_plan import MODELS_AT_ONCE, Document, ImportPlan
 from modelhostd.host.registry import Registry, Request
@@ -45,11 +45,17 @@ class Imported:
 
 
 class RegistryIo:
-    """Exports and imports the registry."""
+    """Exports and imports the registry. ``check`` raises for edits that cannot be carried out."""
 
-    def __init__(self, registry: Registry, transfers: Transfers) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        transfers: Transfers,
+        check: Callable[[Iterable[Edit]], None],
+    ) -> None:
         self._registry = registry
         self._transfers = transfers
+        self._check = check
 
     async def export(self) -> AsyncIterator[bytes]:
         """Yield the document in chunks of at most 64 KiB; all of it is as of one sequence.
@@ -97,7 +103,7 @@ class RegistryIo:
     ) -> Imported:
         """Import a document in one commit, or nothing of it.
 
-        Raises INVALID_ARGUMENT, ALREADY_EXISTS, MODEL_NOT_FOUND (of a slot), REQUEST_ID_REUSED.
+        Raises INVALID_ARGUMENT, ALREADY_EXISTS, MODEL_NOT_FOUND (of a slot), BUDGET_TOO_SMALL, REQUEST_ID_REUSED.
         """
         answered = await self._registry.answered(request)
         if answered is not None:
@@ -106,6 +112,7 @@ class RegistryIo:
             base = self._registry.decided.copy()
             plan = ImportPlan(base.copy(), self._registry.clock.time(), conflict)
             await plan.decide(document, include_settings)
+            self._check(plan.edits)
             done = Imported(
                 plan.created, plan.updated, plan.skipped, plan.slots, plan.settings_changed
             )

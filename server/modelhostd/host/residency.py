@@ -5,14 +5,11 @@ Rule: an operation UNLOAD that SUCCEEDED means that the memory is free.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import structlog
 
-from modelhostd.core.errors import invalid
 from modelhostd.core.resources import (
-    Device,
     Event,
     InstanceState,
     Kind,
@@ -20,7 +17,7 @@ from modelhostd.core.resources import (
     OperationKind,
     Phase,
 )
-from modelhostd.core.state import Edit
+from modelhostd.host.budgets import Budgets
 from modelhostd.host.crashes import Crashes
 from modelhostd.host.loads import Loads
 from modelhostd.host.losses import Losses
@@ -54,6 +51,8 @@ class Residency:
         self._upkeep = Upkeep(occupancy, self.loads, self._retiring)
         self.ticked_within = self._upkeep.ticked_within
         self.loads.settled = self._upkeep.enforce_budgets
+        self.budgets = Budgets(occupancy, self.enforce_budgets)
+        self.set_budget = self.budgets.set
         self._registry.subscribe(self._published)
 
     # --- what operators and clients ask ---------------------------------------------------------
@@ -159,24 +158,6 @@ class Residency:
                 await asyncio.wait({retiring})
         self._drop_remains(model_id)
         return freed
-
-    async def set_budget(self, device_id: str, budget_bytes: int, principal: str = "") -> Device:
-        """Change a device's budget (0 = back to the default); shrinking evicts idle instances.
-
-        Raises INVALID_ARGUMENT for a budget below 0 or above the device's memory.
-        """
-        device = self._registry.decided.device(device_id)
-        if budget_bytes == 0:
-            budget_bytes = self._occupancy.default_budget_bytes(device)
-        if not 0 < budget_bytes <= device.total_bytes:
-            expected = f"1 to {device.total_bytes}, or 0 for the default"
-            raise invalid("device.budget_bytes", expected, budget_bytes)
-        device = replace(device, budget_bytes=budget_bytes)
-        edit = Edit(Kind.DEVICE, device_id, device, "BUDGET_CHANGED")
-        done = self._registry.stage([edit], principal)
-        self.enforce_budgets()
-        await done
-        return device
 
     def enforce_budgets(self) -> None:
         """Act at once on a budget that has changed."""
