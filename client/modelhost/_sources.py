@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from modelhost._errors import AlreadyExists
 from modelhost.v1 import models_pb2
 
 
@@ -35,6 +36,34 @@ def same_source(asked: models_pb2.Source, stored: models_pb2.Source) -> bool:
         uri == stored.uri
         and (revision or asked.revision) == stored.revision
         and more == list(stored.more_uris)
+    )
+
+
+def same_patterns(asked: models_pb2.Source, stored: models_pb2.Source) -> bool:
+    """Whether the patterns that a caller gave, if any, are those of a model."""
+    return all(
+        not given or list(given) == list(have)
+        for given, have in (
+            (asked.allow_patterns, stored.allow_patterns),
+            (asked.ignore_patterns, stored.ignore_patterns),
+        )
+    )
+
+
+def other_patterns(known: models_pb2.Model, error: AlreadyExists) -> AlreadyExists:
+    """Return the error for a model that is registered with other patterns than those that were given."""
+    have = " ".join(known.source.allow_patterns) or "all that is needed"
+    without = " ".join(known.source.ignore_patterns)
+    taken = (
+        f"{known.name} takes {have}{f' without {without}' if without else ''} of {known.source.uri}"
+    )
+    return AlreadyExists(
+        f"{taken}; its patterns are not changed by a pull",
+        reason=error.reason,
+        metadata=error.metadata,
+        hint="leave --include and --exclude out, choose another id with `--name`, or remove it first "
+        f"with `modelhost rm {known.name.partition('/')[2]}`",
+        request_id=error.request_id,
     )
 
 

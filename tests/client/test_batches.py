@@ -15,6 +15,7 @@ from modelhost import Client, Timeout, _progress
 from modelhost.v1 import errors_pb2, operations_pb2
 from tests.client.double import Double, failure
 from tests.client.told import DONE, NAME, RUNNING
+from tests.support import DEADLINE_S
 
 Operation = operations_pb2.Operation
 
@@ -45,7 +46,7 @@ def three(double: Double) -> Double:
         model = request.name.removeprefix("models/")
         if model == "none":
             return absent(request, context)
-        return named(model, "RUNNING")
+        return named(model, "RUNNING", priority=request.priority)
 
     def look(request, context):
         model = request.name.removeprefix("operations/")
@@ -88,7 +89,7 @@ def test_what_does_not_end_in_time_goes_on(double: Double, both) -> None:
             r.name.removeprefix("operations/"), "SUCCEEDED" if "good" in r.name else "RUNNING"
         ),
     )
-    outcomes = both(lambda c: c.pull_all(["never", "good"], timeout=0.6))
+    outcomes = both(lambda c: c.pull_all(["never", "good"], timeout=2.0))
     assert isinstance(outcomes[0].error, Timeout)
     assert outcomes[1].ok
     assert double.requests("CancelOperation") == []
@@ -200,12 +201,12 @@ def test_ctrl_c_leaves_all_of_them_running(double: Double) -> None:
     command = [sys.executable, "-m", "modelhost", "--target", double.target, "pull", "a", "b"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        assert waiting.wait(20)
+        assert waiting.wait(DEADLINE_S)
         assert child.stderr is not None
         # The first state is shown: from here on the command waits for the next.
         assert child.stderr.readline()
         child.send_signal(signal.SIGINT)
-        _, err = child.communicate(timeout=20)
+        _, err = child.communicate(timeout=DEADLINE_S)
     finally:
         child.kill()
     assert child.returncode == 130

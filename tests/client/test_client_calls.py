@@ -27,9 +27,11 @@ from modelhost.v1 import (
     storage_pb2,
 )
 from tests.client.double import Double, failure
+from tests.client.told import RUNNING
 
 Model = models_pb2.Model
-DONE = operations_pb2.Operation(name="operations/1", state="SUCCEEDED")
+Operation = operations_pb2.Operation
+DONE = Operation(name="operations/1", state="SUCCEEDED")
 
 CALLS = [
     (
@@ -290,11 +292,56 @@ def test_pull_does_not_take_another_models_id(double: Double, both, name) -> Non
     assert double.requests("DownloadModel") == []
 
 
-def test_a_registered_model_has_its_name(double: Double, client: Client) -> None:
-    """A name for a model that is addressed by id makes no sense and is refused before any call."""
-    with pytest.raises(InvalidArgument):
-        client.pull("a", name="b")
+@pytest.mark.parametrize(
+    "argument",
+    ["name", "revision", "more_uris", "allow_patterns", "ignore_patterns"],
+)
+def test_a_registered_model_has_its_name_and_files(
+    double: Double, client: Client, argument
+) -> None:
+    """What a model is registered with is refused for one that is addressed by id, before any call."""
+    with pytest.raises(InvalidArgument) as caught:
+        client.pull("a", **{argument: "b" if argument in ("name", "revision") else ["b"]})
+    assert caught.value.metadata["field"] == argument
     assert double.calls == []
+
+
+@pytest.mark.parametrize("other", [{"allow_patterns": ["*.b"]}, {"ignore_patterns": ["x"]}])
+def test_pull_does_not_change_which_files_a_model_has(double: Double, both, other) -> None:
+    """The patterns of a registered model may be repeated; others are AlreadyExists, with those that it has."""
+    double.on("CreateModel", taken("models/n"))
+    source = models_pb2.Source(uri="hf://o/N", allow_patterns=["*.a"], ignore_patterns=["y", "z"])
+    double.on("GetModel", Model(name="models/n", source=source))
+    double.on("DownloadModel", DONE)
+    both(lambda c: c.pull("hf://o/N", "n", allow_patterns=["*.a"]))
+    both(lambda c: c.pull("hf://o/N", "n", allow_patterns=["*.a"], ignore_patterns=["y", "z"]))
+    assert len(double.requests("DownloadModel")) == 2
+    with pytest.raises(
+        AlreadyExists, match=r"models/n takes \*\.a without y z of hf://o/N"
+    ) as caught:
+        both(lambda c: c.pull("hf://o/N", "n", **other))
+    assert "--name" in caught.value.hint
+    assert len(double.requests("DownloadModel")) == 2
+
+
+def test_a_download_that_is_joined_gets_what_was_asked(double: Double, both) -> None:
+    """Priority and limit go to the download that runs already; one that has them, or has ended, is left alone."""
+    double.on("DownloadModel", RUNNING)
+    double.on("LoadModel", RUNNING)
+    double.on("UpdateOperation", DONE)
+    done = both(lambda c: c.pull("n", priority=7, rate_limit_bytes_per_second=9))
+    (changed,) = double.requests("UpdateOperation")
+    assert changed.operation.name == RUNNING.name
+    assert (changed.operation.priority, changed.operation.rate_limit_bytes_per_second) == (7, 9)
+    assert list(changed.update_mask.paths) == ["priority", "rate_limit_bytes_per_second"]
+    assert done.operation == DONE
+    double.on("DownloadModel", DONE)
+    both(lambda c: c.pull("n", priority=7))
+    double.on("DownloadModel", Operation(name=RUNNING.name, priority=7, state=Operation.RUNNING))
+    both(lambda c: c.pull("n", priority=7, wait=False))
+    assert len(double.requests("UpdateOperation")) == 1
+    both(lambda c: c.load("n", priority=7))
+    assert len(double.requests("UpdateOperation")) == 2
 
 
 # --- the registry as a file -------------------------------------------------------------------------

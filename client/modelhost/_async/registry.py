@@ -37,10 +37,11 @@ class AsyncRegistry(AsyncOperations):
         ``source`` is a URI (``hf://org/name@revision``) or the id of a model that is registered; ``name``
         the id it is to have, by default the source's last segment in lower case. A model of the same id
         and source is no error: what is on disk already is not fetched again, and its source is asked for
-        a newer revision only with ``refresh``. ``task`` becomes that of a registered model, too; the
-        patterns only count for one that is new. ``revision`` may stand behind the URI instead
-        (``hf://org/name@revision``); ``more_uris`` are further files of the same model where ``source``
-        is the URL of one file.
+        a newer revision only with ``refresh``. ``task`` becomes that of a registered model, too. The
+        patterns belong to the model: one that is registered with others is AlreadyExists. ``revision``
+        may stand behind the URI instead (``hf://org/name@revision``); ``more_uris`` are further files
+        of the same model where ``source`` is the URL of one file. A download that runs already is
+        joined, and gets ``priority`` and the rate limit where these are given.
 
         Returns the operation, at its end unless ``wait`` is False; ``progress`` and ``timeout`` are
         those of ``AsyncOperationHandle.result``. A caller that goes away stops nothing. Raises
@@ -54,8 +55,7 @@ class AsyncRegistry(AsyncOperations):
             raise invalid(
                 "source", f"a URI (hf://{source} for the Hub) or a model's id", repr(source)
             )
-        elif name is not None or revision or more_uris:
-            what = "name" if name is not None else "revision" if revision else "more_uris"
+        elif what := _of_new_ones(name, revision, more_uris, allow_patterns, ignore_patterns):
             raise invalid(what, "none for a model that is registered", repr(source))
         elif task:
             await self.update(model, {"task": task})
@@ -67,6 +67,7 @@ class AsyncRegistry(AsyncOperations):
             refresh=refresh,
         )
         operation = await self._transport.unary(self._transport.models.DownloadModel, request)
+        operation = await self._as_asked(operation, priority, rate_limit_bytes_per_second)
         return await self._handle(operation, wait=wait, progress=progress, timeout=timeout)
 
     async def add(
@@ -278,7 +279,27 @@ class AsyncRegistry(AsyncOperations):
             known = await self.get(taken)
             if not _sources.same_source(source, known.source):
                 raise
+            if not _sources.same_patterns(source, known.source):
+                raise _sources.other_patterns(known, error) from None
             if task and task != known.task:
                 await self.update(known.name, {"task": task})
             return known.name
         return made.name
+
+
+def _of_new_ones(
+    name: str | None,
+    revision: str,
+    more_uris: Iterable[str],
+    allow_patterns: Iterable[str],
+    ignore_patterns: Iterable[str],
+) -> str:
+    """Return which argument of a pull is only for models that are not registered yet; empty = none is given."""
+    given = {
+        "name": name is not None,
+        "revision": bool(revision),
+        "more_uris": bool(more_uris),
+        "allow_patterns": bool(allow_patterns),
+        "ignore_patterns": bool(ignore_patterns),
+    }
+    return next((argument for argument, is_given in given.items() if is_given), "")

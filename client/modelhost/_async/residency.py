@@ -26,7 +26,9 @@ class AsyncResidency(AsyncOperations):
         """Load a model; at its end the operation has ``load_result``. READY already is no error.
 
         ``device`` None = as the model's config says; ``priority`` from -100 to 100, the higher first, 0 =
-        the config's; ``download`` fetches absent files first. How it is loaded is the model's config.
+        the config's; a load that runs already is joined, and gets it. ``download`` fetches absent files
+        first. How it is loaded is the model's config.
+
         Raises OutOfMemory with the numbers, NotFound, PreconditionFailed, Timeout.
         """
         request = residency_service_pb2.LoadModelRequest(
@@ -36,6 +38,7 @@ class AsyncResidency(AsyncOperations):
             download=download,
         )
         operation = await self._transport.unary(self._transport.residency.LoadModel, request)
+        operation = await self._as_asked(operation, priority)
         return await self._handle(operation, wait=wait, progress=progress, timeout=timeout)
 
     async def unload(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from modelhost import _enums, _names
 from modelhost._arguments import checked
-from modelhost._errors import ModelhostError
+from modelhost._errors import ModelhostError, PreconditionFailed
 from modelhost._follow import Follow, is_final
 from modelhost._progress import Report, reporter
 from modelhost._status import error_from_operation
@@ -191,6 +191,22 @@ class Operations:
             request.operation.rate_limit_bytes_per_second = rate_limit_bytes_per_second
             request.update_mask.paths.append("rate_limit_bytes_per_second")
         return self._transport.unary(self._transport.operations.UpdateOperation, request)
+
+    def _as_asked(
+        self, operation: Operation, priority: int, rate_limit_bytes_per_second: int = 0
+    ) -> Operation:
+        """Give work that was joined the priority and the limit that are asked for here; 0 = none is."""
+        changes: dict[str, int] = {}
+        if priority not in (0, operation.priority):
+            changes["priority"] = priority
+        if rate_limit_bytes_per_second not in (0, operation.rate_limit_bytes_per_second):
+            changes["rate_limit_bytes_per_second"] = rate_limit_bytes_per_second
+        if not changes or is_final(operation):
+            return operation
+        try:
+            return self.update_operation(operation.name, **changes)
+        except PreconditionFailed:
+            return operation  # It has ended meanwhile.
 
     def _handle(
         self,
