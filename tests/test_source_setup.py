@@ -170,3 +170,21 @@ def test_a_wrong_value_stops_the_start(key: str, value: str) -> None:
     """With what was expected, instead of a policy that means something else."""
     with pytest.raises(ConfigError, match="expected"):
         setup(**{key: value})
+
+
+def test_googles_credential_file_is_taken_where_no_token_is_given(tmp_path: Path) -> None:
+    """By its usual variable or the configuration's key; who shows it shows where it is kept."""
+    file = tmp_path / "key.json"
+    file.write_text("{}")
+    file.chmod(0o600)
+    gs = Origin("https", "storage.googleapis.com", 443)
+    made = setup({"GOOGLE_APPLICATION_CREDENTIALS": str(file)})
+    with pytest.raises(ModelhostError, match="neither service_account nor authorized_user"):
+        made.credentials.for_origin(gs)
+    assert [(known.kept_in, known.state) for known in made.credentials.known()] == [
+        (str(file), "UNUSABLE")
+    ]
+    token = {"GOOGLE_OAUTH_ACCESS_TOKEN": "gs_x"}
+    found = setup(token, gs_credentials=str(file)).credentials.for_origin(gs)
+    assert found is not None
+    assert found.token == "gs_x"

@@ -146,6 +146,11 @@ class DownloadConfig:
         only_variable=True,
     )
     """The access token of ``gs_endpoint``; sent to its own origin only."""
+    gs_credentials: Path | None = key(
+        None, values.absolute, variables=("GOOGLE_APPLICATION_CREDENTIALS",)
+    )
+    """A credential file of Google's, of mode 0600, that access tokens of ``gs_endpoint`` are made of: a
+    service account's key, or a user's login."""
     credentials: Path | None = key(None, values.absolute)
     """A file of mode 0600 with tokens by origin; see ``core.credential_file``. Default: the credential
     ``modelhost`` of the service manager, where there is one."""

@@ -9,8 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from modelhostd._version import __version__
-from modelhostd.adapters.credentials import Credentials, Place
+from modelhostd.adapters.credentials import Credentials, Maker
 from modelhostd.adapters.github import GitHub
+from modelhostd.adapters.google_tokens import GoogleTokens
 from modelhostd.adapters.gs import GoogleStorage
 from modelhostd.adapters.http_source import HttpSourceConfig
 from modelhostd.adapters.hub import Hub, HubConfig
@@ -19,6 +20,7 @@ from modelhostd.adapters.local_files import LocalConfig, LocalFiles
 from modelhostd.adapters.not_allowed import NotAllowed
 from modelhostd.adapters.ollama import Ollama
 from modelhostd.adapters.s3 import S3
+from modelhostd.adapters.secret_files import Place
 from modelhostd.adapters.source import SourceAdapter, TransferConfig
 from modelhostd.adapters.urls import Urls
 from modelhostd.adapters.wire import Limits
@@ -40,7 +42,13 @@ class SourceSetup:
         self, config: DownloadConfig, environment: Mapping[str, str] | None = None
     ) -> None:
         self._config = config
-        self.credentials = _credentials(config, os.environ if environment is None else environment)
+        self._policy = OriginPolicy(
+            trusted_hosts=frozenset(config.private_hosts),
+            http_hosts=frozenset(config.http_hosts),
+            hosts=config.hosts,
+        )
+        self._limits = Limits(connect_s=config.connect_timeout_s, stall_s=config.read_timeout_s)
+        self.credentials = self._credentials(os.environ if environment is None else environment)
         self.adapters = self._adapters()
         """By scheme; those that the operator left out refuse."""
 
@@ -75,13 +83,9 @@ class SourceSetup:
 
     def _adapters(self) -> Mapping[str, SourceAdapter]:
         config = self._config
-        policy = OriginPolicy(
-            trusted_hosts=frozenset(config.private_hosts),
-            http_hosts=frozenset(config.http_hosts),
-            hosts=config.hosts,
-        )
+        policy = self._policy
         transfer = TransferConfig(
-            limits=Limits(connect_s=config.connect_timeout_s, stall_s=config.read_timeout_s),
+            limits=self._limits,
             retry=RetryPolicy(tries=config.attempts),
             version=__version__,
         )
@@ -118,25 +122,29 @@ class SourceSetup:
         ]
         return HubEndpoints(hubs) if len(hubs) > 1 else hubs[0]
 
-
-def _credentials(config: DownloadConfig, environment: Mapping[str, str]) -> Credentials:
-    places = [Place(config.credentials)] if config.credentials is not None else []
-    if directory := environment.get("CREDENTIALS_DIRECTORY"):
+    def _credentials(self, environment: Mapping[str, str]) -> Credentials:
+        config = self._config
+        places = [Place(config.credentials)] if config.credentials is not None else []
         # systemd guards these itself, and shows the mode of their access list.
-        path = Path(directory) / SERVICE_CREDENTIAL
-        places.append(Place(path, guarded=True, required=False))
-    variables: dict[Origin, tuple[str, ...]] = {}
-    if config.token is not None:
-        variables[_origin(config.endpoint)] = ("HF_TOKEN", config.token.value)
-    if config.github_token is not None:
-        variables[_origin(config.github_endpoint)] = ("GITHUB_TOKEN", config.github_token.value)
-    if config.s3_secret is not None:
-        login = ("AWS_SECRET_ACCESS_KEY", config.s3_secret.value, config.s3_key)
-        variables[_origin(config.s3_endpoint)] = login
-    if config.gs_token is not None:
-        token = ("GOOGLE_OAUTH_ACCESS_TOKEN", config.gs_token.value)
-        variables[_origin(config.gs_endpoint)] = token
-    return Credentials(places, variables)
+        service = Path(environment.get("CREDENTIALS_DIRECTORY", ""))
+        if service.is_absolute():
+            places.append(Place(service / SERVICE_CREDENTIAL, guarded=True, required=False))
+        variables: dict[Origin, tuple[str, ...]] = {}
+        if config.token is not None:
+            variables[_origin(config.endpoint)] = ("HF_TOKEN", config.token.value)
+        if config.github_token is not None:
+            variables[_origin(config.github_endpoint)] = ("GITHUB_TOKEN", config.github_token.value)
+        if config.s3_secret is not None:
+            login = ("AWS_SECRET_ACCESS_KEY", config.s3_secret.value, config.s3_key)
+            variables[_origin(config.s3_endpoint)] = login
+        if config.gs_token is not None:
+            token = ("GOOGLE_OAUTH_ACCESS_TOKEN", config.gs_token.value)
+            variables[_origin(config.gs_endpoint)] = token
+        makers: dict[Origin, Maker] = {}
+        if (key := config.gs_credentials) is not None:
+            place = Place(key, guarded=key.parent == service)
+            makers[_origin(config.gs_endpoint)] = GoogleTokens(place, self._policy, self._limits)
+        return Credentials(places, variables, makers)
 
 
 def _session(config: DownloadConfig) -> tuple[str, str]:

@@ -76,6 +76,8 @@ class LoopbackObjects:
         self.requests: list[Seen] = []
         self.answer: Callable[[str, str], Answer | None] = lambda _method, _path: None
         """Asked first; None = serve what is there."""
+        self.exchange: Callable[[Mapping[str, str]], Answer] = lambda _form: Answer(404)
+        """Answers the forms that are posted: whoever hands out Google's tokens."""
         self._lock = threading.Lock()
         self._server = self._made()
 
@@ -253,9 +255,13 @@ class LoopbackObjects:
             def do_HEAD(self) -> None:
                 self.reply("HEAD")
 
-            def reply(self, method: str) -> None:
+            def do_POST(self) -> None:
+                sent = self.rfile.read(int(self.headers["Content-Length"]))
+                self.reply("POST", store.exchange(dict(parse_qsl(sent.decode()))))
+
+            def reply(self, method: str, answer: Answer | None = None) -> None:
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                answer = store.answer(method, self.path)
+                answer = answer or store.answer(method, self.path)
                 if answer is None and "/storage/v1/b/" in self.path:
                     answer = store._google(self.path, headers)
                 elif answer is None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from modelhostd.adapters.credentials import Credentials
+from modelhostd.adapters.credentials import Credentials, Maker
 from modelhostd.adapters.gs import GoogleStorage
 from modelhostd.adapters.http_source import HttpSourceConfig
 from modelhostd.adapters.s3 import S3
@@ -25,12 +25,19 @@ def put(store: LoopbackObjects, prefix: str = "models/tiny") -> None:
 
 
 def desk_for(
-    tmp_path: Path, store: LoopbackObjects, scheme: str, *, key: str = KEY, known: bool = True
+    tmp_path: Path,
+    store: LoopbackObjects,
+    scheme: str,
+    *,
+    key: str = KEY,
+    known: bool = True,
+    maker: Maker | None = None,
 ) -> SourceDesk:
     """Return a home that asks the store, with the credential that it wants or without."""
     origin = parse_target(store.url, "x").origin
     login = ("KEY", SECRET, key) if scheme == "s3" else ("TOKEN", TOKEN)
-    credentials = Credentials((), {origin: login} if known else {})
+    makers = {origin: maker} if maker is not None else {}
+    credentials = Credentials((), {origin: login} if known and not makers else {}, makers)
     config = HttpSourceConfig(credentials=credentials, transfer=TransferConfig(retry=PATIENT))
     kind: type[S3 | GoogleStorage] = S3 if scheme == "s3" else GoogleStorage
     return SourceDesk(tmp_path / "home", kind(config, store.url))

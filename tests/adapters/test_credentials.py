@@ -12,8 +12,8 @@ from modelhostd.adapters.credentials import (
     UNUSABLE,
     Credentials,
     Known,
-    Place,
 )
+from modelhostd.adapters.secret_files import Place
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.origins import Origin
 

@@ -185,9 +185,10 @@ class Connections:
         headers: Mapping[str, str],
         *,
         credential: Credential | None = None,
+        body: bytes | None = None,
         redirects: int = REDIRECTS_MAX,
     ) -> Response:
-        """Send a request without a body and return the answer's head, after redirects.
+        """Send a request and return the answer's head, after redirects; none is followed with a ``body``.
 
         Each hop is judged anew, and the token goes to the credential's origin only. With
         ``redirects=0`` a redirect is returned like any answer. Raises Transient, SOURCE_NOT_ALLOWED,
@@ -200,7 +201,9 @@ class Connections:
             shown = credential if credential and credential.origin == target.origin else None
             if shown is not None:
                 out["Authorization"] = shown.header
-            response = self._exchange(method, target, out, url)
+            if body is not None:
+                out["Content-Length"] = str(len(body))
+            response = self._exchange(method, target, out, url, body)
             if shown is not None:
                 shown.answered(response.status)
             coding = response.headers.get("Content-Encoding", "identity").strip().lower()
@@ -210,18 +213,21 @@ class Connections:
                     self.source, f"{redacted(url)} sent a body coded as {coding[:20]!r}"
                 )
             location = response.headers.get("Location")
-            if redirects == 0 or response.status not in _REDIRECTS or location is None:
+            final = redirects == 0 or body is not None or response.status not in _REDIRECTS
+            if final or location is None:
                 return response
             response.skip()
             url = join_url(url, location, self.source)
         raise bad_reply(self.source, f"more than {redirects} redirects")
 
     def _exchange(
-        self, method: str, target: Target, headers: Mapping[str, str], url: str
+        self, method: str, target: Target, headers: Mapping[str, str], url: str, body: bytes | None
     ) -> Response:
         connection, reused = self._take(target.origin)
         try:
-            return Response(self, connection, connection.send(method, target.path, headers), url)
+            return Response(
+                self, connection, connection.send(method, target.path, headers, body), url
+            )
         except (OSError, http.client.HTTPException, ValueError) as error:
             connection.close()
             # A server may close a kept connection at any moment: that says nothing about a new one.
@@ -229,7 +235,9 @@ class Connections:
                 raise self.failure(error, connection, "before the headers") from error
         connection = self._open(target.origin)
         try:
-            return Response(self, connection, connection.send(method, target.path, headers), url)
+            return Response(
+                self, connection, connection.send(method, target.path, headers, body), url
+            )
         except (OSError, http.client.HTTPException, ValueError) as error:
             connection.close()
             raise self.failure(error, connection, "before the headers") from error

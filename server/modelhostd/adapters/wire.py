@@ -105,13 +105,15 @@ class Connection:
         if status:
             raise OSError(status, os.strerror(status))
 
-    def send(self, method: str, path: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+    def send(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> http.client.HTTPResponse:
         """Send a request and read the answer's head."""
         self.watch.deadline = time.monotonic() + self._limits.stall_s
         self._http.putrequest(method, path, skip_accept_encoding=True)
         for name, value in headers.items():
             self._http.putheader(name, value)
-        self._http.endheaders()
+        self._http.endheaders(body)
         return self._http.getresponse()
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ PUBLIC_ENDPOINTS = frozenset(
     {
         "huggingface.co",
         "api.github.com",
+        "oauth2.googleapis.com",
         "registry.ollama.ai",
         "s3.amazonaws.com",
         "storage.googleapis.com",
