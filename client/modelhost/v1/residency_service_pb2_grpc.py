@@ -215,8 +215,9 @@ class ResidencyServiceServicer(object):
 
     def PinModel(self, request, context):
         """Forbids a model's eviction, without end. It does not load it now, but whenever the daemon
-        starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND, and with
-        MODEL_TOO_LARGE for a model on disk that no device could hold, however empty.
+        starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND, with
+        MODEL_TOO_LARGE for a model on disk that no device could hold, however empty, and with
+        OUT_OF_DEVICE_MEMORY for one that leaves because its device is above its budget.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -234,7 +235,7 @@ class ResidencyServiceServicer(object):
         """Forbids a model's eviction for a time. It does not load it. Several leases on one model hold it
         until the last has ended. UnloadModel and a forced DeleteModel go on all the same, and so does the
         end of the daemon. Fails with MODEL_NOT_FOUND, QUEUE_FULL (1,000 leases per principal),
-        REQUEST_ID_REUSED.
+        OUT_OF_DEVICE_MEMORY (it leaves because its device is above its budget), REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

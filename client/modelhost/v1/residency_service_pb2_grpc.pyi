@@ -88,8 +88,9 @@ class ResidencyServiceStub:
     """
     PinModel: _grpc.UnaryUnaryMultiCallable[_residency_service_pb2.PinModelRequest, _models_pb2.Model]
     """Forbids a model's eviction, without end. It does not load it now, but whenever the daemon
-    starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND, and with
-    MODEL_TOO_LARGE for a model on disk that no device could hold, however empty.
+    starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND, with
+    MODEL_TOO_LARGE for a model on disk that no device could hold, however empty, and with
+    OUT_OF_DEVICE_MEMORY for one that leaves because its device is above its budget.
     """
     UnpinModel: _grpc.UnaryUnaryMultiCallable[_residency_service_pb2.UnpinModelRequest, _models_pb2.Model]
     """Allows a model's eviction again. Not pinned is no error. The answer is the model. Fails with
@@ -99,7 +100,7 @@ class ResidencyServiceStub:
     """Forbids a model's eviction for a time. It does not load it. Several leases on one model hold it
     until the last has ended. UnloadModel and a forced DeleteModel go on all the same, and so does the
     end of the daemon. Fails with MODEL_NOT_FOUND, QUEUE_FULL (1,000 leases per principal),
-    REQUEST_ID_REUSED.
+    OUT_OF_DEVICE_MEMORY (it leaves because its device is above its budget), REQUEST_ID_REUSED.
     """
     RenewLease: _grpc.UnaryUnaryMultiCallable[_residency_service_pb2.RenewLeaseRequest, _slots_pb2.Lease]
     """Sets a lease's end anew, counted from now. Fails with LEASE_NOT_FOUND, and with
@@ -181,8 +182,9 @@ class ResidencyServiceAsyncStub(ResidencyServiceStub):
     """
     PinModel: _aio.UnaryUnaryMultiCallable[_residency_service_pb2.PinModelRequest, _models_pb2.Model]  # type: ignore[assignment]
     """Forbids a model's eviction, without end. It does not load it now, but whenever the daemon
-    starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND, and with
-    MODEL_TOO_LARGE for a model on disk that no device could hold, however empty.
+    starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND, with
+    MODEL_TOO_LARGE for a model on disk that no device could hold, however empty, and with
+    OUT_OF_DEVICE_MEMORY for one that leaves because its device is above its budget.
     """
     UnpinModel: _aio.UnaryUnaryMultiCallable[_residency_service_pb2.UnpinModelRequest, _models_pb2.Model]  # type: ignore[assignment]
     """Allows a model's eviction again. Not pinned is no error. The answer is the model. Fails with
@@ -192,7 +194,7 @@ class ResidencyServiceAsyncStub(ResidencyServiceStub):
     """Forbids a model's eviction for a time. It does not load it. Several leases on one model hold it
     until the last has ended. UnloadModel and a forced DeleteModel go on all the same, and so does the
     end of the daemon. Fails with MODEL_NOT_FOUND, QUEUE_FULL (1,000 leases per principal),
-    REQUEST_ID_REUSED.
+    OUT_OF_DEVICE_MEMORY (it leaves because its device is above its budget), REQUEST_ID_REUSED.
     """
     RenewLease: _aio.UnaryUnaryMultiCallable[_residency_service_pb2.RenewLeaseRequest, _slots_pb2.Lease]  # type: ignore[assignment]
     """Sets a lease's end anew, counted from now. Fails with LEASE_NOT_FOUND, and with
@@ -319,8 +321,9 @@ class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.Model, _abc.Awaitable[_models_pb2.Model]]:
         """Forbids a model's eviction, without end. It does not load it now, but whenever the daemon
-        starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND, and with
-        MODEL_TOO_LARGE for a model on disk that no device could hold, however empty.
+        starts. Pinned again is no error. The answer is the model. Fails with MODEL_NOT_FOUND, with
+        MODEL_TOO_LARGE for a model on disk that no device could hold, however empty, and with
+        OUT_OF_DEVICE_MEMORY for one that leaves because its device is above its budget.
         """
 
     @_abc_1.abstractmethod
@@ -342,7 +345,7 @@ class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
         """Forbids a model's eviction for a time. It does not load it. Several leases on one model hold it
         until the last has ended. UnloadModel and a forced DeleteModel go on all the same, and so does the
         end of the daemon. Fails with MODEL_NOT_FOUND, QUEUE_FULL (1,000 leases per principal),
-        REQUEST_ID_REUSED.
+        OUT_OF_DEVICE_MEMORY (it leaves because its device is above its budget), REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod

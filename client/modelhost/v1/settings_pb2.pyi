@@ -89,8 +89,9 @@ class Settings(_message.Message):
     """Bytes of host memory for weights beside those on devices: a model on a GPU keeps a copy there where
     there is room, to which it goes when it leaves the GPU (WARM) and from which it comes back. From 0
     (no copies) to 2^50. A smaller one drops copies, of models on devices, too, as
-    `eviction_policy` says. Unset = the smaller of half of what the machine, or the control group, has
-    and what was free at the daemon's start less 4 GiB. What other processes take shrinks it.
+    `eviction_policy` says; one below the WARM copies that pins and leases hold is refused. Unset = the
+    smaller of half of what the machine, or the control group, has and what was free at the daemon's
+    start less 4 GiB. What other processes take shrinks it.
     """
     @_builtins.property
     def keep_alive(self) -> _duration_pb2.Duration:
