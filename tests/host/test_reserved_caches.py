@@ -88,6 +88,22 @@ async def test_it_is_known_after_a_restart_and_of_this_task_only(world: World) -
         assert run.host.residency.loads.plan("b")[1] == 400
 
 
+async def test_one_that_an_import_makes_a_language_model_has_a_cache(world: World) -> None:
+    """Also after a restart, where what its files tell was not read since it was of another task."""
+    async with world.host(budget=1000) as run:
+        await have(run, "a", task="feature-extraction")
+        document = b"".join([part async for part in run.host.registry_io.export()])
+    changed = document.replace(b'"feature-extraction"', b'"text-generation"')
+    async with world.host(budget=1000) as run:
+        assert run.host.residency.loads.plan("a")[1] == 400
+        read = await run.host.registry_io.read(changed)
+        done = await run.host.registry_io.apply(
+            read, conflict="UPDATE", include_settings=False, dry_run=False
+        )
+        assert list(done.updated) == ["a"]
+        assert run.host.residency.loads.plan("a")[1] == 400 + CACHE_BYTES
+
+
 async def test_a_model_that_becomes_a_language_model_has_a_cache(world: World) -> None:
     """Also after a restart, at which its task was another: what it remembers is known when its task is told."""
     async with world.host() as run:

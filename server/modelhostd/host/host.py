@@ -152,7 +152,9 @@ class Host:
             self.registry, self.operations, self.transfers, self.residency
         )
         self.reloads = Reloads(self.registry, self.operations, self.residency)
-        self.registry_io = RegistryIo(self.registry, self.transfers, self.residency.budgets.check)
+        self.registry_io = RegistryIo(
+            self.registry, self.transfers, occupancy.text_memories, self.residency.budgets.check
+        )
         self.storage = Storage(
             self.registry, self.operations, files, self.space, self.uses, departures
         )

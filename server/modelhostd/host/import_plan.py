@@ -73,6 +73,8 @@ class ImportPlan:
     skipped: list[str] = field(default_factory=list)
     slots: list[str] = field(default_factory=list)
     settings_changed: bool = False
+    other_tasks: list[Model] = field(default_factory=list)
+    """Updated models whose task is another now."""
     relied_on: set[tuple[Kind, str]] = field(default_factory=set)
     """What must still be as it was when the edits are committed."""
 
@@ -120,6 +122,8 @@ class ImportPlan:
             self.skipped.append(have.id)
             return
         self.updated.append(have.id)
+        if model.task != have.task:
+            self.other_tasks.append(model)
         self._add(rules.model_edit(model, "IMPORTED"), *stale_instance(self.state, have, model))
 
     def _slot(self, entry: SlotEntry) -> None:

@@ -24,6 +24,7 @@ from modelhostd.core.state import Edit, State
 from modelhostd.core.values import dataclass
 from modelhostd.host.import_plan import MODELS_AT_ONCE, Document, ImportPlan
 from modelhostd.host.registry import Registry, Request
+from modelhostd.host.text_memories import TextMemories
 from modelhostd.host.transfers import Transfers
 
 FORMAT = "modelhost-registry"
@@ -51,10 +52,12 @@ class RegistryIo:
         self,
         registry: Registry,
         transfers: Transfers,
+        memories: TextMemories,
         check: Callable[[Iterable[Edit]], None],
     ) -> None:
         self._registry = registry
         self._transfers = transfers
+        self._memories = memories
         self._check = check
 
     async def export(self) -> AsyncIterator[bytes]:
@@ -122,6 +125,7 @@ class RegistryIo:
                 answer = json.dumps(asdict(done))
                 await self._registry.stage(plan.edits, principal, request, answer)
                 self._transfers.pump()
+                await self._memories.take_up(plan.other_tasks)
                 return done
         raise ModelhostError(
             Reason.CONFLICTING_OPERATION,
