@@ -12,6 +12,8 @@ from modelhost._errors import invalid
 DEFAULT_PORT = 7411
 SERVICE_SOCKET = "/run/modelhost/modelhost.sock"
 """Where the daemon listens when systemd runs it."""
+ADMIN_SOCKET = "admin.sock"
+"""Beside the users' socket: who may open it is an operator, as is who runs the daemon."""
 
 UNIX_PATH_MAX = 107
 """Bytes of a socket's path. Source: unix(7), sun_path less its final NUL."""
@@ -80,7 +82,7 @@ def make_options(
     if not 0 < max_message_bytes <= MESSAGE_BYTES_MAX:
         raise invalid("max_message_bytes", f"1 to {MESSAGE_BYTES_MAX}", str(max_message_bytes))
     return Options(
-        target=resolve_target(target, os.environ, socket_answers),
+        target=resolve_target(target, os.environ, socket_answers, socket_opens),
         timeout=timeout,
         infer_timeout=infer_timeout,
         retries=retries,
@@ -89,12 +91,16 @@ def make_options(
 
 
 def resolve_target(
-    given: str | None, environment: Mapping[str, str], answers: Callable[[str], bool]
+    given: str | None,
+    environment: Mapping[str, str],
+    answers: Callable[[str], bool],
+    opens: Callable[[str], bool],
 ) -> str:
     """Return the target: what is given, MODELHOST_TARGET, a unix socket, or loopback.
 
     ``answers`` tells whether someone listens on a socket's path: the file of a daemon that was killed
-    stays behind. Raises InvalidArgument for a target that cannot be one.
+    stays behind. ``opens`` tells the same of a socket that this user may open. Raises InvalidArgument for a target
+    that cannot be one.
     """
     if given:
         return parse_target(given, "target")
@@ -102,7 +108,12 @@ def resolve_target(
     if named:
         return parse_target(named, "MODELHOST_TARGET")
     for path in (SERVICE_SOCKET, user_socket(environment)):
-        if len(os.fsencode(path)) <= UNIX_PATH_MAX and answers(path):
+        if len(os.fsencode(path)) > UNIX_PATH_MAX:
+            continue
+        admin = os.path.join(os.path.dirname(path), ADMIN_SOCKET)
+        if opens(admin):
+            return f"unix:{admin}"
+        if answers(path):
             return f"unix:{path}"
     return f"127.0.0.1:{DEFAULT_PORT}"
 
@@ -149,13 +160,31 @@ def socket_answers(path: str) -> bool:
     A socket that may not be opened counts: the error is then about that, not about another target.
     """
     try:
+        return _listens(path)
+    except PermissionError:
+        return True
+
+
+def socket_opens(path: str) -> bool:
+    """Whether someone listens on a unix socket that this user may open."""
+    try:
+        return _listens(path)
+    except PermissionError:
+        return False
+
+
+def _listens(path: str) -> bool:
+    """Whether someone listens on a unix socket. Raises PermissionError where this user cannot tell."""
+    try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return False
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
             probe.connect(path)
-    except (PermissionError, BlockingIOError):
+    except BlockingIOError:
         return True
+    except PermissionError:
+        raise
     except OSError:
         return False
     return True

@@ -13,6 +13,8 @@ from tests.client.double import Double
 
 HOME = {"XDG_DATA_HOME": "/data"}
 USER_SOCKET = "/data/modelhost/run/modelhost.sock"
+USER_ADMIN = "/data/modelhost/run/admin.sock"
+SERVICE_ADMIN = "/run/modelhost/admin.sock"
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,22 @@ USER_SOCKET = "/data/modelhost/run/modelhost.sock"
 )
 def test_the_target_is_the_first_that_is_there(given, environment, alive, target) -> None:
     """Argument, MODELHOST_TARGET, the service's socket, the user's socket, loopback: in this order."""
-    assert resolve_target(given, environment, alive.__contains__) == target
+    assert resolve_target(given, environment, alive.__contains__, {"never"}.__contains__) == target
+
+
+@pytest.mark.parametrize(
+    ("answer", "open_", "target"),
+    [
+        ({USER_SOCKET}, {USER_ADMIN}, USER_ADMIN),
+        ({_options.SERVICE_SOCKET, USER_SOCKET}, {USER_ADMIN}, _options.SERVICE_SOCKET),
+        ({_options.SERVICE_SOCKET}, {SERVICE_ADMIN, USER_ADMIN}, SERVICE_ADMIN),
+    ],
+    ids=["their own", "a user of the service", "the service's operator"],
+)
+def test_who_may_open_the_admin_socket_is_an_operator(answer, open_, target) -> None:
+    """It is taken before the users' socket of the same daemon: who runs a daemon need not ask for it."""
+    found = resolve_target(None, HOME, answer.__contains__, open_.__contains__)
+    assert found == f"unix:{target}"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +108,9 @@ def test_a_socket_counts_only_while_someone_listens(tmp_path: Path) -> None:
         listener.bind(path)
         listener.listen()
         assert _options.socket_answers(path)
+        assert _options.socket_opens(path)
     assert not _options.socket_answers(path)
+    assert not _options.socket_opens(path)
     assert not _options.socket_answers(__file__)
 
 

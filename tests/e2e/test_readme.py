@@ -47,7 +47,7 @@ def _run(arguments: list[str], target: str) -> "subprocess.CompletedProcess[str]
         env=environment,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=500,
         check=False,
     )
 
@@ -75,6 +75,20 @@ def test_the_commands_run(served: tuple[Daemon, int]) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         ran.append(command.split()[1])
     assert {"status", "pull", "ls", "infer", "ps"} <= set(ran)
+
+
+def test_who_runs_the_daemon_is_its_operator(
+    make_daemon: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a target the command comes by the admin socket of the user's own daemon; the users' one refuses."""
+    with make_daemon() as daemon:
+        # Where the sockets of a home are that nobody has placed elsewhere.
+        (tmp_path / "run").symlink_to(daemon.root)
+        monkeypatch.setenv("MODELHOST_HOME", str(tmp_path))
+        done = _run(["modelhost", "rate", "20MB"], "")
+        assert done.returncode == 0, done.stderr
+        refused = _run(["modelhost", "rate", "20MB"], daemon.target)
+        assert "PERMISSION_DENIED" in refused.stderr
 
 
 def _watch(command: list[str], target: str) -> None:

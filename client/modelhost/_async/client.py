@@ -28,7 +28,8 @@ class AsyncClient(
             vectors = await client.embed("e5", ["one text", "another"])
 
     ``target`` is ``host:port`` or ``unix:/path``; without one MODELHOST_TARGET, then the socket of the
-    service or of the user's own daemon if one answers, then 127.0.0.1:7411. ``timeout`` is the deadline
+    service or of the user's own daemon if one answers (that of operators where the user may open it), then
+    127.0.0.1:7411. ``timeout`` is the deadline
     in seconds of every call that names none, ``infer_timeout`` that of inference. With ``retries``, calls
     that are safe to repeat are repeated for up to about 3 s while the daemon is away. Models, devices and
     operations are named by id (``e5``) or resource name (``models/e5``); what comes back are the messages of
