@@ -11,7 +11,7 @@ from bench.faulty_scene import Scene, scene
 
 WRONG_S = 1.0
 """What nobody may be wrong for longer than. A promise, so it is asserted; measured are some 20 ms."""
-FLAGS = ("--set", "worker.arena_bytes=1MiB", "--set", "worker.hang_timeout_s=2")
+FLAGS = ("--set", "worker.arena_bytes=1MiB", "--set", "worker.hang_timeout_s=4")
 
 
 @pytest.fixture(scope="module")

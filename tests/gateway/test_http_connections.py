@@ -66,7 +66,7 @@ async def test_an_answer_that_is_not_read_is_not_kept(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that asks again and again and reads nothing is cut; others are served meanwhile."""
-    monkeypatch.setattr(http, "ANSWER_S", 0.2)
+    monkeypatch.setattr(http, "ANSWER_S", 2.0)
     with socket.socket() as lazy:
         lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         lazy.setblocking(False)
