@@ -66,7 +66,7 @@ def _attacked(at: Scene, name: str, count: int) -> None:
         connection.close()
     # A few: connections that come and go beside the attack.
     wait_until(lambda: at.descriptors() <= descriptors + 3, what="the descriptors return")
-    assert at.subscribers() == 0
+    wait_until(lambda: at.subscribers() == 0, what="the attack's watchers are gone")
     assert at.rss_bytes() - rss < KEPT_BYTES
     at.check()
 

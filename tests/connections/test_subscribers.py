@@ -9,6 +9,7 @@ import pytest
 
 from bench import attacks
 from modelhost.v1 import event_service_pb2
+from modelhostd.api.wrapper import STALL_S
 from tests import event_validators as validate
 from tests.connections.scene import CALL_S, MIB, OWN, Scene, scene
 from tests.support import wait_until_async
@@ -68,6 +69,7 @@ async def test_readers_and_publishing_go_on_beside_watchers_that_never_read(at: 
     first = at.last_sequence()
     await asyncio.gather(*(reader.until(first) for reader in readers))
     before = at.rss_bytes()
+    began = asyncio.get_running_loop().time()
     held = await asyncio.to_thread(attacks.never_reading, at.tcp, NEVER_READERS)
     await wait_until_async(lambda: at.subscribers() == READERS + NEVER_READERS)
 
@@ -82,7 +84,10 @@ async def test_readers_and_publishing_go_on_beside_watchers_that_never_read(at: 
     streams = await asyncio.gather(*(reader.until(last) for reader in readers))
     # Who reads nothing has had its share: more events take no more memory.
     assert at.rss_bytes() - stalled < CACHES_BYTES
-    assert at.subscribers() == READERS + NEVER_READERS
+    watching = at.subscribers()
+    if asyncio.get_running_loop().time() - began < STALL_S:
+        # Later, as on a slow machine, those that read nothing have been ended, as they should be.
+        assert watching == READERS + NEVER_READERS
     for stream in streams:
         validate.check_contiguous(stream.events, 1, last)
         validate.check_same(streams[0].events, stream.events)
