@@ -14,8 +14,7 @@ from modelhostd.core.tallies import Tallies
 from modelhostd.gateway.gateway import Gateway
 from modelhostd.gateway.sources import Sources
 from modelhostd.host import Host
-
-DEADLINE_S = 20.0
+from tests.support import DEADLINE_S
 
 
 @dataclass

@@ -7,6 +7,8 @@ from typing import Any
 
 import grpc
 
+from bench.raw_connection import RawConnection
+from bench.raw_connection import request as raw_request
 from modelhost.v1 import operation_service_pb2, operations_pb2
 from modelhostd.api.calls import Call
 from modelhostd.api.methods import Service, snake
@@ -75,6 +77,11 @@ async def counted(scene: Serving, path: str, *codes: int) -> None:
     assert counts.started == counts.seconds.count == len(codes)
 
 
+def handled(text: str) -> float | None:
+    """Return how many calls of methods that nobody offers have ended."""
+    return value(text, "grpc_server_handled_total", grpc_service="_unknown")
+
+
 async def test_each_outcome_has_its_code() -> None:
     """An answer, a typed refusal and a bug are OK, their own code and INTERNAL."""
     async with serving([Service(DESCRIPTOR, Servicer())]) as scene:
@@ -100,13 +107,14 @@ async def test_a_call_under_way_is_started_only() -> None:
 async def test_the_end_of_a_deadline_is_no_cancellation() -> None:
     """What the caller had no more time for is DEADLINE_EXCEEDED, unary or stream."""
     async with serving([Service(DESCRIPTOR, Servicer())]) as scene:
-        channel = scene.channel()
-        one = channel.unary_unary(GET)(request("hang"), timeout=0.1)
-        many = channel.unary_stream(WATCH)(request("hang"), timeout=0.1)
-        assert await code_of(one) is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert await code_of(many) is grpc.StatusCode.DEADLINE_EXCEEDED
-        await counted(scene, GET, Code.DEADLINE_EXCEEDED)
-        await counted(scene, WATCH, Code.DEADLINE_EXCEEDED)
+        # Whose clock is a little before the server's cancels the call before that sees its deadline: this one
+        # says what time it has, and no more.
+        with RawConnection(scene.target).begin() as connection:
+            for path in (GET, WATCH):
+                stream = connection.next_stream()
+                connection.send(raw_request(stream, path, request("hang"), grpc_timeout="1000m"))
+            await counted(scene, GET, Code.DEADLINE_EXCEEDED)
+            await counted(scene, WATCH, Code.DEADLINE_EXCEEDED)
 
 
 async def test_a_refused_call_is_counted_too() -> None:
@@ -125,9 +133,11 @@ async def test_callers_cannot_make_labels() -> None:
         channel = scene.channel()
         for i in range(5):
             await code_of(channel.unary_unary(f"/evil.Service{i}/Method{i}")(b""))
+        # A client may have its answer before the call is counted out.
+        await wait_until_async(lambda: handled("".join(rpc(stats_of(scene)))) == 5)
         text = "".join(rpc(stats_of(scene)))
     assert "evil" not in text
-    assert value(text, "grpc_server_handled_total", grpc_service="_unknown") == 5
+    assert handled(text) == 5
     assert value(text, "grpc_server_handled_total", grpc_code="Unimplemented") == 5
 
 
@@ -136,6 +146,8 @@ async def test_the_names_are_go_grpcs() -> None:
     async with serving([Service(DESCRIPTOR, Servicer())]) as scene:
         await code_of(scene.channel().unary_unary(GET)(request("refuse")))
         await code_of(scene.channel().unary_stream(WATCH)(request("")))
+        await counted(scene, GET, Code.RESOURCE_EXHAUSTED)
+        await counted(scene, WATCH, 0)
         text = "".join(rpc(stats_of(scene)))
     service = "modelhost.v1.OperationService"
     labels = {"grpc_service": service, "grpc_method": "GetOperation", "grpc_type": "unary"}

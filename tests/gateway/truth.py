@@ -18,8 +18,7 @@ from modelhost.oip import open_inference_pb2 as oip
 from modelhost.oip.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from modelhost.v1 import event_service_pb2, events_pb2, instances_pb2
 from modelhost.v1.event_service_pb2_grpc import EventServiceStub
-
-DEADLINE_S = 20.0
+from tests.support import DEADLINE_S
 
 State = instances_pb2.Instance
 Health = instances_pb2.Health
