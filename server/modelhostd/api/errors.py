@@ -115,6 +115,8 @@ async def abort(
     Free what the call holds before: on a stream whose reader is gone this may not return for long.
     """
     code = STATUS_CODES[int(error.code)]
+    # Their frames have the request, and one of them has the error.
+    error.__traceback__ = error.__context__ = None
     await context.abort(code, text(error.message), trailers(error, request_id))
     raise AssertionError("abort returned")
 

@@ -4,9 +4,9 @@ ModelInfer is the hot path: bytes come in, the fields to route by are scanned, t
 its bytes go out. The daemon never parses a tensor; the worker checks the whole message.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from typing import Any
 
 from modelhost.oip import open_inference_pb2
 from modelhost.v1 import options_pb2
@@ -137,8 +137,10 @@ class InferenceService(Repository, Refusals):
         # gRPC holds what is above a window until the client reads it, long after a method has returned.
         if size > WINDOW_BYTES:
             self.unread.take(size, model[:64])
-            returned: Any = lambda _: self.unread.give_back(size)  # noqa: E731  (the stubs' type is odd)
-            call.context.add_done_callback(returned)
+            # The task's end, not the context's: gRPC keeps a context that has callbacks until the collector comes by.
+            task = asyncio.current_task()
+            assert task is not None
+            task.add_done_callback(lambda _: self.unread.give_back(size))
 
     def model_stream_infer(
         self, requests: AsyncIterator[bytes], call: Call
