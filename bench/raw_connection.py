@@ -18,7 +18,7 @@ class RawConnection:
     ``receive_bytes`` is the size of the kernel's buffer for what comes (0: the system's choice).
     """
 
-    def __init__(self, target: str, *, receive_bytes: int = 0, timeout_s: float = 20.0) -> None:
+    def __init__(self, target: str, *, receive_bytes: int = 0, timeout_s: float = 60.0) -> None:
         if target.startswith("unix:"):
             self.socket = socket.socket(socket.AF_UNIX)
             address: str | tuple[str, int] = target.removeprefix("unix:")

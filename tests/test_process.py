@@ -27,7 +27,7 @@ def prepared(before: str = "", after: str = "", **environment: str) -> dict[str,
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "PYTHONPATH": str(ROOT / "server"), **environment},
-        capture_output=True, text=True, check=True, timeout=60,
+        capture_output=True, text=True, check=True, timeout=200,
     )  # fmt: skip
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -133,13 +133,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", str(place)]
     try:
-        done = subprocess.run(mount, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(mount, capture_output=True, text=True, timeout=120, check=False)
     except FileNotFoundError:
         pytest.skip("mount is not present")
     if done.returncode:
         pytest.skip(f"no mounts here: {done.stderr.strip()}")
     yield place
-    subprocess.run(["umount", "--lazy", str(place)], capture_output=True, timeout=30, check=False)
+    subprocess.run(["umount", "--lazy", str(place)], capture_output=True, timeout=120, check=False)
 
 
 async def test_what_does_not_fit_is_refused_with_the_numbers_of_the_disk(

@@ -45,7 +45,7 @@ def site(tmp_path: Path, hub: LoopbackHub) -> Site:
 def kill(child: "subprocess.Popen[bytes]") -> bytes:
     """SIGKILL it, reap it, return what it printed."""
     child.kill()
-    out, _ = child.communicate(timeout=30)
+    out, _ = child.communicate(timeout=200)
     return out
 
 

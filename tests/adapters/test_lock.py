@@ -48,7 +48,7 @@ def said(process: subprocess.Popen[str]) -> str:
 def finish(*processes: subprocess.Popen[str]) -> None:
     """End processes and close what they held."""
     for process in processes:
-        process.communicate(timeout=30)
+        process.communicate(timeout=200)
 
 
 def test_the_second_ends_and_the_first_is_unharmed(tmp_path: Path) -> None:

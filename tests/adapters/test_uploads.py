@@ -21,7 +21,7 @@ from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.uploads import UPLOAD, UploadFile
 from modelhostd.ports import DownloadJob
 from tests.adapters.downloads_support import safetensors
-from tests.support import wait_until_async
+from tests.support import DEADLINE_S, wait_until_async
 
 WEIGHTS = safetensors(3 * BATCH_BYTES)
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
@@ -116,7 +116,7 @@ async def test_two_uploads_of_one_file_share_it(desk: Desk) -> None:
         waiting = asyncio.create_task(two.begin(FILE))
         await one.write(WEIGHTS)
         await one.end()
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, DEADLINE_S)
         await two.write(WEIGHTS)
         await two.end()
         await one.publish("r1")

@@ -28,7 +28,7 @@ from modelhostd.api.server import ApiConfig, ApiServer, build
 from tests.fakes.clock import FakeClock
 from tests.host.support import Running, World
 
-CALL_S = 10.0
+CALL_S = 60.0
 CLIENT_OPTIONS = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),

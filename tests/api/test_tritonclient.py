@@ -291,7 +291,7 @@ def test_both_import_in_one_process(order: str) -> None:
         env={"PYTHONPATH": f"{ROOT / 'client'}:{ROOT / 'server'}"},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from modelhost._retries import services
+from tests.support import DEADLINE_S
 
 Answer = Callable[[Any, grpc.ServicerContext], Any]
 
@@ -152,5 +153,5 @@ def hold(request: Any, context: grpc.ServicerContext) -> Any:
     """Answer nothing until the caller is gone or the daemon stops."""
     ended = threading.Event()
     if context.add_callback(ended.set):
-        ended.wait(20)
+        ended.wait(DEADLINE_S)
     return context.abort(grpc.StatusCode.CANCELLED, "nobody waits")

@@ -17,6 +17,7 @@ from modelhost._text import plain, plain_json, read_bytes, show_bytes, show_seco
 from modelhost.v1 import operations_pb2
 from tests.client.double import Double, hold
 from tests.client.told import DONE, ID, NAME, RUNNING
+from tests.support import DEADLINE_S
 
 Operation = operations_pb2.Operation
 
@@ -120,11 +121,11 @@ def test_ctrl_c_leaves_the_download_running(double: Double, json_) -> None:
     try:
         assert child.stdout is not None
         assert child.stderr is not None
-        assert waiting.wait(20)
+        assert waiting.wait(DEADLINE_S)
         # The first state is shown: from here on the command waits for the next.
         first = (child.stdout if json_ else child.stderr).readline()
         child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=20)
+        out, err = child.communicate(timeout=DEADLINE_S)
     finally:
         child.kill()
     assert first
@@ -152,9 +153,9 @@ def test_ctrl_c_elsewhere_is_130(double: Double) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        assert waiting.wait(20)
+        assert waiting.wait(DEADLINE_S)
         child.send_signal(signal.SIGINT)
-        _, err = child.communicate(timeout=20)
+        _, err = child.communicate(timeout=DEADLINE_S)
     finally:
         child.kill()
     assert child.returncode == 130
@@ -174,7 +175,7 @@ def test_a_reader_that_goes_away_is_no_error(double: Double, tmp_path: Path) -> 
     os.close(reading)
     done = subprocess.run(
         [sys.executable, "-m", "modelhost", "--target", double.target, "events", "--since", "0"],
-        stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=30,
+        stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=DEADLINE_S,
     )  # fmt: skip
     os.close(writing)
     assert done.returncode == 1

@@ -226,7 +226,7 @@ class Terminal:
         def pressed() -> bool:
             os.kill(self.process.pid, signal.SIGINT)
             while text.encode() not in self.seen:
-                if not select.select([self.master], [], [], 2.0)[0]:
+                if not select.select([self.master], [], [], 5.0)[0]:
                     return False
                 self.seen += os.read(self.master, 65536)
             return True

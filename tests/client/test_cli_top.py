@@ -17,8 +17,8 @@ import pytest
 
 from modelhost.v1 import host_pb2
 from tests.client.double import Double
+from tests.support import DEADLINE_S
 
-DEADLINE_S = 30.0
 DEVICES = [
     {"device": "devices/cpu", "budget_bytes": 4096, "resident_bytes": 2048, "reserved_bytes": 1024}
 ]

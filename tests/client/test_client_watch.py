@@ -20,6 +20,7 @@ from modelhost import (
 from modelhost._watch import LONGEST_DELAY_S, WatchState
 from modelhost.v1 import event_service_pb2, events_pb2
 from tests.client.double import Double, failure, hold
+from tests.support import DEADLINE_S
 
 Answer = event_service_pb2.WatchEventsResponse
 COMPACTED = OutOfRange("gone", reason="SEQUENCE_COMPACTED")
@@ -330,7 +331,7 @@ def test_closing_the_client_ends_a_watch_that_waits_to_connect(double: Double) -
     watch = client.watch(snapshot=False, reconnecting=lambda error, delay: waits.set())
     assert take(watch, 1) == ["up to 1"]
     double.stop()
-    closer = threading.Thread(target=lambda: waits.wait(20) and client.close())
+    closer = threading.Thread(target=lambda: waits.wait(DEADLINE_S) and client.close())
     closer.start()
     assert told(watch) == []
     closer.join()
@@ -347,7 +348,7 @@ async def test_a_wait_that_is_given_up_loses_nothing(double: Double) -> None:
     async with AsyncClient(double.target, retries=False) as client:
         watch = client.watch(snapshot=False)
         assert told([await anext(watch), await anext(watch)]) == ["up to 1", 2]
-        await asyncio.to_thread(open_gate.wait, 20)
+        await asyncio.to_thread(open_gate.wait, DEADLINE_S)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(watch), 0.01)
         assert told([await anext(watch)]) == [3]

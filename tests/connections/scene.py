@@ -24,7 +24,7 @@ from modelhost.v1.host_service_pb2_grpc import HostServiceStub
 from modelhost.v1.model_service_pb2_grpc import ModelServiceStub
 from tests.e2e.process import Daemon
 
-CALL_S = 20.0
+CALL_S = 60.0
 MIB = 2**20
 MODEL = "models/m"
 OWN = (("grpc.use_local_subchannel_pool", 1),)

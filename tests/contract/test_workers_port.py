@@ -62,7 +62,9 @@ async def test_a_loaded_model_answers(workers):
     loaded = await workers.load("cpu", spec(), ignore)
     assert isinstance(loaded, Loaded)
     assert loaded.backend == "identity"
-    reply = await workers.infer("cpu", "m-1", 1, encode({"x": numbers(3)}, id="a"), timeout_s=5)
+    reply = await workers.infer(
+        "cpu", "m-1", 1, encode({"x": numbers(3)}, id="a"), timeout_s=DEADLINE_S
+    )
     response, arrays = decode(reply.payload)
     assert (response.id, response.model_version) == ("a", "1")
     assert arrays["x"].tolist() == [0, 1, 2]
@@ -204,7 +206,9 @@ async def test_a_stream_of_a_model_that_answers_once_has_one_response(workers):
     """Streams work with every model, and what is not there is typed as for single requests."""
     await workers.load("cpu", spec(), ignore)
     payload = encode({"x": numbers(3)}, id="a")
-    replies = [r async for r in workers.stream_infer("cpu", "m-1", 1, payload, timeout_s=5)]
+    replies = [
+        r async for r in workers.stream_infer("cpu", "m-1", 1, payload, timeout_s=DEADLINE_S)
+    ]
     (only,) = replies
     assert decode(only.payload)[0].id == "a"
     with pytest.raises(ModelhostError) as caught:

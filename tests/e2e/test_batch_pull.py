@@ -33,7 +33,7 @@ def hub() -> Iterator[LoopbackHub]:
 def run(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line."""
     command = [sys.executable, "-m", "modelhost", "--target", daemon.target, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
 
 
 def test_a_batch_ends_with_a_result_for_each(make_daemon: Make, hub: LoopbackHub) -> None:

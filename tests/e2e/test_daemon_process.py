@@ -14,7 +14,7 @@ import pytest
 
 from modelhost import Client, ModelhostError
 from tests.e2e.process import Daemon, DaemonFailed
-from tests.support import wait_until
+from tests.support import DEADLINE_S, wait_until
 
 Make = Callable[..., Daemon]
 
@@ -25,7 +25,7 @@ def _spawn(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=250,
         check=False,
     )
 
@@ -179,7 +179,7 @@ def serves(client: Client) -> bool:
 def test_a_shortened_flag_is_refused(make_daemon: Make, flag: str) -> None:
     """A flag means what it says: a prefix of one would change its meaning with the next version."""
     daemon = make_daemon(flag, "x")
-    assert daemon.spawn().wait(20) == 2
+    assert daemon.spawn().wait(DEADLINE_S) == 2
     assert "unrecognized arguments" in daemon.log
 
 

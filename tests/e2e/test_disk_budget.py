@@ -49,7 +49,7 @@ def test_a_download_waits_for_room_and_a_policy_makes_it(
         wait_until(lambda: client.get("b").state == models_pb2.Artifact.AVAILABLE)
         assert client.get("a").state == models_pb2.Artifact.ABSENT
         assert [m.model for m in client.storage().models] == ["models/b"]
-        client.pull("hf://org/c", timeout=60)
+        client.pull("hf://org/c", timeout=200)
         assert client.get("b").state == models_pb2.Artifact.ABSENT
         verified = client.verify("c").operation.verify_result
         assert list(verified.findings) == []

@@ -69,12 +69,16 @@ def test_a_retry_is_seen_while_it_waits(make_daemon: Make, hub: LoopbackHub) -> 
         unwell(hub)
         command = [sys.executable, "-m", "modelhost", "--target", daemon.target]
         done = subprocess.run(
-            [*command, "pull", "hf://org/b"], capture_output=True, text=True, check=True, timeout=50
+            [*command, "pull", "hf://org/b"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=250,
         )
         assert "again after NETWORK_ERROR (1)" in done.stderr
         assert "download b: 2 files" in done.stdout
         shown = subprocess.run(
-            [*command, "sources", "--json"], capture_output=True, text=True, check=True, timeout=50
+            [*command, "sources", "--json"], capture_output=True, text=True, check=True, timeout=250
         )
         found = {one["scheme"]: one["state"] for one in json.loads(shown.stdout)["sources"]}
         assert found["hf"] == "REACHABLE"

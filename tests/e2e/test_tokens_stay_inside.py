@@ -50,7 +50,7 @@ def events(target: str) -> str:
     """Return every event there was."""
     with grpc.insecure_channel(target) as channel:
         stub = event_service_pb2_grpc.EventServiceStub(channel)
-        listed = stub.ListEvents(event_service_pb2.ListEventsRequest(page_size=1000), timeout=20)
+        listed = stub.ListEvents(event_service_pb2.ListEventsRequest(page_size=1000), timeout=60)
     assert len(listed.events) > 5
     return str(listed)
 

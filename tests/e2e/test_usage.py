@@ -21,7 +21,7 @@ from tests.worker.generation_models import save_model
 pytestmark = pytest.mark.timeout(720)
 
 BIN = Path(sys.executable).parent
-RUN_S = 100
+RUN_S = 300
 MODELS = {
     "minilm": "feature-extraction",
     "mood": "text-classification",

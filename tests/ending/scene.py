@@ -28,7 +28,7 @@ from tests import event_validators as validate
 from tests.e2e.process import Daemon
 from tests.support import wait_until
 
-CALL_S = 20.0
+CALL_S = 60.0
 MODEL, LARGE = "m", "large"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 WATCH_OPERATION = "/modelhost.v1.OperationService/WatchOperation"
@@ -156,7 +156,7 @@ class Scene:
         for text in ("Traceback", "failed unexpectedly", "never retrieved"):
             assert text not in self.daemon.log, self.daemon.log[-5000:]
         command = [sys.executable, "-m", "modelhostd", "fsck", "--home", str(self.daemon.home)]
-        checked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        checked = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
 

@@ -25,6 +25,7 @@ from tests.fakes.database import disk_full
 from tests.fakes.gates import Gate
 from tests.host.support import Running, World
 from tests.host.warm import true
+from tests.support import DEADLINE_S
 
 SIZES = {"a": 400, "b": 400, "c": 300, "d": 900}
 BUDGET = 1000
@@ -292,7 +293,7 @@ class Chaos:
                 await host.transfers.resume(operation.id)
         await self.world.clock.advance(200.0)
         if self.tasks:
-            done, waiting = await asyncio.wait(self.tasks, timeout=5.0)
+            done, waiting = await asyncio.wait(self.tasks, timeout=DEADLINE_S)
             assert not waiting
             for task in done:
                 if not task.cancelled():

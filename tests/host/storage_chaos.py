@@ -29,6 +29,7 @@ from tests.fakes.clock import settle
 from tests.fakes.database import disk_full
 from tests.fakes.files import FakeFiles
 from tests.host.support import Running, World
+from tests.support import DEADLINE_S
 
 MODELS = ("a", "b", "c", "d", "e")
 SIZES = (100, 200, 300, 400)
@@ -280,7 +281,7 @@ class StorageChaos:
             if not [o for o in host.operations.list() if o.state not in FINAL_STATES]:
                 break
         if self.tasks:
-            done, waiting = await asyncio.wait(self.tasks, timeout=5.0)
+            done, waiting = await asyncio.wait(self.tasks, timeout=DEADLINE_S)
             assert not waiting
             for task in done:
                 if not task.cancelled():

@@ -15,7 +15,7 @@ from modelhostd.core.resources import (
 )
 from tests.fakes.clock import settle
 from tests.host.support import Running, World, release
-from tests.support import wait_until_async
+from tests.support import DEADLINE_S, wait_until_async
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ async def test_a_request_that_loads_first_ends_both(world: World) -> None:
         await run.add("a")
         load, download = await fetching(run, "a")
         release(run, "a")
-        await run.host.operations.wait(download.id, timeout_s=5.0)
+        await run.host.operations.wait(download.id, timeout_s=DEADLINE_S)
         assert await run.infer("a", 5.0) == b"x"
         await run.end(load)
         assert [verb for verb, *_ in run.workers.log if verb == "load"] == ["load"]
@@ -118,7 +118,7 @@ async def test_a_load_ends_with_its_download(world: World, how: str) -> None:
             if how == "is cancelled":
                 await run.host.operations.cancel(download.id)
             release(run, "a")
-        done = await run.host.operations.wait(load.id, timeout_s=5.0)
+        done = await run.host.operations.wait(load.id, timeout_s=DEADLINE_S)
         assert done.error is not None
         expected = {
             "fails": "GATED",

@@ -22,6 +22,7 @@ from modelhostd.host.registry import History
 from tests.fakes.clock import FakeClock, settle
 from tests.fakes.database import FakeDisk, disk_full
 from tests.host.registry_desk import Desk, model
+from tests.support import DEADLINE_S
 
 CHECK = OperationKind.CHECK_STORAGE
 
@@ -108,7 +109,7 @@ async def test_samples_are_the_latest_not_all(table: Table) -> None:
     seen = [await anext(watch)]
     for number in range(1000):
         table.operations.report(operation.id, Progress(Phase.VERIFYING, done_bytes=number))
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(DEADLINE_S):
         while seen[-1].progress.done_bytes != 999:
             seen.append(await anext(watch))
     assert len(seen) < 10
@@ -254,7 +255,7 @@ async def test_work_ends_its_operation(table: Table) -> None:
     reasons = []
     for work in (well, badly, bug):
         operation = await _run(table, work)
-        done = await table.operations.wait(operation.id, timeout_s=5.0)
+        done = await table.operations.wait(operation.id, timeout_s=DEADLINE_S)
         reasons.append((done.state.value, done.error and done.error.reason))
         assert done.error is None or "ZeroDivision" not in done.error.message
     assert reasons == [("SUCCEEDED", None), ("FAILED", "STORAGE_ERROR"), ("FAILED", "INTERNAL")]
@@ -285,7 +286,7 @@ async def test_an_outcome_that_cannot_be_stored_ends_all_the_same(table: Table) 
         return {"findings": "\ud800"}
 
     operation = await _run(table, work)
-    done = await table.operations.wait(operation.id, timeout_s=5.0)
+    done = await table.operations.wait(operation.id, timeout_s=DEADLINE_S)
     assert done.state is OperationState.FAILED
 
 
@@ -312,7 +313,7 @@ async def test_cancellable_work_is_cancelled(table: Table) -> None:
         held.append(operation.id)
 
     await table.operations.start(CHECK, begun=begun)
-    done = await table.operations.wait(held[0], timeout_s=5.0)
+    done = await table.operations.wait(held[0], timeout_s=DEADLINE_S)
     assert done.state is OperationState.CANCELLED
 
     stubborn = await _run(table, work)

@@ -19,7 +19,7 @@ from modelhostd.host.registry import Request
 from tests.fakes.clock import FakeClock, settle
 from tests.fakes.database import FakeDisk, disk_full
 from tests.host.registry_desk import Desk, gone, instance, model
-from tests.support import wait_until_async
+from tests.support import DEADLINE_S, wait_until_async
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ async def test_a_flush_ends_under_endless_traffic(desk: Desk) -> None:
     await settle()
     desk.registry.stage([model("b")])
     await desk.database.release_commits(1)
-    await asyncio.wait_for(flushed, 5.0)
+    await asyncio.wait_for(flushed, DEADLINE_S)
     assert desk.models == ["a"]
 
 

@@ -11,6 +11,7 @@ from modelhostd.core.registry import ModelSpec
 from modelhostd.core.resources import Instance, OperationKind, OperationState
 from tests.fakes.clock import settle
 from tests.host.support import Running, World
+from tests.support import DEADLINE_S
 
 
 @pytest.fixture
@@ -260,7 +261,7 @@ async def test_a_reload_ends_where_its_model_is_deleted(world: World) -> None:
         delete = await run.host.models.delete("a", force=True)
         gate.open()
         await run.end(delete)
-        after = await run.host.operations.wait(reload.id, timeout_s=5.0)
+        after = await run.host.operations.wait(reload.id, timeout_s=DEADLINE_S)
         assert after.state in (OperationState.CANCELLED, OperationState.FAILED)
         await settle()
         assert not run.workers.resident

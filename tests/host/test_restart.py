@@ -21,6 +21,7 @@ from modelhostd.host.registry import Request
 from tests.fakes.clock import settle
 from tests.fakes.database import disk_full
 from tests.host.support import World, held, release
+from tests.support import DEADLINE_S
 
 PHASES = [Phase.PLANNING, Phase.DOWNLOADING, Phase.VERIFYING, Phase.COMMITTING]
 
@@ -166,7 +167,7 @@ async def test_an_instance_is_gone_from_each_state(world: World, moment: str) ->
             run.workers.load_gate("a").close()
         operation = await run.host.residency.load("a")
         if moment in ("ready", "draining", "failed"):
-            await run.host.operations.wait(operation.id, timeout_s=5.0)
+            await run.host.operations.wait(operation.id, timeout_s=DEADLINE_S)
         if moment == "draining":
             run.workers.unload_gate("a").close()
             operation = await run.host.residency.unload("a")

@@ -19,6 +19,7 @@ from tests.fakes.clock import settle
 from tests.fakes.database import disk_full
 from tests.fakes.downloads import FakeRepo
 from tests.host.support import Running, World, held, release
+from tests.support import DEADLINE_S
 
 PHASES = [Phase.PLANNING, Phase.DOWNLOADING, Phase.VERIFYING, Phase.COMMITTING]
 in_each_phase = pytest.mark.parametrize("phase", PHASES, ids=lambda p: p.value)
@@ -86,7 +87,7 @@ async def test_paused_and_resumed_in_each_phase(world: World, phase: Phase) -> N
         resumed = await run.host.transfers.resume(operation.id)
         assert resumed.state in (OperationState.QUEUED, OperationState.RUNNING)
         await run.end(operation)
-        after = await run.host.operations.wait(operation.id, timeout_s=1.0)
+        after = await run.host.operations.wait(operation.id, timeout_s=DEADLINE_S)
         assert after.state is OperationState.SUCCEEDED
 
 
@@ -339,7 +340,7 @@ async def test_unsafe_files_come_for_the_download_that_may(world: World) -> None
         await run.add("a")
         world.downloads.repos["hf://org/a"] = FakeRepo({"pytorch_model.bin": b"x"}, "r1")
         failed = await run.host.transfers.download("a")
-        failed = await run.host.operations.wait(failed.id, timeout_s=1.0)
+        failed = await run.host.operations.wait(failed.id, timeout_s=DEADLINE_S)
         assert failed.error is not None
         assert failed.error.reason == "UNSAFE_FILE"
         world.downloads.hold("hf://org/a", Phase.DOWNLOADING)
@@ -347,7 +348,7 @@ async def test_unsafe_files_come_for_the_download_that_may(world: World) -> None
         assert (await run.host.transfers.download("a", allow_unsafe=True)).id == first.id
     async with world.host() as run:
         world.downloads.unhold("hf://org/a", Phase.DOWNLOADING)
-        done = await run.host.operations.wait(first.id, timeout_s=1.0)
+        done = await run.host.operations.wait(first.id, timeout_s=DEADLINE_S)
         assert done.state is OperationState.SUCCEEDED
         await run.add("b")
         safe = await held(run, "b")

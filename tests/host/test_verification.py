@@ -17,6 +17,7 @@ from modelhostd.core.resources import (
 from modelhostd.host.verification import SCHEDULE, SLOW_SHARE, UNPACED
 from tests.fakes.clock import settle
 from tests.host.support import Running, World, held, release
+from tests.support import DEADLINE_S
 
 HOUR_S = 3600.0
 RATE = 8 << 20
@@ -268,7 +269,7 @@ async def test_what_is_gone_meanwhile_is_not_judged(world: World, change: str) -
             await world.clock.advance(1.0)
             await run.end(await run.host.transfers.download("a"))
         go.set()
-        await run.host.operations.wait(operation.id, timeout_s=5.0)
+        await run.host.operations.wait(operation.id, timeout_s=DEADLINE_S)
         await settle(10)
         wanted = ArtifactState.ABSENT if change == "deleted" else ArtifactState.AVAILABLE
         assert run.host.models.get("a").state is wanted

@@ -16,7 +16,7 @@ from tests.hostile.judge import check_answer, plain, typed
 from tests.hostile.oracle import MODEL, Takes, faults
 
 SERVICE = "/inference.GRPCInferenceService/"
-CALL_S = 30.0
+CALL_S = 60.0
 SIDE_BY_SIDE = 32
 """Calls under way at one time."""
 STREAM_MESSAGES = 100

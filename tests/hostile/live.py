@@ -29,7 +29,7 @@ from tests.api.support import CLIENT_OPTIONS
 from tests.e2e.process import Daemon
 from tests.support import free_port, wait_until
 
-CALL_S = 20.0
+CALL_S = 60.0
 
 _HEADER = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
 WEIGHTS = len(_HEADER).to_bytes(8, "little") + _HEADER + b"\0" * 4
@@ -110,7 +110,7 @@ class Live:
     def fsck(self) -> "subprocess.CompletedProcess[str]":
         """Check its home, once it has ended."""
         command = [sys.executable, "-m", "modelhostd", "fsck", "--home", str(self.daemon.home)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from modelhostd.ports import RemoteFile
 from tests.hostile.json_values import encoded
 from tests.hostile.messages import mutated
 from tests.hostile.profile import examples
+from tests.support import DEADLINE_S
 
 HOST = "127.0.0.1"
 SOURCE = Source("hf://org/tiny")
@@ -103,7 +104,7 @@ def site() -> Iterator[Site]:
     yield made
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
-    thread.join(20)
+    thread.join(DEADLINE_S)
 
 
 LONG = b"9" * 5000  # more than int() takes

@@ -15,9 +15,9 @@ from modelhostd.core.resources import Isolation, ModelConfig, Progress
 from modelhostd.ports import LoadSpec, WorkerExit
 from modelhostd.worker.backend import Tensor
 from modelhostd.worker.tensors import as_tensor, to_raw
+from tests.support import DEADLINE_S
 
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_S = 20.0
 
 CONFIG = WorkersConfig(
     backends=(

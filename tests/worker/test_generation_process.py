@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from modelhost.oip import open_inference_pb2 as oip
 from modelhostd.core.errors import ModelhostError, Reason
-from tests.support import wait_until_async
+from tests.support import DEADLINE_S, wait_until_async
 from tests.worker.generation_models import expected, flag, save_model, texts
 from tests.worker.harness import CONFIG, encode, ignore, running, spec
 
@@ -154,7 +154,7 @@ async def test_generating_does_not_hold_up_a_neighbour(workers):
     for one in streams:
         await anext(one)
     payload = encode({"x": np.zeros(1, np.float32)}, name="other")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_S):
         await workers.infer("cpu", "other-1", 1, payload, timeout_s=None)
     for one in streams:
         await one.aclose()
@@ -169,7 +169,7 @@ async def test_unloading_ends_streams_and_finishes_whole_answers(workers, folder
     for one in streams:
         await anext(one)
     whole = workers.infer("cpu", "u-1", 1, payload, timeout_s=None)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_S):
         await workers.unload("cpu", "u-1", 1)
     (answer,) = await asyncio.gather(whole, return_exceptions=True)
     if isinstance(answer, ModelhostError):

@@ -89,6 +89,6 @@ def test_a_write_to_a_filled_image_is_a_crash():
         "print('written')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=200
     )
     assert (done.stdout, done.returncode) == ("24576\n", -11)

@@ -6,7 +6,7 @@ import pytest
 
 from modelhostd.core.errors import ModelhostError, Reason
 from tests.support import wait_until_async
-from tests.worker.harness import decode, encode, ignore, running, spec
+from tests.worker.harness import DEADLINE_S, decode, encode, ignore, running, spec
 
 
 def stream(workers, **parameters):
@@ -62,7 +62,7 @@ async def test_a_stream_ends_with_its_worker():
         with pytest.raises(ModelhostError):
             await workers.infer("cpu", "killer-1", 1, payload, timeout_s=None)
         with pytest.raises(ModelhostError) as caught:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(DEADLINE_S):
                 async for _ in responses:
                     pass
         assert caught.value.reason is Reason.WORKER_LOST
@@ -82,7 +82,7 @@ async def test_unloading_ends_a_stream_that_nobody_reads():
         await workers.load("cpu", spec(backend="trouble"), ignore)
         responses = stream(workers, count=10**9)
         await anext(responses)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_S):
             await workers.unload("cpu", "m-1", 1)
         with pytest.raises(ModelhostError) as caught:
             async for _ in responses:
