@@ -6,7 +6,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelhostd.core.budgets import check_budget, check_hold
+from modelhostd.core.budgets import check_budget, check_hold, over_budget
+from modelhostd.core.claims import Claims
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.eviction import Holding, Policy
 from modelhostd.core.residency import (
@@ -18,7 +19,6 @@ from modelhostd.core.residency import (
     Refuse,
     Wait,
     Want,
-    over_budget,
     plan,
 )
 from modelhostd.core.resources import InstanceState
@@ -153,11 +153,34 @@ def test_memory_on_its_way_out_is_waited_for() -> None:
     assert plan(Want("x", 5), {"d": DeviceView("d", 10, holdings)}, NOW, Policy()) == Wait("d")
 
 
+@given(_devices(), SIZES, SIZES)
+def test_what_a_waiting_load_can_do_without_is_for_others(
+    devices: Mapping[str, DeviceView], first: int, second: int
+) -> None:
+    """A load that is admitted beside one that waits takes nothing of what that will have when those behind it go."""
+    view = devices["d0"]
+    answer = plan(Want("first", first), {"d0": view}, NOW, Policy())
+    if not isinstance(answer, Wait) or not answer.behind:
+        return
+    going = [h for h in view.holdings if h.model in answer.behind]
+    assert not any(h.held or h.state is InstanceState.DRAINING for h in going)
+    assert set(answer.drain) <= set(answer.behind)
+    claims = Claims({"d0": view.claimed_bytes + first}, set(answer.behind))
+    after = plan(Want("second", second), {"d0": claims.over(view)}, NOW, Policy())
+    left = view.free_bytes + _coming(view) + sum(h.bytes for h in going) - first
+    assert left >= 0
+    if second <= min(left, view.free_bytes):
+        assert after == Fits("d0")
+    if isinstance(after, Fits):
+        assert second <= max(0, left)
+
+
 def test_a_young_instance_is_spared() -> None:
     """min_residency guards what became READY just now; when it has passed, it may go."""
     holding = Holding("young", "d", 5, InstanceState.READY, ready_since=NOW - 1)
     view = {"d": DeviceView("d", 5, (holding,))}
-    assert plan(Want("x", 5, since=NOW), view, NOW, GUARD) == Wait("d")
+    guarded = plan(Want("x", 5, since=NOW), view, NOW, GUARD)
+    assert guarded == Wait("d", behind=("young",))
     assert plan(Want("x", 5, since=NOW), view, NOW + 10, GUARD) == Evict("d", ("young",))
 
 

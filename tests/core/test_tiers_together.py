@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from modelhostd.core import host_tier as host_rules
+from modelhostd.core.budgets import check_budget, over_budget
+from modelhostd.core.errors import ModelhostError
 from modelhostd.core.eviction import COST_AWARE, LRU, Holding, Policy
 from modelhostd.core.host_tier import HOST
-from modelhostd.core.residency import DeviceView, Evict, Fits, Ledger, Want, over_budget, plan
+from modelhostd.core.residency import DeviceView, Evict, Fits, Ledger, Want, plan
 from modelhostd.core.resources import InstanceState
 
 SIZES = {"a": 40, "b": 30, "c": 30, "d": 20, "e": 10}
@@ -93,6 +96,12 @@ class Tiers(RuleBasedStateMachine):
 
     @rule(place=st.sampled_from(["d", HOST]), size=st.integers(0, 90))
     def set_budget(self, place: str, size: int) -> None:
+        view = self.view(place)
+        if size < sum(h.bytes for h in view.holdings if h.held):
+            with pytest.raises(ModelhostError):
+                check_budget(view, place, size)
+            return
+        check_budget(view, place, size)
         self.budgets[place] = size
         self.enforce()
 
@@ -105,10 +114,9 @@ class Tiers(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_above_its_budget(self) -> None:
-        """But for what cannot go: pinned models."""
+        """Pins, too, hold no more than that: a budget below them is refused."""
         for place in ("d", HOST):
-            stays = sum(h.bytes for h in self.view(place).holdings if h.held)
-            assert self.ledger.used(place) <= max(self.budgets[place], stays)
+            assert self.ledger.used(place) <= self.budgets[place]
 
 
 TestTiers = Tiers.TestCase

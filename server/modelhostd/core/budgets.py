@@ -1,10 +1,11 @@
-"""Budgets and what pins and leases hold of them: neither may make the other impossible. Decisions only."""
+"""Budgets: who leaves for one that became smaller, and which are refused for what pins and leases hold. Decisions only."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from modelhostd.core.errors import ModelhostError, Reason
-from modelhostd.core.eviction import Holding
-from modelhostd.core.residency import DeviceView
+from modelhostd.core.eviction import Holding, Policy
+from modelhostd.core.residency import DeviceView, choose_victims
 from modelhostd.core.resources import InstanceState
 
 NAMED_MAX = 8
@@ -60,6 +61,32 @@ def check_hold(view: DeviceView, budget_bytes: int, model: str) -> None:
             "heldBy": ",".join(h.model for h in holding[:NAMED_MAX]),
         },
     )
+
+
+def over_budget(device: DeviceView, now: float, policy: Policy, *, busy: bool) -> Sequence[Holding]:
+    """Return whom to evict from a device that holds more than its budget.
+
+    Idle ones, as few as suffice, or all that hold any bytes where they do not; then also ``busy`` ones, which
+    end their requests first. What is pinned or leased stays, where others took the memory or a load took more than was
+    predicted: the device stays above its budget.
+    """
+    policy = replace(policy, min_residency_s=0.0)
+    if (enough := choose_victims(device, 0, now, policy)) is not None:
+        return enough
+    missing = -device.free_bytes - device.coming_bytes
+    in_order = policy.order(device.holdings, now)
+    chosen = [h for h in in_order if h.idle and h.bytes]
+    missing -= sum(h.bytes for h in chosen)
+    for holding in in_order if busy else ():
+        if (
+            missing > 0
+            and holding.bytes
+            and holding.state is InstanceState.READY
+            and not (holding.held or holding.idle)
+        ):
+            chosen.append(holding)
+            missing -= holding.bytes
+    return chosen
 
 
 def _stays(holding: Holding) -> bool:

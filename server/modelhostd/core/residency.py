@@ -5,7 +5,6 @@ always the same: fits, can never fit, held by pins and leases, evict idle ones, 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.eviction import Holding, Policy
@@ -88,11 +87,13 @@ class Evict:
 class Wait:
     """Nothing can be evicted now: wait for memory that is being freed or for busy instances.
 
-    ``drain`` names the busy instances to set DRAINING now, because the wait has lasted long enough.
+    ``drain`` names the busy instances to set DRAINING now, because the wait has lasted long enough; ``behind``
+    those whose going is enough for it, now or later: what is free beyond that is for other loads.
     """
 
     device: str
     drain: tuple[str, ...] = ()
+    behind: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +140,15 @@ def plan(want: Want, devices: Mapping[str, DeviceView], now: float, policy: Poli
     if best is not None:
         return best
     waiting = max(open_ones, key=lambda d: (d.free_bytes + d.coming_bytes, d.id))
-    drain: tuple[str, ...] = ()
-    if now - want.since >= BUSY_GRACE_S:
-        drain = _drain(waiting, want.bytes, now, policy)
-    return Wait(waiting.id, drain)
+    go_one_day = [
+        h
+        for h in policy.order(waiting.holdings, now)
+        if h.state is not InstanceState.DRAINING and not h.held
+    ]
+    ready = [h for h in go_one_day if h.state is InstanceState.READY and not policy.young(h, now)]
+    busy = _enough(waiting, want.bytes, ready)
+    behind = busy or _enough(waiting, want.bytes, go_one_day)
+    return Wait(waiting.id, busy if now - want.since >= BUSY_GRACE_S else (), behind)
 
 
 def choose_victims(
@@ -167,31 +173,6 @@ def choose_victims(
         if missing + holding.bytes <= 0:
             chosen.remove(holding)
             missing += holding.bytes
-    return chosen
-
-
-def over_budget(device: DeviceView, now: float, policy: Policy, *, busy: bool) -> Sequence[Holding]:
-    """Return whom to evict from a device that holds more than its budget.
-
-    Idle ones, as few as suffice, or all that hold any bytes where they do not; then also ``busy`` ones, which
-    end their requests first. What is pinned or leased stays: the device stays above its budget.
-    """
-    policy = replace(policy, min_residency_s=0.0)
-    if (enough := choose_victims(device, 0, now, policy)) is not None:
-        return enough
-    missing = -device.free_bytes - device.coming_bytes
-    in_order = policy.order(device.holdings, now)
-    chosen = [h for h in in_order if h.idle and h.bytes]
-    missing -= sum(h.bytes for h in chosen)
-    for holding in in_order if busy else ():
-        if (
-            missing > 0
-            and holding.bytes
-            and holding.state is InstanceState.READY
-            and not (holding.held or holding.idle)
-        ):
-            chosen.append(holding)
-            missing -= holding.bytes
     return chosen
 
 
@@ -242,16 +223,15 @@ def _reachable(device: DeviceView) -> int:
     return device.capacity_bytes - sum(h.bytes for h in device.holdings if h.held)
 
 
-def _drain(device: DeviceView, needed: int, now: float, policy: Policy) -> tuple[str, ...]:
+def _enough(device: DeviceView, needed: int, candidates: Sequence[Holding]) -> tuple[str, ...]:
+    """Return the first whose bytes, with those that are free and on their way out, are enough; or nobody."""
     missing = needed - device.free_bytes - device.coming_bytes
     chosen: list[str] = []
-    for holding in policy.order(device.holdings, now):
+    for holding in candidates:
         if missing <= 0:
             break
-        may_go = holding.state is InstanceState.READY and not holding.held
-        if may_go and not policy.young(holding, now):
-            chosen.append(holding.model)
-            missing -= holding.bytes
+        chosen.append(holding.model)
+        missing -= holding.bytes
     return tuple(chosen) if missing <= 0 else ()
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from modelhostd.core import host_tier as host_rules
 from modelhostd.core import residency as rules
+from modelhostd.core.claims import Claims
 from modelhostd.core.host_tier import HOST
 from modelhostd.core.resources import Model, Phase
 from modelhostd.host.occupancy import Occupancy
@@ -35,27 +36,26 @@ class Admission:
         now = self._occupancy.registry.clock.monotonic()
         return host_rules.make_room(view, needed_bytes, now, self._occupancy.policy())
 
-    def advance(self, wanted: Wanted, model: Model, claimed: dict[str, int]) -> rules.Plan:
-        """Plan a load and evict what the plan says; ``claimed`` has the bytes by device (and of host memory)
-        that the loads before it wait for, and grows by its own where it waits.
+    def advance(self, wanted: Wanted, model: Model, claims: Claims) -> rules.Plan:
+        """Plan a load and evict what the plan says; ``claims`` has what the loads before it wait for, and grows by
+        its own where it waits.
         """
         # The files or the config may be others than when it was asked for.
         wanted.bytes = self._occupancy.learned.needed_bytes(model, wanted.device)
         wanted.working_bytes = self._occupancy.learned.working_bytes(model, wanted.device)
-        views = {
-            key: replace(view, claimed_bytes=claimed.get(key, 0))
-            for key, view in self._occupancy.views().items()
-        }
+        views = {key: claims.over(view) for key, view in self._occupancy.views().items()}
         plan = self._plan(wanted, views)
         match plan:
             case rules.Evict(device, victims):
                 self._evict(victims, "EVICTED", wanted, views[device])
-            case rules.Wait(device, drain):
+            case rules.Wait(device, drain=drain):
                 self._evict(drain, "EVICTED_WHEN_IDLE", wanted, views[device])
-            case rules.Fits(device) if not self._has_room(wanted, model, device, claimed):
+            case rules.Fits(device) if not self._has_room(wanted, model, device, claims.bytes):
                 plan = rules.Wait(device)
         if isinstance(plan, rules.Evict | rules.Wait):
-            claimed[plan.device] = claimed.get(plan.device, 0) + wanted.bytes
+            claims.bytes[plan.device] = claims.bytes.get(plan.device, 0) + wanted.bytes
+        if isinstance(plan, rules.Wait):
+            claims.behind.update(plan.behind)
         return plan
 
     def _plan(self, wanted: Wanted, views: Mapping[str, rules.DeviceView]) -> rules.Plan:

@@ -15,6 +15,7 @@ from dataclasses import replace
 import structlog
 
 from modelhostd.core import residency as rules
+from modelhostd.core.claims import Claims
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.resources import (
     FINAL_STATES,
@@ -250,7 +251,7 @@ class Loads(LoadPlans):
         """Let every waiting load do what the plan says now. Called after each change; never blocks."""
         if self._stopping:
             return
-        claimed: dict[str, int] = {}
+        claims = Claims()
         waiting = [w for w in self._wanted.values() if w.task is None and not self._is_alone(w)]
         for wanted in sorted(waiting, key=lambda w: (-w.priority, w.since)):
             full = self.running.count >= self._registry.decided.settings.max_concurrent_loads
@@ -259,9 +260,9 @@ class Loads(LoadPlans):
             # One that ended may have pumped: things are as they are now, not as they were above.
             current = self._wanted.get(wanted.model) is wanted and wanted.task is None
             if current and self._occupancy.routes.get(wanted.model) is None:
-                self._advance(wanted, claimed)
+                self._advance(wanted, claims)
 
-    def _advance(self, wanted: Wanted, claimed: dict[str, int]) -> None:
+    def _advance(self, wanted: Wanted, claims: Claims) -> None:
         """Do the next step of one waiting load."""
         model = self._registry.decided.models.get(wanted.model)
         if model is None or model.available is None:
@@ -271,7 +272,7 @@ class Loads(LoadPlans):
         if warm is not None and self._occupancy.host.usable(model) is None:
             self._replace(wanted)
             return
-        match self._admission.advance(wanted, model, claimed):
+        match self._admission.advance(wanted, model, claims):
             case rules.Fits(device) if warm is not None and warm.device == device:
                 self.running.swap_in(wanted, warm)
             case rules.Fits() if warm is not None:

@@ -4,6 +4,7 @@ import asyncio
 
 import structlog
 
+from modelhostd.core import budgets
 from modelhostd.core import host_tier as host_rules
 from modelhostd.core import residency as rules
 from modelhostd.core.host_tier import HOST
@@ -101,7 +102,7 @@ class Upkeep:
                 self._over_since.pop(view.id, None)
                 continue
             lasted = now - self._over_since.setdefault(view.id, now)
-            victims = rules.over_budget(view, now, policy, busy=lasted >= rules.BUSY_GRACE_S)
+            victims = budgets.over_budget(view, now, policy, busy=lasted >= rules.BUSY_GRACE_S)
             kept = policy.kept(view.holdings, {v.model for v in victims}, now)
             for victim in victims:
                 route = self._routes.get(victim.model)
