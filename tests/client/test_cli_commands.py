@@ -207,6 +207,8 @@ def test_switch_takes_a_model_or_clears(told: Double, run) -> None:
     """One of the two: both or neither is a wrong command line."""
     assert run("switch", "role").exit_code == 2
     assert run("switch", "role", "mini", "--clear").exit_code == 2
+    assert run("switch", "role", "--clear", "--unload-previous").exit_code == 2
+    assert run("switch", "role", "--clear", "--detach").exit_code == 2
     done = run("switch", "role", "--clear", "--etag", "2")
     assert (done.exit_code, done.stdout) == (0, "role is cleared\n")
     assert told.requests("ClearSlot")[0] == residency_service_pb2.ClearSlotRequest(

@@ -85,3 +85,10 @@ def test_following_goes_on_behind_the_history(told: Double, run) -> None:
     (request,) = told.requests("WatchEvents")
     assert request.start_sequence == 41
     assert list(request.filter.models) == ["models/mini"]
+
+
+def test_progress_without_following_is_refused(told: Double, run) -> None:
+    """It would show nothing: progress is never in the past."""
+    done = run("events", "--progress")
+    assert (done.exit_code, told.calls) == (2, [])
+    assert "--follow" in done.stderr

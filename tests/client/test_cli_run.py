@@ -180,6 +180,7 @@ def test_another_task_is_told_with_what_to_do(double: Double, run) -> None:
         ("text-generation", ["a", "--top-k", "2"], "", "--top-k is for text-classification"),
         ("feature-extraction", ["a", "-p", "seed=1"], "", "--parameter is for text-generation"),
         ("text-classification", ["a", "--system", "x"], "", "--system is for text-generation"),
+        ("text-generation", ["a", "--system", "x", "--raw"], "", "choose one"),
     ],
 )
 def test_wrong_input_is_a_clear_error(double: Double, run, task, arguments, given, says) -> None:

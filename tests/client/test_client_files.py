@@ -76,6 +76,19 @@ def test_an_upload_sends_what_is_not_there(both: Both, double: Double, folder: P
     assert seen[-1].progress.done_bytes == seen[-1].progress.total_bytes == len(DATA) + 2
 
 
+def test_an_upload_sets_the_task_of_what_is_registered(
+    both: Both, double: Double, folder: Path
+) -> None:
+    """One that is asked for is the model's from then on; without one, or with its own, nothing is changed."""
+    double.on("UploadModelFiles", Taking())
+    double.on("GetModel", models_pb2.Model(name="models/mine", task="other"))
+    double.on("UpdateModel", models_pb2.Model(name="models/mine"))
+    for task in ("", "other", "text-classification"):
+        both(lambda c, task=task: c.upload("mine", [folder], task=task))
+    (changed,) = double.requests("UpdateModel")
+    assert (changed.model.name, changed.model.task) == ("models/mine", "text-classification")
+
+
 def test_an_upload_registers_a_model_that_is_new(both: Both, double: Double, folder: Path) -> None:
     """Without a source, with its task."""
     double.on("UploadModelFiles", Taking())

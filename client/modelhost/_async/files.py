@@ -35,8 +35,8 @@ class AsyncFiles(AsyncRegistry):
 
         ``paths`` are files, which keep their names, and folders, of which all is taken that is below
         them (but for names that begin with a dot). A model that is not registered is, without a source;
-        ``task`` counts only then. ``revision`` is what the version is to be called, by default a digest
-        of its files. An upload that broke goes on from what is there when it is called again.
+        ``task`` becomes that of a registered one, too. ``revision`` is what the version is to be called, by
+        default a digest of its files. An upload that broke goes on from what is there when it is called again.
 
         ``progress`` True shows it on stderr; a callable is called with operations, from another thread
         in the synchronous client. ``timeout`` in seconds, None = no end of its own. Raises what
@@ -48,9 +48,12 @@ class AsyncFiles(AsyncRegistry):
             sending = Sending(name, files, report)
             await self._transport.blocking(sending.hash)
             try:
-                await self.get(model)
+                known = await self.get(model)
             except NotFound:
                 await self.add(None, _names.model_id(name), task=task)
+            else:
+                if task and task != known.task:
+                    await self.update(known.name, {"task": task})
             question = Request(model=name, start=Request.Start(dry_run=True))
             answer = await self._upload(self._questions(question, sending), timeout)
             start = Request.Start(

@@ -73,6 +73,8 @@ def switch(
     """Load a model and make a slot stand for it. No request to the slot is refused meanwhile."""
     if clear == bool(model):
         raise click.UsageError("name the model that the slot is to stand for, or say --clear")
+    if clear and (unload_previous or detach):
+        raise click.UsageError("--unload-previous and --detach are of a switch, not of --clear")
     with session.client() as client:
         if not model:
             client.clear_slot(slot, etag=etag)

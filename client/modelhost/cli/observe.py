@@ -44,6 +44,8 @@ def events(
         raise click.UsageError(
             "--snapshot begins with the present, --since in the past: choose one"
         )
+    if progress and not follow:
+        raise click.UsageError("--progress is of what happens: it belongs to --follow")
     filters: dict[str, Any] = {"models": models, "kinds": kinds, "reasons": reasons}
     with session.client() as client:
         last = since

@@ -59,6 +59,8 @@ def run(
     from modelhost.cli import chat
 
     output = session.output
+    if raw and system:
+        raise click.UsageError("--system is for a chat template, --raw does without: choose one")
     with session.client() as client:
         found = client.get(model_id(model))
         _refuse_options(
