@@ -299,13 +299,13 @@ class Residents(RuleBasedStateMachine):
             )
             fits = used <= self.size
             warm = found.host_tier_bytes == sum(i.host_bytes for i in found.instances)
-            # A copy of what is on its device goes when that does, one that is held when nobody holds it.
-            only_copies = all(
-                i.state == Instance.READY or HELD & {*i.activity.evict_blockers}
+            # Copies beside devices go for a smaller budget as warm ones do, but for those that somebody holds.
+            only_held = all(
+                i.state == Instance.WARM and HELD & {*i.activity.evict_blockers}
                 for i in found.instances
                 if i.host_bytes
             )
-            fits &= warm and (found.host_tier_bytes <= found.host_tier_budget_bytes or only_copies)
+            fits &= warm and (found.host_tier_bytes <= found.host_tier_budget_bytes or only_held)
             return not busy and fits and used == held == ready and not found.operations
 
         try:

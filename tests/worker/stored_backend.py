@@ -49,7 +49,9 @@ def write(folder: Path, seed: int, width: int = 96) -> Path:
 
 
 class StoredBackend(Backend):
-    """Hosts a :class:`Stored`; option ``fail``: the load does when all is read."""
+    """Hosts a :class:`Stored`; option ``fail``: the load does when all is read; ``converted_later``: a load that adopts
+    has weights of its own in place of those.
+    """
 
     tasks = frozenset({"stored"})
     packages = ("torch", "safetensors")
@@ -67,6 +69,8 @@ class StoredBackend(Backend):
         found = read_weights(context, None)
         if context.options.get("fail"):
             raise LoadError("as it was told")
+        if context.options.get("converted_later") and context.kept is not None:
+            found = {name: tensor.clone() for name, tensor in found.items()}
         width = found["bias"].numel()
         module = Stored(width)
         module.first.weight = torch.nn.Parameter(found["weight"], requires_grad=False)

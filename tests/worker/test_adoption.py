@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,73 @@ async def test_what_is_told_of_a_copy_that_goes_is_not_believed(tmp_path):
         assert await scene.kill() == {}
         assert await drop == 0
         assert scene.memory.held_bytes == 0
+
+
+async def test_what_was_of_no_use_is_not_offered_again(tmp_path):
+    """A module that does with little of what was adopted has it freed: the next crash leaves it to nobody, and others theirs."""
+    async with running(REAL) as (workers, listener):
+        scene = Scene(workers, listener, "sim-0", tmp_path)
+        await workers.load("sim-0", scene.spec("a", converted_later=True), ignore)
+        await workers.load("sim-0", scene.spec("b"), ignore)
+        await wait_until_async(lambda: workers.at_rest("sim-0") == 2, DEADLINE_S)
+        expected = await scene.infer("b")
+        assert set(await scene.kill()) == {"a", "b"}
+        before = scene.memory.held_bytes
+        assert (await scene.promote("a")).adopted_bytes == 0
+        assert scene.memory.held_bytes == before - PAGE_BYTES  # of what told what lies where
+        assert workers.at_rest("sim-0") == 0
+        assert (await scene.promote("b")).adopted_bytes
+        await workers.load("sim-0", scene.spec("c"), ignore)
+        await wait_until_async(lambda: workers.at_rest("sim-0") == 2, DEADLINE_S)
+        assert set(await scene.kill()) == {"b", "c"}
+        await scene.promote("b")
+        assert await scene.infer("b") == expected
+
+
+async def test_an_adoption_that_is_cancelled_twice_has_ended_when_it_says_so(tmp_path):
+    """Neither a load nor a way back is half done for whoever asks next, however often its waiter was cancelled."""
+    async with running(REAL) as (workers, listener):
+        scene = Scene(workers, listener, "sim-0", tmp_path)
+        expected = await scene.load("a")
+        await scene.kill()
+        await listener.wait(ready=2)
+        for _ in range(2):  # adopted first, then back from host memory
+            os.kill(scene.worker.pid, signal.SIGSTOP)
+            task = asyncio.create_task(scene.promote("a"))
+            for _ in range(3):
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                task.cancel()
+            await asyncio.sleep(0)
+            assert not task.done()
+            os.kill(scene.worker.pid, signal.SIGCONT)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await scene.promote("a")
+            assert await scene.infer("a") == expected[0]
+            assert await workers.demote("sim-0", "a-1", ord("a"))
+
+
+async def test_a_load_that_fails_leaves_what_outlived_its_process(tmp_path):
+    """A model with a process of its own keeps its image over a load that fails, and the memory that it is in."""
+    async with running(REAL) as (workers, listener):
+        scene = Scene(workers, listener, "sim-0", tmp_path)
+        own = dataclasses.replace(scene.spec("a"), isolated=True)
+        await workers.load("sim-0", own, ignore)
+        await wait_until_async(lambda: workers.at_rest("sim-0"), DEADLINE_S)
+        expected = await scene.infer("a")
+        scene.worker.kill("signal SIGKILL")
+        await listener.wait(exits=1)
+        with pytest.raises(ModelhostError):
+            failing = scene.spec("a", fail=True)
+            await workers.load(
+                "sim-0", dataclasses.replace(failing, generation=7, isolated=True), ignore
+            )
+        assert workers.unowned_bytes() > 0
+        assert (await scene.promote("a")).adopted_bytes > 0
+        assert await scene.infer("a") == expected
+        await workers.unload("sim-0", "a-1", ord("a"))
+        assert not workers.pids()
 
 
 async def test_killed_for_memory_it_leaves_nothing(tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ class ProcessWorkers:
             report(Progress(phase=Phase.STARTING_WORKER, total_bytes=spec.predicted_bytes))
         try:
             worker = await seat.ready()
-            loaded = await worker.load(spec, report)
+            loaded = await worker.instances.load(spec, report)
         except BaseException:
             self._end_if_unused(seat)
             raise
@@ -66,7 +66,7 @@ class ProcessWorkers:
         worker, spec = self._held.pop(key, (None, None))
         if worker is None or spec is None:
             return
-        await worker.unload(instance, generation)
+        await worker.instances.unload(instance, generation)
         await self._end_own(worker, spec)
 
     async def demote(self, device: str, instance: str, generation: int) -> int:
@@ -77,7 +77,7 @@ class ProcessWorkers:
         worker, spec = self._held.get(key, (None, None))
         if worker is None or spec is None:
             return 0
-        kept = await worker.demote(instance, generation)
+        kept = await worker.instances.demote(instance, generation)
         if not kept and self._held.pop(key, None) is not None:
             await self._end_own(worker, spec)
         return kept
@@ -88,7 +88,7 @@ class ProcessWorkers:
         if key in self._kept:
             return self._kept_bytes(key)
         worker, _ = self._held.get(key, (None, None))
-        return 0 if worker is None else await worker.drop_copy(instance, generation)
+        return 0 if worker is None else await worker.instances.drop_copy(instance, generation)
 
     async def promote(
         self, device: str, instance: str, generation: int, report: Callable[[Progress], None]
@@ -100,7 +100,7 @@ class ProcessWorkers:
         worker, spec = self._held.get((device, instance, generation), (None, None))
         if worker is None or spec is None or self._stopping:
             raise self._missing(device, instance)
-        return await worker.promote(spec, report)
+        return await worker.instances.promote(spec, report)
 
     def infer(
         self,
@@ -151,7 +151,7 @@ class ProcessWorkers:
         worker, _ = self._held.get((device, instance, generation), (None, None))
         if worker is None:
             return Health.UNHEALTHY, "No worker holds this instance."
-        return await worker.check(instance, generation)
+        return await worker.instances.check(instance, generation)
 
     def pids(self) -> Mapping[int, str]:
         """Return worker process id -> device."""
@@ -218,17 +218,13 @@ class ProcessWorkers:
         image = seat.images.kept.get((instance, generation))
         if self._kept.get(key) != (seat, spec) or image is None:
             raise self._missing(device, instance)
-        loaded, wanted = await worker.adopt(spec, report)
+        loaded, wanted = await worker.instances.adopt(spec, image, report)
         if not worker.ready:
             raise errors.lost(device, spec.model, "it ended right after the load")
         del self._kept[key]
         self._held[key] = worker, spec
         seat.images.adopted((instance, generation))
-        worker.leavings.adopted((instance, generation), loaded.measured_bytes, image)
         if not wanted:
-            # It stays where it is until it is wanted, or leaves its device again where that frees anything.
-            if loaded.host_bytes:
-                await worker.demote(instance, generation)
             raise asyncio.CancelledError
         return loaded
 
@@ -238,7 +234,7 @@ class ProcessWorkers:
         worker = seat.worker
         if worker is not None and worker.running and key in worker.leavings.inherited:
             seat.images.adopted(key)
-            await worker.unload(*key)
+            await worker.instances.unload(*key)
         seat.images.drop(key)
         seat.close_images()
         await seat.images.settled()
@@ -262,12 +258,14 @@ class ProcessWorkers:
             await asyncio.wait((worker.exited,))
 
     def _end_if_unused(self, seat: Seat) -> bool:
-        """End the process of a single model when nothing of it is held any more."""
+        """End the process of a single model when nothing of it is held any more, of an earlier one neither."""
         worker = seat.worker
         if not seat.model or worker is None:
             return False
         if any(holder is worker for holder, _ in self._held.values()):
             return False
+        if any(place is seat for place, _ in self._kept.values()):
+            return False  # With its process the memory would go that this is in.
         worker.terminate()
         return True
 

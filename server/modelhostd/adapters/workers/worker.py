@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 
 from modelhostd.adapters import memory
 from modelhostd.adapters.workers import errors
@@ -13,12 +13,12 @@ from modelhostd.adapters.workers.calls import Calls
 from modelhostd.adapters.workers.config import WorkersConfig
 from modelhostd.adapters.workers.control import Control
 from modelhostd.adapters.workers.images import ImageMemory, Leavings
+from modelhostd.adapters.workers.instances import Instances
 from modelhostd.adapters.workers.liveness import Hang, Liveness
 from modelhostd.adapters.workers.pace import Pace
 from modelhostd.adapters.workers.streams import FrameStream, StderrTail
 from modelhostd.core.errors import ModelhostError
-from modelhostd.core.resources import Health, Progress
-from modelhostd.ports import InferReply, Loaded, LoadSpec, WorkerExit
+from modelhostd.ports import InferReply, LoadSpec, WorkerExit
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
 from modelhostd.worker.wire.blackbox import PAGE_BYTES, BlackBox, blame
@@ -43,7 +43,7 @@ clients' requests from 0.7 to 119 ms."""
 
 
 class Worker:
-    """A worker process: ``launch`` it, ``greet`` it, use it; ``exited`` resolves when it is reaped.
+    """A worker process: ``launch`` it, ``greet`` it, use it and its ``instances``; ``exited`` resolves when it is reaped.
 
     ``ready`` = takes commands now; ``was_ready`` = it once did; ``stopping`` = its end was asked for; ``for_memory`` = it was,
     or may have been, killed for memory.
@@ -67,6 +67,7 @@ class Worker:
         self.exited: asyncio.Future[WorkerExit] = self._loop.create_future()
         self.libraries: dict[str, str] = {}
         self._control = Control(self._beat, self.leavings.told)
+        self.instances = Instances(config, device, self._control, self.leavings, self._hung)
         self._oom_kills: int | None = None
         self._unasked = Pace(UNASKED_RATE, UNASKED_BURST, self._loop.time())
         self._liveness = Liveness(config.hang_timeout_s, self._loop.time())
@@ -136,80 +137,6 @@ class Worker:
         self.ready = self.was_ready = True
         self._liveness = Liveness(self._config.hang_timeout_s, self._loop.time())
         self._watch = self._loop.call_later(self._config.heartbeat_interval_s, self._look)
-
-    async def load(self, spec: LoadSpec, report: Callable[[Progress], None]) -> Loaded:
-        """Load an instance; see :meth:`modelhostd.ports.Workers.load`."""
-        key = spec.instance, spec.generation
-        self.leavings.begin(key)
-        number, answer = self._control.load(spec, report)
-        try:
-            loaded = await asyncio.shield(answer)
-        except asyncio.CancelledError:
-            self.leavings.forget(key)
-            self._control.cancel(number, command=True)
-            undo = self._take_back(answer, lambda: self.unload(*key))
-            await asyncio.shield(self._own(undo))
-            raise
-        except BaseException:
-            self.leavings.forget(key)
-            raise
-        self.leavings.loaded(key, loaded.measured_bytes)
-        return loaded
-
-    async def adopt(
-        self, spec: LoadSpec, report: Callable[[Progress], None]
-    ) -> tuple[Loaded, bool]:
-        """Load an instance from the image that an earlier worker left; False: nobody waits for it any more.
-
-        Cancelled, it stops as soon as it can, and raises unless it was done by then. Raises what the worker answers, too;
-        the image is then as it was.
-        """
-        number, answer = self._control.load(spec, report, adopt=True)
-        try:
-            loaded = await asyncio.shield(answer)
-        except asyncio.CancelledError:
-            self._control.cancel(number, command=True)
-            ended = self._own(self._take_back(answer, _nothing))
-            await asyncio.shield(ended)
-            if answer.done() and answer.exception() is None:
-                return answer.result(), False
-            raise
-        return loaded, True
-
-    async def demote(self, instance: str, generation: int) -> int:
-        """Take an instance off the device; see :meth:`modelhostd.ports.Workers.demote`."""
-        kept = await self._control.demote(instance, generation)
-        if not kept:
-            self.leavings.forget((instance, generation))
-        return kept
-
-    async def drop_copy(self, instance: str, generation: int) -> int:
-        """Give an instance's copy in host RAM back; see :meth:`modelhostd.ports.Workers.drop_copy`."""
-        if self.device == "cpu":
-            return 0  # the weights themselves
-        # Before it goes, and for good: what is in its place later would be taken for it after a crash.
-        self.leavings.forget((instance, generation))
-        return await self._control.drop_copy(instance, generation)
-
-    async def promote(self, spec: LoadSpec, report: Callable[[Progress], None]) -> Loaded:
-        """Bring an instance back to the device; see :meth:`modelhostd.ports.Workers.promote`."""
-        number, answer = self._control.promote(spec, report)
-        try:
-            return await asyncio.shield(answer)
-        except asyncio.CancelledError:
-            self._control.cancel(number, command=True)
-            undo = self._take_back(answer, lambda: self.demote(spec.instance, spec.generation))
-            await asyncio.shield(self._own(undo))
-            raise
-
-    async def unload(self, instance: str, generation: int) -> None:
-        """Free an instance; returns when the worker did, or is gone itself."""
-        self.leavings.forget((instance, generation))
-        await self._control.unload(instance, generation)
-
-    async def check(self, instance: str, generation: int) -> tuple[Health, str]:
-        """Run a health check; see :meth:`modelhostd.ports.Workers.check`."""
-        return await self._control.check(instance, generation, self._config.check_timeout_s)
 
     def infer(
         self, spec: LoadSpec, name: str, payload: bytes, timeout_s: float | None, priority: int
@@ -282,16 +209,9 @@ class Worker:
         self.kill(sentence)
         return errors.lost(self.device, "", sentence)
 
-    async def _take_back(
-        self, answer: "asyncio.Future[Loaded]", undo: Callable[[], Awaitable[object]]
-    ) -> None:
-        # The load may have been done before its cancellation came; then it has to be undone.
-        done, _ = await asyncio.wait((answer,), timeout=self._config.load_cancel_timeout_s)
-        if not done:
-            self.kill("hung: a cancelled load did not end")
-            await asyncio.wait((self.exited,))
-        elif answer.exception() is None:
-            await undo()
+    async def _hung(self, sentence: str) -> None:
+        self.kill(sentence)
+        await asyncio.wait((self.exited,))
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:
@@ -392,7 +312,3 @@ class Worker:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-async def _nothing() -> None:
-    """Undo nothing."""
