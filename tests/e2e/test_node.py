@@ -1,9 +1,10 @@
-"""Another language: the Node example does the main job against the real daemon."""
+"""Another language: the Node example does the main job against the real daemon, in TypeScript as well."""
 
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,15 +45,20 @@ def node() -> str:
     return found
 
 
-@pytest.fixture
-def served(make_daemon: Callable[..., Daemon]) -> Iterator[Daemon]:
+@pytest.fixture(scope="module")
+def served() -> Iterator[Daemon]:
     """A daemon with a hub that serves the real model."""
     repo = Repo.from_folder(minilm_dir(), pipeline_tag="sentence-similarity")
-    with (
-        LoopbackHub({SOURCE: repo}) as hub,
-        make_daemon(HF_ENDPOINT=hub.endpoint) as running,
-    ):
-        yield running
+    # Its path leaves room for a socket's name.
+    root = Path(tempfile.mkdtemp(prefix="mh-"))
+    try:
+        with (
+            LoopbackHub({SOURCE: repo}) as hub,
+            Daemon(root, environment={"HF_ENDPOINT": hub.endpoint}) as running,
+        ):
+            yield running
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def test_node_does_the_main_job(node: str, served: Daemon) -> None:
@@ -75,3 +81,27 @@ def test_node_does_the_main_job(node: str, served: Daemon) -> None:
     sequences = [int(step["sequence"]) for step in steps if step["step"] == "event"]
     assert sequences == list(range(sequences[0], sequences[-1] + 1))
     assert steps[-1]["reason"] == "READY"
+
+
+def test_typescript_does_it_with_generated_types(node: str, served: Daemon) -> None:
+    """The types come of the protos, the compiler takes the program, and the program does the main job."""
+    npm = shutil.which("npm")
+    if npm is None or not (EXAMPLE / "node_modules" / "typescript").is_dir():
+        pytest.skip("TypeScript is not installed: npm install in examples/node")
+
+    def run(*command: str, seconds: float = 120) -> str:
+        done = subprocess.run(
+            command, cwd=EXAMPLE, capture_output=True, text=True, timeout=seconds, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run(npm, "run", "--silent", "build")
+    told = run(
+        node, "typescript/build/main.js", served.target, f"hf://{SOURCE}", seconds=500
+    ).splitlines()
+    download, infer, event = map(json.loads, told)
+    assert download["name"] == "models/all-minilm-l6-v2"
+    assert infer["shape"] == ["1", "384"]
+    assert event["reason"] == "READY"
+    assert event["name"].startswith("models/all-minilm-l6-v2/instances/")
