@@ -84,7 +84,7 @@ async def test_cuts_without_progress_end(site: Site, hub: LoopbackHub) -> None:
 
 async def test_a_stalled_server_is_given_up_on(tmp_path: Path, hub: LoopbackHub) -> None:
     """No byte for the stall limit is a failure, and the next try goes on."""
-    site = Site(tmp_path / "home", hub, limits=Limits(stall_s=0.3))
+    site = Site(tmp_path / "home", hub, limits=Limits(stall_s=1.5))
     hub.fault(Fault(CDN_PATH, stall_after=500_000))
     await site.fetch()
     assert site.content() == FILES
