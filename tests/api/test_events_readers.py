@@ -75,7 +75,7 @@ async def test_what_is_kept_encoded_is_bounded(world: World) -> None:
 
 async def test_a_stream_that_is_not_read_is_given_up(world: World) -> None:
     """After the stall deadline the watcher is gone; a client that reads at last learns that it was."""
-    async with scene(world, stall_s=0.2) as at:
+    async with scene(world, stall_s=2.0) as at:
         last = await at.publish(300, padding=1000)
         watch = at.watch(at.serving.channel(SMALL_WINDOW), start_sequence=1)
         await watch.call.initial_metadata()
