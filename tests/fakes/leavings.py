@@ -16,6 +16,8 @@ class Leavings:
         self.outliving: set[str] = set()
         self.damaged: set[str] = set()
         self.left: dict[Key, tuple[LoadSpec, Loaded]] = {}
+        self.taken_models: set[str] = set()
+        """Whose images were taken over."""
 
     def leave(
         self, device: str, own: str, held: Mapping[Key, tuple[LoadSpec, Loaded]]
@@ -51,7 +53,7 @@ class Leavings:
     def taken(self, key: Key) -> int:
         """Take an image over; return its size."""
         size = self.bytes(key)
-        del self.left[key]
+        self.taken_models.add(self.left.pop(key)[0].model)
         return size
 
     def bytes(self, key: Key) -> int:

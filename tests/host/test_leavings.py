@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from modelhostd.core.host_tier import HOST
+from modelhostd.core.host_tier import HEADROOM_BYTES, HOST
 from modelhostd.core.resources import (
     Device,
     DeviceKind,
@@ -157,3 +157,31 @@ async def test_on_the_cpu_it_is_counted_once(world: World) -> None:
         assert await run.infer("a", 5.0) == b"x"
         assert (ledger.used("cpu"), ledger.used(HOST)) == (400, 0)
         assert verbs(run, "a") == ["load", "load", "load"]
+
+
+@pytest.mark.parametrize("budget", [0, 1000])
+async def test_where_the_machine_is_short_of_memory_what_was_left_goes(
+    world: World, budget: int
+) -> None:
+    """Of what a worker left as much goes as the machine has not, whatever the budget; the last used stay and are adopted."""
+    async with world.host(devices=1, host_budget=budget) as run:
+        total = 4 << 30
+        cpu = Device("cpu", DeviceKind.CPU, "cpu", "cpu", total_bytes=total, budget_bytes=1 << 30)
+        run.host.registry.record([Edit(Kind.DEVICE, "cpu", cpu, "FOUND")])
+        for model in "abc":
+            await run.have(model, device="cpu")
+            await run.load(model)
+            await world.clock.advance(1.0)
+        run.workers.leavings.outliving = set("abc")
+        run.host.occupancy.foreign["cpu"] = total - HEADROOM_BYTES - 800
+        run.workers.crash("cpu")
+        await world.clock.advance(1.0)
+        assert [verbs(run, model) for model in "bc"] == [["load", "load"]] * 2
+        assert run.workers.leavings.taken_models == {"b", "c"}
+        details = (await told(run, "OVER_HOST_BUDGET", 1))["a"].details
+        assert {"overBytes": "400", "freedBytes": "400"}.items() <= details.items()
+        run.host.occupancy.foreign["cpu"] = 0
+        assert await run.infer("a", 5.0) == b"x"
+        assert run.workers.leavings.taken_models == {"b", "c"}
+        ledger = run.host.occupancy.ledger
+        assert (ledger.used("cpu"), ledger.used(HOST)) == (1200, 0)

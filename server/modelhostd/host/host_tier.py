@@ -6,6 +6,7 @@ Pins and leases keep models where they are: on a device, or WARM; not the copies
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from modelhostd.core import host_tier as rules
 from modelhostd.core.eviction import Holding
@@ -51,12 +52,17 @@ class HostTier:
     @property
     def capacity_bytes(self) -> int:
         """The budget, or less where other processes and models on ``cpu`` need the memory."""
+        real = self._real_bytes
+        return self.budget_bytes if real is None else max(0, min(self.budget_bytes, real))
+
+    @property
+    def _real_bytes(self) -> int | None:
+        """What the machine has for weights, whatever the budget is; None = that is not known."""
         cpu = self._registry.decided.devices.get("cpu")
         if cpu is None or cpu.kind is not DeviceKind.CPU:
-            return self.budget_bytes
+            return None
         taken = self._foreign.get(cpu.id, 0) + self._ledger.used(cpu.id)
-        real = cpu.total_bytes - taken - rules.HEADROOM_BYTES
-        return max(0, min(self.budget_bytes, real))
+        return cpu.total_bytes - taken - rules.HEADROOM_BYTES
 
     @property
     def used_bytes(self) -> int:
@@ -81,6 +87,13 @@ class HostTier:
             for model, size in self._ledger.of(HOST).items()
         ]
         return DeviceView(HOST, self.capacity_bytes, holdings, claimed_bytes)
+
+    def shortage(self) -> DeviceView | None:
+        """Return host memory with what the machine has in place of the budget, where that is less than is there now."""
+        real = self._real_bytes
+        if real is None or self.used_bytes <= real:
+            return None
+        return replace(self.view(), capacity_bytes=max(0, real))
 
     def usable(self, model: Model) -> Route | None:
         """Return the way to the model's warm copy, if a load would take just those weights."""

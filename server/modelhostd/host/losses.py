@@ -1,6 +1,7 @@
 """What is lost with a worker: its instances come back, most recently used first.
 
-Weights that the worker left in host memory stay there: an instance of them is WARM, and adopted when it is wanted.
+Weights that the worker left in host memory stay there: an instance of them is WARM, and adopted when it is wanted. Where
+the machine is short of memory as many go at once as must: that may be why the worker was killed, and by whom nobody tells.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from modelhostd.core.state import instance_key
 from modelhostd.host.crashes import Crashes
 from modelhostd.host.loads import Loads
 from modelhostd.host.occupancy import Occupancy, changed, gone
+from modelhostd.host.retiring import Retiring
 from modelhostd.host.routes import Route
 from modelhostd.ports import WorkerExit
 
@@ -27,12 +29,15 @@ log = structlog.get_logger(__name__)
 class Losses:
     """Takes out of service what went with a worker, and wants it back."""
 
-    def __init__(self, occupancy: Occupancy, crashes: Crashes, loads: Loads) -> None:
+    def __init__(
+        self, occupancy: Occupancy, crashes: Crashes, loads: Loads, retiring: Retiring
+    ) -> None:
         self._occupancy = occupancy
         self._registry = occupancy.registry
         self._routes = occupancy.routes
         self._crashes = crashes
         self._loads = loads
+        self._retiring = retiring
         self._tasks: set[asyncio.Task[None]] = set()
 
     def worker_exited(self, exit: WorkerExit) -> None:
@@ -58,9 +63,11 @@ class Losses:
                 self._lost(route, exit)
             else:
                 self._stays(route, exit)
+        if (short := self._occupancy.host.shortage()) is not None:
+            self._retiring.relieve(short)
         # Only now: the first that is wanted back might else evict those that are gone already; and what is here first, or
         # a copy of what comes from disk might take its place.
-        for route in sorted(ready, key=lambda r: r.lost):
+        for route in sorted(ready, key=lambda r: r.model not in self._occupancy.host.warm):
             there = route.model in self._registry.decided.models
             if there and self._crashes.blocked(route.model) is None:
                 self._loads.want_for_queue(route.model, "recovery", lost=route)

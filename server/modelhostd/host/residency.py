@@ -47,7 +47,7 @@ class Residency:
         self.drain, self.drop = self._retiring.drain, self._retiring.drop
         self.fell_short = Shortages(occupancy, self._retiring).fell_short
         self.loads = Loads(occupancy, self._crashes, self._retiring)
-        self._losses = Losses(occupancy, self._crashes, self.loads)
+        self._losses = Losses(occupancy, self._crashes, self.loads, self._retiring)
         self._upkeep = Upkeep(occupancy, self.loads, self._retiring)
         self.ticked_within = self._upkeep.ticked_within
         self.loads.settled = self._upkeep.enforce_budgets

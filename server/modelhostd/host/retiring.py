@@ -13,9 +13,11 @@ from functools import partial
 
 import structlog
 
+from modelhostd.core import host_tier as host_rules
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.host_tier import HOST
 from modelhostd.core.lifecycle import INSTANCE, step
+from modelhostd.core.residency import DeviceView
 from modelhostd.core.resources import InstanceState, Tier
 from modelhostd.host.copies import Copies
 from modelhostd.host.occupancy import Occupancy, changed, gone
@@ -65,6 +67,20 @@ class Retiring:
             self.drop(model_id, reason, details)
         else:
             self._copies.drop(route, reason, details)
+
+    def relieve(self, host: DeviceView) -> None:
+        """Free copies as far as host memory holds more than it has room for."""
+        policy, now = self._occupancy.policy(), self._registry.clock.monotonic()
+        victims = host_rules.over_budget(host, now, policy)
+        kept = policy.kept(host.holdings, victims, now)
+        for model_id in victims:
+            details = {
+                "overBytes": str(-host.free_bytes),
+                "freedBytes": str(self._host.held_bytes(model_id)),
+                "policy": policy.name,
+                "kept": kept,
+            }
+            self.drop_copy(model_id, "OVER_HOST_BUDGET", details)
 
     def hurry(self, route: Route) -> None:
         """Cancel the requests in flight in an instance that drains."""

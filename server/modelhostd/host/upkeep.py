@@ -5,9 +5,7 @@ import asyncio
 import structlog
 
 from modelhostd.core import budgets
-from modelhostd.core import host_tier as host_rules
 from modelhostd.core import residency as rules
-from modelhostd.core.host_tier import HOST
 from modelhostd.core.resources import Model
 from modelhostd.host.loads import Loads
 from modelhostd.host.occupancy import Occupancy
@@ -114,20 +112,7 @@ class Upkeep:
                         "kept": kept,
                     }
                     self._retiring.evict(route, "OVER_BUDGET", details)
-        self._enforce_host_budget(now)
-
-    def _enforce_host_budget(self, now: float) -> None:
-        policy, view = self._occupancy.policy(), self._occupancy.host.view()
-        victims = host_rules.over_budget(view, now, policy)
-        kept = policy.kept(view.holdings, victims, now)
-        for model_id in victims:
-            details = {
-                "overBytes": str(-view.free_bytes),
-                "freedBytes": str(self._occupancy.ledger.held(HOST, model_id)),
-                "policy": policy.name,
-                "kept": kept,
-            }
-            self._retiring.drop_copy(model_id, "OVER_HOST_BUDGET", details)
+        self._retiring.relieve(self._occupancy.host.view())
 
 
 def _unused(route: Route, freed_bytes: int, now: float) -> dict[str, str]:
