@@ -191,7 +191,7 @@ def test_a_swap_in_that_is_cancelled_or_fails_holds_nothing(monkeypatch):
         image.swap_in(lambda: True)
     with monkeypatch.context() as patch:
         patch.setattr(images._device.arena, "populate", refuse)
-        patch.setattr(images._device.arena, "_ready", [])
+        patch.setattr(images._device.arena._space, "_ready", [])
         with pytest.raises(MemoryError):
             image.swap_in(lambda: False)
     assert held(images)[1] == 0

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from modelhostd.worker.backend import Backend
+from modelhostd.worker.wire.frames import Key
 from modelhostd.worker.wire.images import Kept
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from modelhostd.worker.image.part import Part
 
 log = logging.getLogger("modelhostd.worker")
-
-Key = tuple[str, int]
-"""Instance and generation."""
 
 
 class Imaging:

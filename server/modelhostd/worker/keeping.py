@@ -11,15 +11,13 @@ from modelhostd.worker.channel import Channel
 from modelhostd.worker.imaging import Imaging
 from modelhostd.worker.own_threads import start_thread
 from modelhostd.worker.v1 import worker_pb2
-from modelhostd.worker.wire.frames import Kind
+from modelhostd.worker.wire.frames import Key, Kind
 from modelhostd.worker.wire.images import Kept, Range
 
 if TYPE_CHECKING:
     from modelhostd.worker.image.image import Image
 
 log = logging.getLogger("modelhostd.worker")
-
-Key = tuple[str, int]
 
 
 class Keeper:

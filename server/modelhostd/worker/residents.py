@@ -23,14 +23,12 @@ from modelhostd.worker.runner import POISONED_EXIT
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
 from modelhostd.worker.wire.blackbox import ENTRIES, BlackBox
-from modelhostd.worker.wire.frames import Frame, Kind
+from modelhostd.worker.wire.frames import Frame, Key, Kind
 
 if TYPE_CHECKING:
     from modelhostd.worker.image.image import Image
 
 log = logging.getLogger("modelhostd.worker")
-
-Key = tuple[str, int]
 
 
 @dataclass(eq=False)

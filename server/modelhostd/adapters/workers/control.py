@@ -25,7 +25,7 @@ class Control(Commands):
     """The commands that a worker knows."""
 
     async def hello(
-        self, config: WorkersConfig, device: str, kept: Mapping[tuple[str, int], Kept]
+        self, config: WorkersConfig, device: str, kept: Mapping[frames.Key, Kept]
     ) -> worker_pb2.HelloResponse:
         """Greet the worker and wait, without a limit of its own, until it takes requests."""
         hello = worker_pb2.HelloRequest(

@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 from modelhostd.adapters.workers.control import to_kept
 from modelhostd.worker.wire import images
+from modelhostd.worker.wire.frames import Key
 from modelhostd.worker.wire.images import Kept
 
 log = logging.getLogger("modelhostd.workers")
-
-Key = tuple[str, int]
-"""Instance and generation."""
 
 KEPT_MAX = 256
 """Images that outlive a worker at most: what the next one is told of them is one frame."""

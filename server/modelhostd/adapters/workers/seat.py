@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable
 
 from modelhostd.adapters.workers import errors
 from modelhostd.adapters.workers.config import WorkersConfig
-from modelhostd.adapters.workers.images import ImageMemory, Key
+from modelhostd.adapters.workers.images import ImageMemory
 from modelhostd.adapters.workers.worker import Worker
 from modelhostd.core.backoff import Backoff
 from modelhostd.ports import WorkerExit
+from modelhostd.worker.wire.frames import Key
 
 log = logging.getLogger("modelhostd.workers")
 

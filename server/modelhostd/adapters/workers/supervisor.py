@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from modelhostd.adapters.workers import errors
 from modelhostd.adapters.workers.config import WorkersConfig
-from modelhostd.adapters.workers.images import Key as ImageKey
 from modelhostd.adapters.workers.seat import Seat
 from modelhostd.adapters.workers.worker import Worker
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.resources import Health, Phase, Progress
 from modelhostd.ports import InferReply, Loaded, LoadSpec, WorkerExit, WorkerListener
+from modelhostd.worker.wire import frames
 
 REAP_S = 10.0
 """After SIGKILL; longer only where the kernel itself is stuck (a device driver, a dead file system)."""
@@ -246,7 +246,7 @@ class ProcessWorkers:
         image = seat.images.kept.get((spec.instance, spec.generation))
         return 0 if image is None else image.weights.length
 
-    def _held_by(self, worker: Worker) -> Sequence[ImageKey]:
+    def _held_by(self, worker: Worker) -> Sequence[frames.Key]:
         """Return the instances of a worker, the last loaded ones first."""
         held = [(i, g) for (_, i, g), (holder, _) in self._held.items() if holder is worker]
         return held[::-1]

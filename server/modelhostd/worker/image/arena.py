@@ -11,12 +11,11 @@ import mmap
 import os
 import threading
 import weakref
-from bisect import insort
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 
+from modelhostd.worker.image.space import Space, Span
 from modelhostd.worker.own_threads import start_thread
 from modelhostd.worker.wire import images
 from modelhostd.worker.wire.images import PAGE_BYTES, SPACE_BYTES, Range
@@ -34,23 +33,13 @@ MADV_POPULATE_WRITE = 23
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class _Range:
-    start: int
-    length: int
-
-    @property
-    def end(self) -> int:
-        return self.start + self.length
-
-
 class Block:
     """A range of the arena. ``tensor`` (uint8) is its memory; whatever is made of it is a view.
 
     ``prepare`` may be called by several threads at a time, for parts that do not overlap.
     """
 
-    def __init__(self, arena: "HostArena", taken: _Range, size: int, ready: int) -> None:
+    def __init__(self, arena: "HostArena", taken: Span, size: int, ready: int) -> None:
         self.tensor = arena.view(taken.start, size)
         self.size = size
         self._arena = arena
@@ -146,64 +135,56 @@ class HostArena:
         self._map.madvise(MADV_DONTDUMP)
         self._view = memoryview(self._map)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        self._limit = _to_page(ready_bytes)
+        self._ready_bytes = _to_page(ready_bytes)
         self._lock = threading.Lock()
-        self._taken = sorted(_Range(part.start, _to_page(part.length)) for part in held)
-        self._ready: list[_Range] = []
-        for taken in self._taken:
+        """Held while addresses change hands, until what is to have no memory has none."""
+        there = [_pages(part) for part in held]
+        self._space = Space(SPACE_BYTES, self._ready_bytes, there)
+        for taken in there:
             self.protect(taken, mmap.PROT_READ)
 
     @property
     def taken_bytes(self) -> int:
         """Bytes that blocks hold, in whole pages."""
         with self._lock:
-            return sum(taken.length for taken in self._taken)
+            return self._space.taken_bytes
 
     @property
     def ready_bytes(self) -> int:
         """Bytes that are faulted and in nobody's hands."""
         with self._lock:
-            return sum(ready.length for ready in self._ready)
+            return self._space.ready_bytes
 
     def take(self, size: int, *, fresh: bool = False) -> Block:
         """Return a block of ``size`` bytes; unless ``fresh``, of what is ready as much as there is.
 
         Raises ``MemoryError`` where there are no addresses left.
         """
-        length = _to_page(max(size, 1))
         with self._lock:
-            start, ready = self._choose(length, [] if fresh else self._ready)
-            taken = _Range(start, length)
-            insort(self._taken, taken)
-            self._ready = [part for old in self._ready for part in _without(old, taken)]
-            self._trim()
+            taken, ready, holes = self._space.take(_to_page(max(size, 1)), fresh=fresh)
+            self._punch(holes)
         return Block(self, taken, size, ready)
 
     def restore(self, place: Range) -> LentBlock:
         """Return a range that was held from the beginning, to be written to only by who sends it to a device."""
-        taken = _Range(place.start, _to_page(place.length))
+        taken = _pages(place)
         # Memory is pinned for writing, too.
         self.protect(taken, mmap.PROT_READ | mmap.PROT_WRITE)
         return LentBlock(self, taken, place.length, taken.length)
 
     def release(self, place: Range) -> None:
         """Free a range that was held from the beginning, and is not restored."""
-        self.give_back(_Range(place.start, _to_page(place.length)), keep=False)
+        self.give_back(_pages(place), keep=False)
 
-    def give_back(self, taken: _Range, *, keep: bool = True) -> None:
+    def give_back(self, taken: Span, *, keep: bool = True) -> None:
         """Free a range: ``keep`` what the limit allows, punch a hole for the rest."""
         self.protect(taken, mmap.PROT_READ | mmap.PROT_WRITE)
         with self._lock:
-            self._taken.remove(taken)
-            if keep:
-                self._ready = _merge([*self._ready, taken])
-                self._trim()
-            else:
-                self._advise(taken.start, taken.length, MADV_REMOVE)
+            self._punch(self._space.give_back(taken, keep=keep))
 
     def fault_ahead(self) -> None:
         """Fault what shall be ready and is not, in a thread of its own. Call it once."""
-        if self._limit:
+        if self._ready_bytes:
             start_thread(self._fault, name="fault-ahead")
 
     def view(self, start: int, size: int) -> torch.Tensor:
@@ -226,7 +207,7 @@ class HostArena:
         except OSError as error:
             raise MemoryError(f"no memory for {length} bytes of an image") from error
 
-    def protect(self, taken: _Range, protection: int) -> None:
+    def protect(self, taken: Span, protection: int) -> None:
         """Set what may be done with a range."""
         # In steps: 400 MB take 5 ms, in which no other thread can map or unmap anything.
         for start in range(taken.start, taken.end, AHEAD_BYTES):
@@ -243,49 +224,13 @@ class HostArena:
         if _LIBC.madvise(address, ctypes.c_size_t(length), advice) != 0:
             raise OSError(ctypes.get_errno(), "madvise of the host arena")
 
-    def _choose(self, length: int, offered: list[_Range]) -> tuple[int, int]:
-        """Return where a block of ``length`` goes, and how many of its first bytes are ready there.
-
-        The start of an offered range with enough free addresses behind it, the smallest that suffices or
-        else the largest; without one, the first addresses that are neither taken nor ready.
-        """
-        fitting = [ready for ready in offered if self._free_at(ready.start) >= length]
-        whole = [ready for ready in fitting if ready.length >= length]
-        best = min(whole, key=lambda ready: ready.length, default=None)
-        best = best or max(fitting, key=lambda ready: ready.length, default=None)
-        if best is not None:
-            return best.start, min(best.length, length)
-        for start in (0, *(held.end for held in _merge([*self._taken, *self._ready]))):
-            if self._free_at(start) >= length and not self._ready_in(start, length):
-                return start, 0
-        raise MemoryError(f"no addresses for {length} bytes of an image")
-
-    def _trim(self) -> None:
-        """Punch holes into what is ready beyond the limit; the lock is held."""
-        over = sum(held.length for held in (*self._taken, *self._ready)) - self._limit
-        while over > 0 and self._ready:
-            last = self._ready.pop()
-            kept = max(0, last.length - over)
-            self._advise(last.start + kept, last.length - kept, MADV_REMOVE)
-            over -= last.length - kept
-            if kept:
-                self._ready.append(_Range(last.start, kept))
-
-    def _free_at(self, start: int) -> int:
-        for taken in self._taken:
-            if taken.start <= start < taken.end:
-                return 0
-            if taken.start >= start:
-                return taken.start - start
-        return SPACE_BYTES - start
-
-    def _ready_in(self, start: int, length: int) -> bool:
-        end = start + length
-        return any(ready.start < end and ready.end > start for ready in self._ready)
+    def _punch(self, holes: Iterable[Span]) -> None:
+        for hole in holes:
+            self._advise(hole.start, hole.length, MADV_REMOVE)
 
     def _fault(self) -> None:
         try:
-            while (missing := self._limit - self.ready_bytes - self.taken_bytes) > 0:
+            while (missing := self._missing_bytes()) > 0:
                 missing = min(missing, AHEAD_BYTES)
                 block = self.take(missing, fresh=True)
                 try:
@@ -295,7 +240,13 @@ class HostArena:
                     raise
                 block.free()
         except MemoryError:
-            log.warning("no memory for the %d bytes that shall be ready for images", self._limit)
+            log.warning(
+                "no memory for the %d bytes that shall be ready for images", self._ready_bytes
+            )
+
+    def _missing_bytes(self) -> int:
+        with self._lock:
+            return self._space.missing_bytes
 
 
 def only_holder(tensor: torch.Tensor, views: int = 0) -> bool:
@@ -309,21 +260,5 @@ def _to_page(size: int) -> int:
     return -(-size // PAGE_BYTES) * PAGE_BYTES
 
 
-def _without(whole: _Range, part: _Range) -> list[_Range]:
-    """Return what is left of ``whole`` without ``part``."""
-    if part.end <= whole.start or part.start >= whole.end:
-        return [whole]
-    left = _Range(whole.start, max(0, part.start - whole.start))
-    right = _Range(part.end, max(0, whole.end - part.end))
-    return [rest for rest in (left, right) if rest.length]
-
-
-def _merge(ranges: list[_Range]) -> list[_Range]:
-    """Return ranges in order, those that touch as one."""
-    merged: list[_Range] = []
-    for part in sorted(ranges):
-        if merged and merged[-1].end == part.start:
-            merged[-1] = _Range(merged[-1].start, merged[-1].length + part.length)
-        else:
-            merged.append(part)
-    return merged
+def _pages(place: Range) -> Span:
+    return Span(place.start, _to_page(place.length))

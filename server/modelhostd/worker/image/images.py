@@ -8,8 +8,9 @@ import torch
 from modelhostd.worker.image.arena import HostArena
 from modelhostd.worker.image.devices import make_device
 from modelhostd.worker.image.image import Image
-from modelhostd.worker.image.kept import Inheritance, Key, rest
+from modelhostd.worker.image.kept import Inheritance, rest
 from modelhostd.worker.process import collect
+from modelhostd.worker.wire.frames import Key
 from modelhostd.worker.wire.images import Kept
 
 log = logging.getLogger("modelhostd.worker")

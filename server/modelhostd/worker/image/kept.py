@@ -23,12 +23,10 @@ from modelhostd.worker.image.arena import HostArena, LentBlock
 from modelhostd.worker.image.image import Image
 from modelhostd.worker.image.part import EXTENT_BYTES, Part
 from modelhostd.worker.own_threads import start_thread
+from modelhostd.worker.wire.frames import Key
 from modelhostd.worker.wire.images import DESCRIPTION_MAX_BYTES, Kept
 
 log = logging.getLogger("modelhostd.worker")
-
-Key = tuple[str, int]
-"""Instance and generation."""
 
 STEP_BYTES = 4 * 2**20
 """Hashed at once while others compute: a millisecond."""

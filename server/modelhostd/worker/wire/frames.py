@@ -34,6 +34,10 @@ def credit_of(size: int) -> int:
     return 1 + size // CREDIT_BYTES
 
 
+Key = tuple[str, int]
+"""Instance and generation: what most frames are about."""
+
+
 class Kind(enum.IntEnum):
     """What a frame is."""
 
