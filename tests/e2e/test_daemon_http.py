@@ -7,12 +7,12 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
+from bench import process_use
 from bench.loopback_hub import LoopbackHub, Repo
 from modelhost import AsyncClient, Client
 from tests.e2e.process import Daemon, DaemonFailed
@@ -69,12 +69,6 @@ def get(port: int, path: str) -> tuple[int, str]:
         connection.close()
 
 
-def workers_of(daemon: Daemon) -> list[int]:
-    """Return the process ids of the daemon's workers."""
-    children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
-    return [int(pid) for pid in children]
-
-
 def test_the_main_job_can_be_read_off_the_metrics(served: Daemon, port: int) -> None:
     """Download, load and inference of a model, and the calls that asked for them, are counted."""
     with Client(served.target) as client:
@@ -118,7 +112,7 @@ async def test_health_agrees_with_the_events_while_workers_are_lost(
         async with watching(Truth(channel, healthz, barrier)) as truth:
             await truth.poll()
             for losses in (1, 2):
-                (worker,) = workers_of(served)
+                (worker,) = process_use.children(served.pid)
                 os.kill(worker, signal.SIGKILL)
                 await truth.poll_until(lambda n=losses: truth.count("READY") == n)
                 assert truth.count("CRASHED") == losses

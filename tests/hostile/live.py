@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench import process_use
 from bench.loopback_hub import LoopbackHub, Repo
 from modelhost import Client
 from modelhost.v1 import event_service_pb2, host_pb2, host_service_pb2
@@ -71,8 +72,7 @@ class Live:
 
     def worker_pids(self) -> list[int]:
         """Return the process ids of its children: its workers."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return sorted(int(pid) for pid in children)
+        return process_use.children(self.pid)
 
     def check_log(self) -> None:
         """Fail if anything surprised the daemon."""

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench import process_use
 from modelhostd.adapters import failpoints
 from tests.e2e import process
 from tests.e2e.process import Daemon, DaemonFailed
@@ -138,7 +139,7 @@ class DaemonLoop:
                 await self._live(daemon, number, chance, point)
         assert daemon.process is not None
         if daemon.process.poll() is None:
-            workers = children(daemon.pid)
+            workers = {*process_use.children(daemon.pid)}
             daemon.process.kill()
         else:
             expect(bool(point), f"the daemon ended by itself with {daemon.process.returncode}")
@@ -154,7 +155,10 @@ class DaemonLoop:
                 await traffic
         self.totals.kills += 1
         self.totals.workers_seen += len(workers)
-        wait_until(lambda: not any(map(_runs, workers)), what="workers of a killed daemon are gone")
+        wait_until(
+            lambda: not any(map(process_use.running, workers)),
+            what="workers of a killed daemon are gone",
+        )
 
     _traffic: "asyncio.Future[None] | None" = None
 
@@ -188,22 +192,6 @@ class DaemonLoop:
             ends, life_s = {*ends, served}, SERVED_S
         await asyncio.wait(ends, timeout=life_s, return_when=asyncio.FIRST_COMPLETED)
         served.cancel()
-
-
-def children(pid: int) -> set[int]:
-    """Return the processes that a process has started and that run still."""
-    found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found |= {int(child) for child in task.read_text().split()}
-    return found
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def _wait_for_end(process: "subprocess.Popen[bytes]", timeout_s: float) -> None:
