@@ -58,7 +58,11 @@ async def test_any_known_version_is_taken_and_no_other(world: World) -> None:
         assert (await at.infer(request(model_version="1"))).model_version == "1"
         error = await refused(at, request(model_version="7"))
         assert error.code() is grpc.StatusCode.NOT_FOUND
-        assert "Request for unknown model: 'a' version 7 is not found" in (error.details() or "")
+        words = "Request for unknown model: 'a' version 7 is not found; version 1 is served"
+        assert words in (error.details() or "")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await at.stub.ModelStatistics(oip.ModelStatisticsRequest(name="a", version="7"))
+        assert words in (caught.value.details() or "")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from modelhost.oip import model_config_pb2, open_inference_pb2
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import Device, DeviceKind, Instance, InstanceState, Model
 from modelhostd.host import Host
+from modelhostd.host.arrivals import no_version
 from modelhostd.host.figures import BatchFigures, Figures
 from modelhostd.host.routes import Route
 from modelhostd.ports import Loaded, TensorSpec
@@ -133,10 +134,11 @@ def statistics(host: Host, name: str, version: str) -> _oip.ModelStatisticsRespo
     model = host.inference.model_for(name)
     found = list(_of_model(host, model, name, version))
     if not found:
-        why = f"version {version[:32]!r} is not found" if version else "has no available versions"
+        if version and model.available is not None:
+            raise no_version(name, version, model.available.version)
         raise ModelhostError(
             Reason.MODEL_NOT_FOUND,
-            f"Request for unknown model: '{name}' {why}; download or load it first",
+            f"Request for unknown model: '{name}' has no available versions; download or load it first",
             {"model": name},
         )
     return _oip.ModelStatisticsResponse(model_stats=found)
