@@ -60,6 +60,9 @@ async def test_any_known_version_is_taken_and_no_other(world: World) -> None:
         assert error.code() is grpc.StatusCode.NOT_FOUND
         words = "Request for unknown model: 'a' version 7 is not found; version 1 is served"
         assert words in (error.details() or "")
+        for version, shown in (("1.0", "1.0"), ("1\n", r"1\n"), ("9" * 500, "9" * 64)):
+            error = await refused(at, request(model_version=version))
+            assert f"'a' version {shown} is not found" in (error.details() or "")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await at.stub.ModelStatistics(oip.ModelStatisticsRequest(name="a", version="7"))
         assert words in (caught.value.details() or "")

@@ -141,10 +141,9 @@ class Arrivals:
 
 def no_version(name: str, asked: str, have: int) -> ModelhostError:
     """Return MODEL_NOT_FOUND: the model has another version than the one that was asked for."""
-    version = asked if asked.isalnum() else repr(asked[:64])
     return ModelhostError(
         Reason.MODEL_NOT_FOUND,
-        f"Request for unknown model: '{name}' version {version} is not found; version {have} is "
+        f"Request for unknown model: '{name}' version {shown(asked)} is not found; version {have} is "
         f"served (an empty version takes it)",
         {"model": name},
     )
