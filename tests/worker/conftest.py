@@ -1,10 +1,26 @@
-"""Models for the worker tests. torch is imported only where one of them is asked for."""
+"""What worker tests are given: models (torch is imported only where one is asked for), what heartbeats say."""
 
 import importlib.util
 import shutil
 from pathlib import Path
 
 import pytest
+
+from modelhostd.adapters.workers.worker import Worker
+
+
+@pytest.fixture
+def queued(monkeypatch):
+    """What the heartbeats of workers say of how many wait."""
+    told = []
+    beat = Worker._beat
+
+    def heard(self, header):
+        told.append(header.queued)
+        beat(self, header)
+
+    monkeypatch.setattr(Worker, "_beat", heard)
+    return told
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import time
 import numpy as np
 import pytest
 
-from modelhostd.adapters.workers.worker import Worker
 from modelhostd.core.errors import ModelhostError, Reason
 from tests.support import wait_until_async
 from tests.worker.harness import CONFIG, decode, encode, ignore, running, spec, started
@@ -55,20 +54,6 @@ class Scene:
         await wait_until_async(lambda: not behind or behind in self.queued, what=f"{behind} wait")
         self.gate.touch()
         await self.first
-
-
-@pytest.fixture
-def queued(monkeypatch):
-    """What the heartbeats of workers say of how many wait."""
-    told = []
-    beat = Worker._beat
-
-    def heard(self, header):
-        told.append(header.queued)
-        beat(self, header)
-
-    monkeypatch.setattr(Worker, "_beat", heard)
-    return told
 
 
 @pytest.fixture

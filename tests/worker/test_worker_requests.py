@@ -86,7 +86,7 @@ async def test_sending_happens_before_the_call_returns(tmp_path):
         assert done == list(range(50))
 
 
-async def test_a_higher_priority_overtakes_within_its_instance(tmp_path):
+async def test_a_higher_priority_overtakes_within_its_instance(tmp_path, queued):
     """Of the requests that wait for one instance, the one with the higher priority runs first."""
     gate = tmp_path / "gate"
     async with running() as (workers, _):
@@ -101,6 +101,8 @@ async def test_a_higher_priority_overtakes_within_its_instance(tmp_path):
             )
             reply.add_done_callback(lambda _, priority=priority: order.append(priority))
             replies.append(reply)
+        # What is sent is not there yet.
+        await wait_until_async(lambda: 3 in queued)
         gate.touch()
         await asyncio.gather(first, *replies)
         assert order == [5, 1, 0]
