@@ -121,7 +121,9 @@ def amounts(operation: Operation) -> str:
 
 def retry_words(retry: operations_pb2.OperationProgress.Retry, now: float | None = None) -> str:
     """Return what is tried again: why, how often it failed, and in how many seconds."""
-    words = f"again after {plain(retry.reason)} ({retry.attempt})"
+    words = f"again after {plain(retry.reason)}"
+    if retry.attempt:
+        words += f" ({retry.attempt})"
     left = retry.next_time.ToMicroseconds() / 1e6 - (time.time() if now is None else now)
     if retry.HasField("next_time") and left >= 1:
         words += f" in {show_seconds(left)}"

@@ -10,6 +10,7 @@ from modelhost.v1 import (
     host_pb2,
     host_service_pb2,
     model_service_pb2,
+    operation_service_pb2,
     operations_pb2,
     residency_service_pb2,
 )
@@ -214,6 +215,30 @@ def test_switch_takes_a_model_or_clears(told: Double, run) -> None:
     assert told.requests("ClearSlot")[0] == residency_service_pb2.ClearSlotRequest(
         name="slots/role", etag="2"
     )
+
+
+@pytest.mark.parametrize("command", [["pause"], ["ops", "resume"], ["cancel"], ["ops", "show"]])
+def test_an_operation_may_be_named_by_its_model(told: Double, run, command) -> None:
+    """The one that is under way on it; several are told apart by id, and none is OPERATION_NOT_FOUND."""
+    told.on("ListOperations", operation_service_pb2.ListOperationsResponse(operations=[RUNNING]))
+    assert run(*command, "mini").exit_code == 0
+    (asked,) = told.requests("ListOperations")
+    assert asked.model == "models/mini"
+    assert [operations_pb2.Operation.State.Name(s) for s in asked.states] == [
+        "QUEUED",
+        "RUNNING",
+        "PAUSED",
+    ]
+    assert told.requests("GetOperation")[0].name == NAME
+    told.on(
+        "ListOperations", operation_service_pb2.ListOperationsResponse(operations=[RUNNING] * 2)
+    )
+    done = run(*command, "mini")
+    assert done.exit_code == 2
+    assert ID in done.output
+    told.on("ListOperations", operation_service_pb2.ListOperationsResponse())
+    run(*command, "mini")
+    assert told.requests("GetOperation")[-1].name == "operations/mini"
 
 
 def test_ops_wait_follows_to_the_end(told: Double, run) -> None:

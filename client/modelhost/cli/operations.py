@@ -1,5 +1,6 @@
-"""ops, pause, resume, cancel: long work."""
+"""ops, pause, resume, cancel: long work, by its id or by the model that it is on."""
 
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -10,9 +11,13 @@ from modelhost.cli.registry import to_bytes
 from modelhost.cli.session import Command, Group, Session, pass_session
 
 if TYPE_CHECKING:
+    from modelhost import Client
     from modelhost.v1.operations_pb2 import Operation
 
-identity = click.argument("operation", metavar="OPERATION")
+_ID = re.compile(r"(operations/)?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NOT_ENDED = ("QUEUED", "RUNNING", "PAUSED")
+
+identity = click.argument("operation", metavar="OPERATION|MODEL")
 
 
 @click.group(cls=Group)
@@ -57,7 +62,7 @@ def show(session: Session, operation: str) -> None:
     from modelhost.cli import views
 
     with session.client() as client:
-        found = client.operation(operation).operation
+        found = client.operation(_meant(client, operation)).operation
     if session.output.json:
         session.output.document(to_dict(found))
     else:
@@ -70,7 +75,7 @@ def show(session: Session, operation: str) -> None:
 def wait(session: Session, operation: str) -> None:
     """Follow an operation to its end; exit code as its result."""
     with session.client() as client:
-        ended(session, follow(session, client.operation(operation)))
+        ended(session, follow(session, client.operation(_meant(client, operation))))
 
 
 @ops.command("update")
@@ -87,7 +92,7 @@ def update(session: Session, operation: str, priority: int | None, rate: str | N
     limit = to_bytes(rate, "--rate") if rate is not None else None
     with session.client() as client:
         after = client.update_operation(
-            operation, priority=priority, rate_limit_bytes_per_second=limit
+            _meant(client, operation), priority=priority, rate_limit_bytes_per_second=limit
         )
     _told(session, after)
 
@@ -142,9 +147,23 @@ def cancel(session: Session, operation: str) -> None:
 
 def _steer(session: Session, operation: str, verb: str) -> None:
     with session.client() as client:
-        handle = client.operation(operation)
+        handle = client.operation(_meant(client, operation))
         after = {"pause": handle.pause, "resume": handle.resume, "cancel": handle.cancel}[verb]()
         _told(session, after, asked=after.cancel_requested and not handle.done)
+
+
+def _meant(client: "Client", given: str) -> str:
+    """Return the operation that is meant: the given one, or the one that is under way on a model.
+
+    Raises UsageError where several are.
+    """
+    if _ID.fullmatch(given):
+        return given
+    found = client.operations(given, states=_NOT_ENDED)
+    if len(found) > 1:
+        names = ", ".join(operation.name.rpartition("/")[2] for operation in found)
+        raise click.UsageError(f"several operations are under way on {given}: {names}")
+    return found[0].name if found else given
 
 
 def _told(session: Session, after: "Operation", *, asked: bool = False) -> None:
