@@ -26,7 +26,7 @@ NUMBERS = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 2**50, 2**
 SECONDS = st.floats() | st.sampled_from([0.0, -1.0, 1e63, math.inf, math.nan])
 ANSWERS = (
     *(Kind.HELLO, Kind.LOADED, Kind.UNLOADED, Kind.CHECKED, Kind.ERROR, Kind.LOAD_PROGRESS),
-    Kind.KEPT,
+    *(Kind.KEPT, Kind.DEMOTED, Kind.COPY_DROPPED),
 )
 
 loaded = st.builds(
@@ -50,10 +50,11 @@ kept = st.builds(
     **dict.fromkeys(("weights_length", "description_length"), NUMBERS),
     checksum=st.binary(max_size=70),
 )
-headers = st.binary(max_size=60) | (loaded | progress | error | kept).map(
+copies = st.builds(worker_pb2.CopyDroppedHeader, found=st.booleans(), host_bytes=NUMBERS)
+headers = st.binary(max_size=60) | (loaded | progress | error | kept | copies).map(
     lambda header: header.SerializeToString()
 )
-frame = st.tuples(st.sampled_from(ANSWERS), st.integers(0, 4), st.integers(0, 2), headers)
+frame = st.tuples(st.sampled_from(ANSWERS), st.integers(0, 5), st.integers(0, 2), headers)
 
 
 class Sink:
@@ -93,6 +94,8 @@ GARBAGE = b"\xff\xff\xff"
           .SerializeToString())])  # fmt: skip
 @example([(Kind.LOAD_PROGRESS, 1, 1, worker_pb2.LoadProgressHeader(
     phase="LOADING", done_bytes=2**63).SerializeToString())])  # fmt: skip
+@example([(Kind.COPY_DROPPED, 5, 1, worker_pb2.CopyDroppedHeader(
+    found=True, host_bytes=2**63).SerializeToString())])  # fmt: skip
 def test_any_answer_is_read_or_ends_the_worker(frames_: list[tuple[Kind, int, int, bytes]]) -> None:
     """Each command gets an answer, an error of the contract, or fails with its worker."""
 
@@ -109,6 +112,7 @@ def test_any_answer_is_read_or_ends_the_worker(frames_: list[tuple[Kind, int, in
         _, load = control.load(spec(), told.append)
         greeting = asyncio.ensure_future(control.hello(CONFIG, "cpu", {}))
         checking = asyncio.ensure_future(control.check("m-1", 1, 20.0))
+        moves = [asyncio.ensure_future(f("m-1", 1)) for f in (control.demote, control.drop_copy)]
         await asyncio.sleep(0)
         for kind, request, generation, header in frames_:
             stream.data_received(frames.encode(kind, frames.FINAL, request, generation, header))
@@ -125,6 +129,7 @@ def test_any_answer_is_read_or_ends_the_worker(frames_: list[tuple[Kind, int, in
                 if isinstance(found, Loaded):
                     assert 0 <= found.measured_bytes <= BYTES_MAX
                     assert convert_values.duration(found.load_s) is not None
+        assert all(0 <= left <= BYTES_MAX for left in await asyncio.gather(*moves))
         for image in leavings.of([("m-1", 1)], {}).values():
             assert image.sound(2**30)
         assert all(0 <= p.done_bytes <= BYTES_MAX for p in told if isinstance(p, Progress))

@@ -2,9 +2,8 @@
 
 The planner sees host memory as one more place with a budget, and whatever is there goes by the same policy as on
 devices: the copy of a model that is on no device any more (WARM), which is then on disk alone, and the copy beside
-a model that is on a device, which goes on serving and leaves that for disk later. One order for both: over 24 traces
-with 80 models that added 0.98 to 1.003 of what requests wait under ``lru`` if copies of the latter never go, and
-0.85 to 1.0 under ``cost-aware``; those of the latter first, 0.83 to 1.18. A load whose copy finds no room goes on
+a model that is on a device, which goes on serving and leaves that for disk later. One order for both is never worse
+than to keep the latter, which to let go first may be (``bench/tiers.py``). A load whose copy finds no room goes on
 without one: host memory never keeps a model from a device.
 """
 
