@@ -215,7 +215,8 @@ class Event(_message.Message):
     """What happened to it."""
     reason: _builtins.str
     """Why, as one upper-case word (`EVICTED`, `CRASHED`, `KEEP_ALIVE`); empty when the change speaks
-    for itself. Expect new ones.
+    for itself. Expect new ones. Why an instance leaves is told once, as it becomes DRAINING; when it
+    has left, DRAINED follows, with that word in `details` as `cause`.
     """
     principal: _builtins.str
     """Who caused it; empty for the daemon itself."""

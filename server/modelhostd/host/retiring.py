@@ -3,7 +3,8 @@
 Rules:
 1. A route flips closed in the same step that decides to take its instance out of service.
 2. Bytes are released when the worker says that they are free, or when it is reaped.
-3. What leaves its device stays WARM in host memory only while that holds no more than its budget.
+3. Why one leaves is told once, when that is decided; when it has gone, that it has: DRAINED.
+4. What leaves its device stays WARM in host memory only while that holds no more than its budget.
 """
 
 import asyncio
@@ -24,6 +25,9 @@ from modelhostd.host.occupancy import Occupancy, changed, gone
 from modelhostd.host.routes import Route
 
 log = structlog.get_logger(__name__)
+
+LEFT = "DRAINED"
+"""The reason of the event at which the memory of an instance that left is free; its ``cause`` is why that left."""
 
 
 class Retiring:
@@ -94,9 +98,7 @@ class Retiring:
         details = {**details, "tierAfter": (Tier.HOST if keep else Tier.DISK).value}
         draining = replace(instance, state=step(INSTANCE, instance.state, InstanceState.DRAINING))
         self._registry.record(changed(draining, reason, details))
-        task = asyncio.create_task(
-            self._retire(route, reason, details), name=f"retire {route.model}"
-        )
+        task = asyncio.create_task(self._retire(route, reason), name=f"retire {route.model}")
         self._tasks[route.model] = task
         task.add_done_callback(partial(self._retired, route.model))
 
@@ -109,7 +111,7 @@ class Retiring:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _retire(self, route: Route, reason: str, details: Mapping[str, str]) -> None:
+    async def _retire(self, route: Route, reason: str) -> None:
         try:
             async with asyncio.timeout(self._registry.decided.settings.drain_timeout_s):
                 await route.idle.wait()
@@ -127,13 +129,13 @@ class Retiring:
             kept = 0
         self._occupancy.routes.remove(route)
         if kept:
-            self._now_warm(route, kept, reason, details)
+            self._now_warm(route, kept, reason)
         else:
             self._occupancy.free(route.device, route.model)
             instance = self._registry.decided.instance_of(route.model)
             if instance is not None and instance.generation == route.generation:
-                details = {**details, "tierAfter": Tier.DISK.value}
-                self._registry.record(gone(instance, reason, details))
+                left = {"cause": reason, "tierAfter": Tier.DISK.value}
+                self._registry.record(gone(instance, LEFT, left))
         self._freed(route.model)
 
     async def _leave(self, route: Route) -> int:
@@ -147,7 +149,7 @@ class Retiring:
         await workers.unload(route.device, route.instance, route.generation)
         return 0
 
-    def _now_warm(self, route: Route, kept: int, reason: str, details: Mapping[str, str]) -> None:
+    def _now_warm(self, route: Route, kept: int, reason: str) -> None:
         instance = self._registry.decided.instance_of(route.model)
         assert instance is not None
         self._occupancy.ledger.release(route.device, route.model)
@@ -160,7 +162,8 @@ class Retiring:
             host_bytes=kept,
             working_bytes=0,
         )
-        self._registry.record(changed(warm, reason, {**details, "hostBytes": str(kept)}))
+        left = {"cause": reason, "tierAfter": Tier.HOST.value, "hostBytes": str(kept)}
+        self._registry.record(changed(warm, LEFT, left))
 
     def _retired(self, model_id: str, task: "asyncio.Task[None]") -> None:
         if self._tasks.get(model_id) is task:
