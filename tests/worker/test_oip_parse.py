@@ -283,6 +283,18 @@ def test_one_of_several_signatures_is_enough():
     refused(nothing, field="inputs", signature=signature, text="1 inputs but got 0 inputs")
 
 
+def test_who_sends_what_is_optional_alone_is_told_what_is_missing():
+    """Of the first set that has the names, and it is not counted among what came."""
+    stream = TensorSpec("stream", "BOOL", (1,), optional=True)
+    first, second = (TensorSpec(name, "BYTES", (1,)) for name in ("text", "messages"))
+    signature = Signature(
+        inputs=(first, stream), outputs=(), alternatives=((second, stream),), batched=False
+    )
+    alone = raw_request("BOOL", (1,), b"\1", "stream")
+    told = "1 inputs but got 0 inputs for model 'm'. Missing: 'text'"
+    refused(alone, field="inputs", signature=signature, text=told)
+
+
 @given(st.binary(max_size=400))
 def test_random_bytes_are_refused_or_read(payload):
     """Whatever the bytes, the answer is a parsed request or a typed error."""

@@ -29,17 +29,21 @@ def match(signature: Signature, inputs: Mapping[str, Tensor], model: str) -> Non
     """Check inputs against a signature. Raises INVALID_ARGUMENT for the set that comes nearest."""
     if not signature.inputs:
         return
-    first: ModelhostError | None = None
+    nearest: ModelhostError | None = None
+    has_names = False
     for group in (signature.inputs, *signature.alternatives):
         error = _mismatch(group, inputs, model)
         if error is None:
             return
-        # Who sent nothing is told of the first set.
-        same_names = bool(inputs) and {spec.name for spec in group} >= inputs.keys()
-        if first is None or (same_names and first.metadata["field"] == "inputs"):
-            first = error
-    assert first is not None
-    raise first
+        # A set that has all the names, of these one of which nothing is missing; else the first.
+        has_all = {spec.name for spec in group} >= inputs.keys()
+        whole = error.metadata["field"] != "inputs"
+        if nearest is None or (
+            has_all and (not has_names or (whole and nearest.metadata["field"] == "inputs"))
+        ):
+            nearest, has_names = error, has_all
+    assert nearest is not None
+    raise nearest
 
 
 def _mismatch(
@@ -61,9 +65,10 @@ def _mismatch(
         if tensor is None:
             if spec.optional:
                 continue
-            wanted = sum(not spec.optional for spec in group)
+            needed = [spec.name for spec in group if not spec.optional]
+            found = sum(name in inputs for name in needed)
             return refuse(
-                f"expected {wanted} inputs but got {len(inputs)} inputs for model '{model}'. "
+                f"expected {len(needed)} inputs but got {found} inputs for model '{model}'. "
                 f"Missing: '{name}'",
                 "inputs",
                 names,
