@@ -23,7 +23,7 @@ def test_kills_in_mid_file_cost_no_byte_and_leave_no_half(root: Path, hub: Loopb
     for totals in found:
         print(totals)
         assert totals["kills"] == KILLS
-        assert totals["at_failpoints"] > KILLS // 10
+    assert sum(totals["at_failpoints"] for totals in found) > PARTS * KILLS // 10
     assert sum(totals["in_mid_file"] for totals in found) > 0
     assert sum(totals["resumed"] for totals in found) > 0
     assert sum(totals["whole"] for totals in found) > 0
