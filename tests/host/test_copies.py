@@ -6,8 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from modelhostd.core.host_tier import HOST
-from modelhostd.core.resources import Event, Instance, InstanceState, Settings, Tier
+from modelhostd.core.host_tier import HEADROOM_BYTES, HOST
+from modelhostd.core.resources import (
+    Device,
+    DeviceKind,
+    Event,
+    Instance,
+    InstanceState,
+    Kind,
+    Settings,
+    Tier,
+)
+from modelhostd.core.state import Edit
 from tests.fakes.clock import settle
 from tests.host.support import Running, World
 from tests.host.warm import evicted, state, true, verbs
@@ -114,6 +124,39 @@ async def test_pins_and_leases_hold_what_is_warm_and_not_what_is_beside(world: W
         assert set(run.workers.warm) == {"a", "c"}
         await shrink(run, 400)
         assert set(run.workers.warm) == {"a"}
+        true(run)
+
+
+async def test_what_others_take_of_the_machine_is_taken_from_copies(world: World) -> None:
+    """Where other processes need the memory copies go within a moment, as many as must; nothing stops, nothing is unloaded."""
+    async with world.host(budget=1000, host_budget=800) as run:
+        total = 4 << 30
+        cpu = Device("cpu", DeviceKind.CPU, "cpu", "cpu", total_bytes=total, budget_bytes=1 << 30)
+        run.host.registry.record([Edit(Kind.DEVICE, "cpu", cpu, "FOUND")])
+        for model in "ab":
+            await run.have(model, device="sim-0")
+        await evicted(run, "a", "b")
+        for left, copies in ((799, {"b": 400}), (0, {})):
+            run.host.occupancy.foreign["cpu"] = total - HEADROOM_BYTES - left
+            await world.clock.advance(0.5)
+            assert run.host.occupancy.ledger.of(HOST) == copies
+        assert {state(run, model) for model in "ab"} == {InstanceState.READY}
+        assert [verbs(run, model) for model in "ab"] == [["load", "drop_copy"]] * 2
+        true(run)
+
+
+async def test_a_copy_that_would_not_be_kept_goes_at_once(world: World) -> None:
+    """A `host_keep_alive` that becomes 0 takes the copy of a model on its device as well as a warm one."""
+    async with world.host(budget=500, host_budget=800) as run:
+        await evicted(run, "a", "b")
+        settings = Settings(host_keep_alive_s=0.0)
+        await run.host.update_settings(settings, ["host_keep_alive_s"])
+        await world.clock.advance(1.0)
+        assert (state(run, "a"), state(run, "b")) == (None, InstanceState.READY)
+        assert run.workers.image_bytes == 0
+        event = (await told(run, "HOST_KEEP_ALIVE"))[-1]
+        assert event.key.startswith("b/")
+        assert {"freedBytes": "400", "tierAfter": "DEVICE"}.items() <= event.details.items()
         true(run)
 
 

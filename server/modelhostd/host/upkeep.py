@@ -52,6 +52,7 @@ class Upkeep:
                 self._loads.expire(now)
                 self._expire_idle(now)
                 self._expire_warm(now)
+                self._drop_unwanted(now)
                 self.enforce_budgets()
                 self._loads.pump()
             except Exception:
@@ -83,6 +84,16 @@ class Upkeep:
             if keep is not None and now - route.warm_since >= keep:
                 freed = host.held_bytes(model.id)
                 self._retiring.drop(model.id, "HOST_KEEP_ALIVE", _unused(route, freed, now))
+
+    def _drop_unwanted(self, now: float) -> None:
+        """Drop copies beside devices that would not be kept when their models leave: `host_keep_alive` became 0."""
+        host = self._occupancy.host
+        for route in self._routes:
+            model = self._registry.decided.models.get(route.model)
+            held = host.held_bytes(route.model)
+            if model is not None and held and host.keep_alive_s(model) == 0.0:
+                details = _unused(route, held, now)
+                self._retiring.drop_copy(route.model, "HOST_KEEP_ALIVE", details)
 
     def _free_to_go(self, model_id: str) -> Model | None:
         """Return the model if neither a pin nor a lease keeps it."""
