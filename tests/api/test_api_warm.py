@@ -59,6 +59,19 @@ async def test_a_warm_model_is_shown_and_comes_back(tmp_path: Path) -> None:
         assert (result.freed_bytes, result.freed_host_bytes, result.warm) == (400, 400, False)  # type: ignore[attr-defined]
 
 
+async def test_a_copy_says_nothing_of_its_models_place_on_the_device(tmp_path: Path) -> None:
+    """A READY model has its device's rank and blockers, whatever becomes of its copy; a WARM one its place among copies."""
+    async with served(tmp_path) as it:
+        await _have(it, "a", "b", "c")
+        for model in "abc":
+            await it.load(model)
+            await it.running.world.clock.advance(1.0)
+        await it.host.models.pin("b", pinned=True)
+        found = {model: (await _instance(it, model)).activity for model in "abc"}
+        assert list(found["b"].evict_blockers) == [instances_pb2.InstanceActivity.PINNED]
+        assert {m: a.eviction_rank for m, a in found.items()} == {"a": 1, "b": 0, "c": 1}
+
+
 async def test_a_plan_says_what_goes_where(tmp_path: Path) -> None:
     """PlanLoad names source and victims with the tier after, and whose copies would be dropped for it."""
     async with served(tmp_path) as it:

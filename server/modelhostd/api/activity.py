@@ -1,10 +1,11 @@
 """What instances do right now: the figures that change with every request, and who would be evicted next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from modelhost.v1 import instances_pb2
 from modelhostd.api import convert_values
 from modelhostd.core.eviction import Holding
+from modelhostd.core.host_tier import HOST
 from modelhostd.core.resources import Instance, InstanceState
 from modelhostd.host import Host
 
@@ -22,16 +23,18 @@ class Activity:
         self._ranks: dict[str, int] = {}
         self._policy = host.occupancy.policy()
         for view in host.occupancy.views().values():
-            self._rank(view.holdings)
-        self._rank([h for h in host.occupancy.host.view().holdings if not h.bound])
+            self._rank(view.holdings, {h.model for h in view.holdings})
+        # Of what is on a device its copy goes, too, and takes a place; but the model stays where it is.
+        self._rank(host.occupancy.host.view().holdings, host.occupancy.host.warm)
 
-    def _rank(self, holdings: Sequence[Holding]) -> None:
-        """Note who holds a place, and who would be evicted from it in which order."""
-        self._holdings.update({h.model: h for h in holdings})
+    def _rank(self, holdings: Sequence[Holding], models: Collection[str]) -> None:
+        """Note which of the models hold a place, and in which order they would be evicted from it."""
+        self._holdings.update({h.model: h for h in holdings if h.model in models})
         evictable = [h for h in self._policy.order(holdings, self._now) if h.idle]
         # What came just now is guarded on devices only.
-        gone = [h for h in evictable if h.state is _WARM or not self._policy.young(h, self._now)]
-        self._ranks.update({h.model: place for place, h in enumerate(gone, 1)})
+        gone = [h for h in evictable if h.device == HOST or not self._policy.young(h, self._now)]
+        ranked = enumerate(gone, 1)
+        self._ranks.update({h.model: place for place, h in ranked if h.model in models})
 
     def of(self, instance: Instance) -> instances_pb2.InstanceActivity:
         """Return the figures of one instance."""
