@@ -7,6 +7,7 @@ leak nothing. Times are from the signal, as a client sees them::
 """
 
 import argparse
+import contextlib
 import json
 import os
 import select
@@ -28,6 +29,7 @@ from bench.faulty_scene import Scene, scene, wait_for
 
 GIB = 2**30
 HANG_TIMEOUT_S = 2.0
+SETTLE_S = 1.0
 WARM_UP = 20
 """Crashes until everything that is kept on purpose is there: threads, buffers, the last events."""
 
@@ -158,7 +160,7 @@ def leaks(crashes: int) -> dict[str, object]:
         for _ in range(crashes):
             _kill_and_wait(at)
         seconds = time.monotonic() - begun
-        after = holdings(at)
+        after = holdings(at, before)
     return {"crashes": crashes, "seconds": round(seconds, 1), "before": before, "after": after}
 
 
@@ -170,26 +172,30 @@ def _kill_and_wait(at: Scene) -> None:
     wait_for("READY", lambda: at.watcher.of("READY", since=since))
 
 
-def holdings(at: Scene) -> dict[str, int]:
-    """Return what the daemon holds when nothing goes on."""
+def holdings(at: Scene, most: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Return what the daemon holds when nothing goes on: the least of each that is seen within a while.
+
+    What ends with the last request or worker ends a moment later, however long that is where the machine is busy:
+    ``most`` is waited for.
+    """
     at.infer("m").result()
     pid = at.process.pid
-    # Whatever ends with the last request has ended when two looks in a row see the same.
-    seen: list[tuple[int, ...]] = [()]
+    least: dict[str, int] = {}
+    end = time.monotonic() + SETTLE_S
 
     def settled() -> bool:
-        now = (process_use.descriptors(pid), len(at.tasks()), len(at.workers()))
-        seen.append(now)
-        return seen[-2] == now
+        now = {
+            "descriptors": process_use.descriptors(pid),
+            "tasks": len(at.tasks()),
+            "children": len(at.workers()),
+        }
+        least.update({name: min(count, least.get(name, count)) for name, count in now.items()})
+        within = most is None or all(count <= most[name] for name, count in least.items())
+        return within and time.monotonic() >= end
 
-    wait_for("a quiet daemon", settled)
-    descriptors, tasks, children = seen[-1]
-    return {
-        "descriptors": descriptors,
-        "tasks": tasks,
-        "children": children,
-        "rss_bytes": process_use.rss_bytes(pid),
-    }
+    with contextlib.suppress(TimeoutError):
+        wait_for("a quiet daemon", settled)
+    return {**least, "rss_bytes": process_use.rss_bytes(pid)}
 
 
 def _spread(seconds: Sequence[float]) -> dict[str, float]:

@@ -18,9 +18,9 @@ A leak of one worker's buffers (over 1 MiB here) would pass it within 40, one of
     ],
 )
 def test_crashes_leave_nothing_behind(crashes: int) -> None:
-    """Descriptors, tasks and children are as many as before, to the last one; memory is as much."""
+    """Descriptors, tasks and children are no more than before, not by one; memory is as much."""
     figures = leaks(crashes)
     before, after = dict(figures["before"]), dict(figures["after"])
     grown = after.pop("rss_bytes") - before.pop("rss_bytes")
-    assert after == before
+    assert all(after[name] <= count for name, count in before.items()), figures
     assert grown <= SLACK_BYTES
