@@ -95,7 +95,9 @@ def encode(name: str, array: Array, datatype: str = "") -> tuple[str, bytes]:
     numbers = array.dtype.kind in "iu" and dtype.kind in "iu"
     if not numbers and not np.can_cast(array.dtype, dtype, casting="same_kind"):
         raise invalid(f"inputs[{name}]", f"an array that {datatype} can hold", str(array.dtype))
-    sent = array.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):
+        sent = array.astype(dtype, copy=False)
+    _check_finite(name, datatype, array, sent)
     if numbers and sent.dtype != array.dtype and not np.array_equal(sent, array):
         # A whole number that does not fit would arrive as another one.
         raise invalid(f"inputs[{name}]", f"numbers that {datatype} can hold", _span(array))
@@ -157,6 +159,15 @@ def _array(name: str, value: npt.ArrayLike) -> Array:
         ) from None
 
 
+def _check_finite(name: str, datatype: str, array: Array, sent: Array) -> None:
+    """Raise InvalidArgument where a number has become infinite on its way into a smaller datatype."""
+    if sent.dtype == array.dtype or sent.dtype.kind != "f":
+        return
+    lost = np.isinf(sent) & ~np.isinf(array)
+    if lost.any():
+        raise invalid(f"inputs[{name}]", f"numbers that {datatype} can hold", _span(array[lost]))
+
+
 def _span(array: Array) -> str:
     return f"{array.min()} to {array.max()}"
 
@@ -203,7 +214,10 @@ def _bf16_bits(name: str, array: Array) -> npt.NDArray[np.uint16]:
         return np.ascontiguousarray(array).view("<u2")
     if array.dtype.kind != "f":
         raise invalid(f"inputs[{name}]", "bfloat16 or float32 for BF16", str(array.dtype))
-    bits = np.ascontiguousarray(array, dtype="<f4").view("<u4")
+    with np.errstate(over="ignore"):
+        single = np.ascontiguousarray(array, dtype="<f4")
+    _check_finite(name, "BF16", array.reshape(single.shape), single)
+    bits = single.view("<u4")
     rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
     quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
     nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)

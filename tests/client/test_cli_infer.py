@@ -64,6 +64,20 @@ def test_infer_sends_tensors_of_the_models_datatype(double: Double, run, tmp_pat
     }
 
 
+def test_infer_refuses_files_and_options_that_are_none(double: Double, run, tmp_path: Path) -> None:
+    """A file that is not text, an input and a parameter given twice: what is wrong is said, nothing is sent."""
+    (tmp_path / "raw").write_bytes(b"\x7fELF\xff")
+    for words, says in (
+        (["-i", f"x:INT8=@{tmp_path}/raw"], "byte 4 is not UTF-8"),
+        (["-i", "x:INT8=1", "-i", "x:INT8=2"], "twice"),
+        (["-i", "x:INT8=1", "-p", "a=1", "-p", "a=2"], "twice"),
+    ):
+        done = run("infer", "m", *words)
+        assert done.exit_code == 2
+        assert says in done.stderr
+    assert double.calls == []
+
+
 def test_infer_shortens_long_rows_for_people(double: Double, run) -> None:
     """A table shows the first numbers of a row and how many there are."""
     double.on("ModelInfer", answer_with("embedding", np.ones((1, 384))))

@@ -125,6 +125,24 @@ def test_lists_that_are_no_array_are_refused(inputs, field) -> None:
     assert caught.value.metadata["field"] == field
 
 
+@pytest.mark.parametrize(
+    ("array", "datatype"),
+    [
+        (np.array([1.0, 70000.0]), "FP16"),
+        (np.array([-1e300]), "FP32"),
+        (np.array([1e300]), "BF16"),
+        (np.array(1e300), "BF16"),
+    ],
+)
+def test_a_number_does_not_become_infinite(array, datatype) -> None:
+    """One that the named datatype cannot hold is refused; what is infinite, or none, is sent as it is."""
+    with pytest.raises(InvalidArgument, match=f"numbers that {datatype} can hold"):
+        _tensors.encode("x", array, datatype)
+    odd = np.array([np.inf, -np.inf, np.nan])
+    back = _tensors.decode("x", datatype, (3,), _tensors.encode("x", odd, datatype)[1])
+    assert np.array_equal(back, odd, equal_nan=True)
+
+
 def test_whole_numbers_take_a_datatype_that_holds_them() -> None:
     """A list of small numbers may be sent as any whole datatype; one that would wrap around is refused with its range."""
     assert _tensors.encode("x", np.array([0, 255]), "UINT8") == ("UINT8", b"\0\xff")

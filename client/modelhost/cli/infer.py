@@ -62,6 +62,8 @@ def infer(
             datatypes: dict[str, str] = {}
         else:
             named = [_read_input(text) for text in inputs]
+            if len({name for name, _, _ in named}) < len(named):
+                raise click.UsageError("an input is given twice; put all its values into one")
             said = {name: datatype for name, datatype, _ in named if datatype}
             known = {} if len(said) == len(named) else _datatypes(client.metadata(model))
             datatypes = {
@@ -96,8 +98,13 @@ def _read_input(text: str) -> tuple[str, str, Any]:
     if not equals or not name:
         raise click.BadParameter(f"{text!r} is not NAME=JSON", param_hint="--input")
     if value.startswith("@"):
-        with open(value[1:], encoding="utf-8") as file:
-            value = file.read()
+        with open(value[1:], "rb") as file:
+            data = file.read()
+        try:
+            value = data.decode()
+        except UnicodeDecodeError as error:
+            told = f"{value[1:]} is not text: byte {error.start} is not UTF-8"
+            raise click.BadParameter(told, param_hint="--input") from None
     try:
         return name, datatype.upper(), json.loads(value)
     except ValueError as error:

@@ -267,7 +267,10 @@ def to_pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:
     for text in texts:
         if "=" not in text:
             raise click.BadParameter(f"{text!r} is not KEY=VALUE", param_hint=option)
-    return dict(text.partition("=")[::2] for text in texts)
+    pairs = dict(text.partition("=")[::2] for text in texts)
+    if len(pairs) < len(texts):
+        raise click.BadParameter("a key is given twice", param_hint=option)
+    return pairs
 
 
 def _config(texts: tuple[str, ...]) -> Any:
