@@ -55,12 +55,14 @@ _KINDS = {
 
 
 def generate_request(
-    model: str, prompt: Prompt, sampling: Sampling, *, version: int, priority: int
+    model: str, prompt: Prompt, sampling: Sampling, *, version: int, priority: int, stream: bool
 ) -> pb.GenerateRequest:
-    """Return the request for a text. Raises InvalidArgument, also for what SamplingParameters do not have."""
+    """Return the request for a text, in pieces with ``stream``. Raises InvalidArgument, also for what SamplingParameters do not have."""
     check_priority(priority)
     name = f"models/{_names.model_id(model)}"
-    request = pb.GenerateRequest(model=name, version=version, priority=priority)
+    request = pb.GenerateRequest(
+        model=name, version=version, priority=priority, whole_text=not stream
+    )
     if isinstance(prompt, str):
         request.prompt = text("prompt", prompt)
     else:
@@ -84,8 +86,10 @@ def _add_messages(request: pb.GenerateRequest, prompt: Any) -> None:
         raise invalid("prompt", "a text, or a list of messages", shown(prompt))
     for number, message in enumerate(prompt):
         try:
-            request.messages.add(**message)
-        except (TypeError, ValueError):
+            request.messages.add(role=message["role"], content=message["content"])
+            if len(message) > 2:
+                raise ValueError
+        except (TypeError, ValueError, KeyError):
             expected = "a dict of the texts role and content"
             raise invalid(f"prompt[{number}]", expected, shown(message)) from None
 

@@ -231,6 +231,23 @@ async def test_generate_sends_pieces_as_they_come(at: Scene) -> None:
     assert last.model == "models/g"
 
 
+async def test_a_text_comes_whole_where_it_is_asked_for_so(at: Scene) -> None:
+    """Who does not read along says so, and the worker makes one piece of it."""
+    sent: list[bool] = []
+
+    def note(spec: LoadSpec, payload: bytes) -> list[bytes]:
+        asked = oip.ModelInferRequest.FromString(payload)
+        names = [one.name for one in asked.inputs]
+        sent.append(bool(asked.raw_input_contents[names.index("stream")][0]))
+        return [piece("all", "stop", 2)]
+
+    at.oip.run.workers.pieces["g"] = note
+    for whole in (True, False):
+        request = pb.GenerateRequest(model="models/g", prompt="x", whole_text=whole)
+        assert [one.text for one in await generated(at, request)] == ["all"]
+    assert sent == [False, True]
+
+
 async def test_a_conversation_goes_as_messages(at: Scene) -> None:
     """Roles and contents in order, for the model's chat template."""
     said = [pb.ChatMessage(role="system", content="be"), pb.ChatMessage(role="user", content="é")]

@@ -175,6 +175,7 @@ def test_generate_returns_the_whole_text(double: Double, both) -> None:
     made = both(lambda c: c.generate("slots/m", "hi", max_tokens=5, temperature=0, stop="."))
     assert made == Generation("aé", "stop", 3, 3)
     (sent,) = double.requests("Generate")
+    assert sent.whole_text
     assert sent.model == "models/m"
     assert sent.sampling == pb.SamplingParameters(max_tokens=5, temperature=0, stop=["."])
     assert sent.sampling.HasField("temperature")
@@ -227,6 +228,7 @@ def test_a_closed_text_ends_the_work(double: Double, client: Client) -> None:
         ("x", {"max_tokens": "many"}, "max_tokens"),
         ("x", {"seed": 2**70}, "seed"),
         ("x", {"stop": [1]}, "stop"),
+        ([{"role": "user"}], {}, r"prompt\[0\]"),
         ([{"role": "user", "content": 1}], {}, r"prompt\[0\]"),
         ([{"role": "user", "content": "a", "more": "b"}], {}, r"prompt\[0\]"),
     ],

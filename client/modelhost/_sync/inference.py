@@ -156,7 +156,7 @@ class Inference:
         and for ``messages`` where the model has no chat template. ``timeout`` is for the whole text.
         """
         request = _generation.generate_request(
-            model, prompt, sampling, version=version, priority=priority
+            model, prompt, sampling, version=version, priority=priority, stream=stream
         )
         seconds = self._transport.options.infer_timeout if timeout is None else timeout
         pieces = TextStream(

@@ -258,6 +258,7 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    WHOLE_TEXT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model, `models/{model}`. Required."""
     prompt: _builtins.str
@@ -269,6 +270,10 @@ class GenerateRequest(_message.Message):
     priority: _builtins.int
     """Which of the requests that wait for the model goes first: 1 is the most urgent, 100 that of a
     request that says nothing, 200 and above the least urgent. 0 = nothing is said.
+    """
+    whole_text: _builtins.bool
+    """Whether the text comes in one message at its end, rather than in pieces as it is made: less work for
+    both sides where nobody reads along.
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
@@ -289,10 +294,11 @@ class GenerateRequest(_message.Message):
         sampling: Global___SamplingParameters | None = ...,
         version: _builtins.int = ...,
         priority: _builtins.int = ...,
+        whole_text: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "version", b"version", "whole_text", b"whole_text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

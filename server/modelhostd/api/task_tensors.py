@@ -52,7 +52,7 @@ def classify_request(model: str, texts: Sequence[str], top_k: int) -> bytes:
 
 
 def generate_request(model: str, asked: _pb.GenerateRequest) -> bytes:
-    """Return the encoded request for a streamed text. Raises INVALID_ARGUMENT."""
+    """Return the encoded request for a text, in pieces unless it asks for the whole. Raises INVALID_ARGUMENT."""
     if bool(asked.prompt) == bool(asked.messages):
         found = "both" if asked.prompt else "neither"
         raise invalid("prompt", "either prompt or messages", found)
@@ -70,7 +70,7 @@ def generate_request(model: str, asked: _pb.GenerateRequest) -> bytes:
             sampling["stop"] = list(asked.sampling.stop)
         _add_text(request, "sampling_parameters", json.dumps(sampling))
     request.inputs.add(name="stream", datatype="BOOL", shape=[1])
-    request.raw_input_contents.append(b"\1")
+    request.raw_input_contents.append(bytes([not asked.whole_text]))
     return request.SerializeToString()
 
 
