@@ -1,16 +1,20 @@
-"""What a call held is freed when it ends: requests are large, and nothing of them waits for the collector."""
+"""Large requests: nothing of them waits for the collector, and others have a turn between two copies of them."""
 
+import asyncio
 import gc
 import tracemalloc
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 
 from modelhostd.api.calls import Call
+from modelhostd.api.inference import PAUSE_BYTES, InferenceOptions, InferenceService
 from modelhostd.api.methods import Service
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.oip_scan import RequestHead
 from tests.api.serving import serving
 from tests.api.support import CALL_S
 from tests.api.test_api_wrapper import DESCRIPTOR, GET, Servicer
@@ -50,3 +54,24 @@ async def test_a_refused_request_is_freed() -> None:
             with pytest.raises(grpc.aio.AioRpcError, match="bytes are too many"):
                 await method(data, timeout=CALL_S)
         await wait_until_async(lambda: tracemalloc.get_traced_memory()[0] < before + SIZE // 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "order"), [(PAUSE_BYTES, "waiting, sent"), (1000, "sent, waiting")]
+)
+async def test_others_have_a_turn_before_a_large_request_is_copied(size: int, order: str) -> None:
+    """What waits for the loop comes between gRPC's copies of a large request and ours; a small one goes on at once."""
+    done: list[str] = []
+
+    async def infer(*_: Any) -> Any:
+        done.append("sent")
+        return SimpleNamespace(payload=b"answer")
+
+    host: Any = SimpleNamespace(inference=SimpleNamespace(infer=infer))
+    call: Any = SimpleNamespace(remaining_s=lambda: None)
+    service = InferenceService(host, InferenceOptions())
+    head = RequestHead("m", "", "")
+    asyncio.get_running_loop().call_soon(done.append, "waiting")
+    assert await service.infer(head, bytes(size), call) == b"answer"
+    await asyncio.sleep(0)
+    assert (", ".join(done), service.budget.used) == (order, 0)
