@@ -25,7 +25,7 @@ import abc
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ import numpy.typing as npt
 from modelhostd.core.values import dataclass
 
 Array = npt.NDArray[Any]
+Result = TypeVar("Result")
 
 
 class BadInputError(Exception):
@@ -122,6 +123,18 @@ class HealthReport:
     message: str
 
 
+class Compute(Protocol):
+    """Runs what computes, and returns what that returns or raises what it raises."""
+
+    def __call__(self, run: Callable[[], Result]) -> Result:
+        """Run it, here or in another thread."""
+
+
+def compute_here(run: Callable[[], Result]) -> Result:
+    """Run it in this thread."""
+    return run()
+
+
 @dataclass
 class LoadContext:
     """Everything that a load needs to know, and the way to tell how far it is."""
@@ -152,6 +165,9 @@ class LoadContext:
     ``tensors(asked)`` has them by name. Whoever reads into ``memory`` tells by ``describe(text)`` of it what lies where, else
     there never are any. None = read."""
 
+    compute_threads: int = 0
+    """Threads that requests will compute with on the CPU (a load has one); 0 = torch's own number."""
+
     def check_cancelled(self) -> None:
         """Raise :class:`Cancelled` when the load is not wanted any more. Call it between files."""
         if self.cancelled():
@@ -172,6 +188,8 @@ class InferContext:
     """Call between batches or tokens of long work: a thread without progress counts as hung."""
     let_pass: Callable[[], None] = lambda: None
     """Call between batches of long work, where ``infer`` may be entered again in this thread: what is much shorter goes first."""
+    compute: Compute = compute_here
+    """Runs one pass of a model; see :attr:`Backend.hands_over`."""
 
     def check_cancelled(self) -> None:
         """Report progress, and raise :class:`Cancelled` when nobody waits. Call between batches."""
@@ -213,11 +231,16 @@ class Backend(abc.ABC):
     tasks: ClassVar[frozenset[str]] = frozenset()
     """Tasks that it serves by itself; empty = only where a model's configuration names it."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """Import names of what it needs; where one is missing the backend is not available."""
+    """Import names of what it needs; where one is missing the backend is not available. With ``torch`` among them, and on the
+    CPU, its requests run in the one thread of the worker where torch has several threads."""
     platform: ClassVar[str] = "python"
     """Platform in a model's metadata."""
     concurrency: int = 1
     """How many ``infer`` calls of one object may run at a time."""
+
+    hands_over: ClassVar[bool] = False
+    """Whether ``infer`` has all that torch computes on the CPU run by ``context.compute``, a batch at a time. Then only that
+    waits for the thread where torch has several threads, and long requests of two models share it batch by batch."""
 
     stepwise: ClassVar[bool] = False
     """Whether it works on many requests at once: ``begin`` takes one, ``step`` gets all of them on. The worker calls them

@@ -93,6 +93,8 @@ def run(jobs: Sequence[InferJob], hosted: Hosted, activity: Activity) -> BaseExc
         outputs=frozenset().union(*wanted) if all(wanted) else frozenset(),
         cancelled=lambda: all(job.unwanted() for job in jobs),
         progress=activity.advance,
+        let_pass=activity.give_way,
+        compute=activity.compute,
     )
     try:
         joined = backend.join([request.inputs for request in requests])

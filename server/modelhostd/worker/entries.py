@@ -22,6 +22,7 @@ class Entry:
         "apart",
         "begun",
         "company",
+        "computes",
         "due_ns",
         "hosted",
         "pace_ns",
@@ -32,8 +33,10 @@ class Entry:
         "took_ns",
     )
 
-    def __init__(self, hosted: Hosted) -> None:
+    def __init__(self, hosted: Hosted, *, computes: bool = False) -> None:
         self.hosted = hosted
+        self.computes = computes
+        """Whether its work is for the thread that computes."""
         self.due_ns = 0
         """Until when its requests wait for company; 0 = they do not."""
         self.company = 0
@@ -68,6 +71,11 @@ class Entry:
         return self.running < (self.hosted.backend.concurrency if self.step is None else 1)
 
     @property
+    def divided(self) -> bool:
+        """Whether another thread than the one that computes may run its jobs and hand over what they compute."""
+        return self.step is not None or self.hosted.backend.hands_over
+
+    @property
     def quick(self) -> bool:
         """Whether one more may start in the thread that reads."""
         if self.streams or self.step is not None:
@@ -95,11 +103,6 @@ class Entry:
             return
         if self.company > 1 and self.took_ns >= COMPANY_FROM_NS:
             self.due_ns = time.monotonic_ns() + self.company_ns
-
-
-def is_free(entry: Entry) -> bool:
-    """Whether one more of its requests may start."""
-    return entry.free
 
 
 def is_quick(entry: Entry) -> bool:

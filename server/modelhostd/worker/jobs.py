@@ -10,7 +10,14 @@ from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import Health
 from modelhostd.core.values import dataclass
 from modelhostd.worker import failures, oip
-from modelhostd.worker.backend import Backend, Cancelled, InferContext, Signature
+from modelhostd.worker.backend import (
+    Backend,
+    Cancelled,
+    Compute,
+    InferContext,
+    Signature,
+    compute_here,
+)
 from modelhostd.worker.channel import Channel, DataChannel
 from modelhostd.worker.forms import Forms
 from modelhostd.worker.v1 import worker_pb2
@@ -71,6 +78,12 @@ class Activity:
     model: str = ""
     let_pass: Callable[[], None] = lambda: None
     """What a long request calls between its batches: others of its instance may run in between."""
+    give_way: Callable[[], None] = lambda: None
+    """What this thread does between two batches of any request."""
+    elsewhere: Compute | None = None
+    """Runs passes of models that are not to compute in this thread; None = they are."""
+    compute: Compute = compute_here
+    """Runs passes of the model that is at work."""
 
     def begin(self, model: str) -> int:
         """Note that work for ``model`` starts; return when, in monotonic nanoseconds."""
@@ -248,6 +261,7 @@ class InferJob:
             cancelled=self.unwanted,
             progress=activity.advance,
             let_pass=activity.let_pass,
+            compute=activity.compute,
         )
         parsed_ns = time.monotonic_ns()
         if self.streaming:
@@ -320,9 +334,8 @@ class CheckJob:
 
     def run(self, hosted: Hosted, activity: Activity) -> BaseException | None:
         """Run the check and send what it found; return what the backend raised, if it did."""
-        del activity
         try:
-            report = hosted.backend.health_check()
+            report = activity.compute(hosted.backend.health_check)
         except BaseException as error:
             failure = failures.from_infer(error, hosted.model, hosted.device)
             self._answer(Health.UNHEALTHY, f"The health check failed: {failure.message}")

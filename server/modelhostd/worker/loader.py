@@ -96,7 +96,7 @@ class Loader:
         name = header.backend
         try:
             name, kind = self._registry.choose(header.model, name, header.task)
-            resident = load.run(name, kind(), self._device)
+            resident = load.run(name, kind(), self._device, self._executor.compute_threads)
             if load.cancelled.is_set():
                 return failures.from_load(Cancelled(), header.model, name, *load.about)
         except BaseException as error:
@@ -140,7 +140,7 @@ class _Load:
         self._reported_at = 0.0
 
     def run(
-        self, name: str, backend: Backend, device: str
+        self, name: str, backend: Backend, device: str, threads: int
     ) -> "tuple[Hosted, worker_pb2.LoadedHeader, Image | None]":
         """Load, ask for the signature, and check that the model answers."""
         header = self.header
@@ -159,6 +159,7 @@ class _Load:
                 precision=header.precision,
                 max_batch_size=header.max_batch_size,
                 max_sequence_length=header.max_sequence_length,
+                compute_threads=threads,
                 options=json_format.MessageToDict(header.backend_options),
                 report=self._report,
                 cancelled=self.cancelled.is_set,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from modelhostd.worker import batches, failures
+from modelhostd.worker.backend import compute_here
 from modelhostd.worker.entries import Entry
 from modelhostd.worker.jobs import Activity, CheckJob, Hosted, InferJob
 from modelhostd.worker.schedule import Job, Schedule
@@ -14,10 +15,6 @@ from modelhostd.worker.stepping import JobAnswer, StepJob
 log = logging.getLogger("modelhostd.worker")
 
 POISONED_EXIT = 70
-
-
-def _nobody() -> None:
-    """Let nobody pass."""
 
 
 class Runner:
@@ -33,6 +30,8 @@ class Runner:
         hosted = entry.hosted
         begin_ns = activity.begin(hosted.model)
         jobs: list[Job] = [job]
+        activity.compute = (entry.computes and activity.elsewhere) or compute_here
+        activity.let_pass = activity.give_way
         if hosted.batch_limit > 1 and isinstance(job, InferJob):
             activity.let_pass = partial(self._let_pass, entry, job, activity)
         try:
@@ -48,7 +47,6 @@ class Runner:
             # The daemon's end of the socket is gone, and this process is about to be.
             log.debug("an answer was not sent", exc_info=True)
             error = None
-        activity.let_pass = _nobody
         self.end_if_poisoned(hosted, error)
         activity.end()
         entry.note_pace(begin_ns)
@@ -69,6 +67,7 @@ class Runner:
 
         One batch at a time, so that the long one gets on whatever comes.
         """
+        activity.give_way()
         schedule = self._schedule
         if not len(schedule.queue):
             return
@@ -76,7 +75,7 @@ class Runner:
             job = schedule.take_shorter(entry, long)
         if job is None:
             return
-        again, activity.let_pass = activity.let_pass, _nobody
+        again, activity.let_pass = activity.let_pass, activity.give_way
         jobs: list[Job] = [job]
         try:
             jobs, error = self._together(entry, job, activity)
@@ -147,8 +146,8 @@ class Runner:
             entry.apart = bool(batch.left)
             if schedule.entries.get(first.key) is entry:
                 schedule.queue.put_back(first.key, batch.left)
-                if batch.left and schedule.idle:
-                    schedule.work.notify()
+                if batch.left:
+                    schedule.call_thread(entry)
             else:
                 gone = [job for _, job in batch.left]
         for job in gone:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeGuard
+from typing import Protocol, TypeGuard
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.worker import batches, failures
@@ -13,6 +13,17 @@ from modelhostd.worker.jobs import CHECK_PRIORITY, CheckJob, InferJob
 from modelhostd.worker.stepping import JobAnswer, StepJob
 
 Key = tuple[str, int]
+
+
+class HandedPass(Protocol):
+    """A pass of a model that another thread waits for."""
+
+    model: str
+
+    def run(self) -> None:
+        """Run it; who waits goes on."""
+
+
 Job = InferJob | CheckJob | StepJob
 
 MOST_BEGUN = 16
@@ -37,6 +48,12 @@ class Schedule:
         self.live: dict[int, InferJob] = {}
         """Requests that are not answered yet, by their ids."""
         self.idle = threads
+        self.compute = threading.Condition(self.lock)
+        """Told when the thread that computes is to look for work."""
+        self.compute_busy = True
+        """Whether that thread is at work, or there is none."""
+        self.handed_passes: list[HandedPass] = []
+        """What other threads have that one run for their jobs."""
         self.draining = False
         self.awaited = 0
         """How many threads wait for something to end."""
@@ -50,6 +67,37 @@ class Schedule:
             self.awaited += 1
             self._ended.wait_for(done)
             self.awaited -= 1
+
+    def has_idle(self, entry: Entry) -> bool:
+        """Whether a thread that could run an instance's jobs has nothing to do."""
+        if entry.computes and not self.compute_busy:
+            return True
+        return self.idle > 0 and (not entry.computes or entry.divided)
+
+    def call_thread(self, entry: Entry) -> None:
+        """Have a thread look for work of an instance, where one is idle."""
+        if entry.computes and not self.compute_busy:
+            self.compute.notify()
+        elif self.idle and (not entry.computes or entry.divided):
+            self.work.notify()
+
+    def call_threads(self) -> None:
+        """Have a thread of each kind look for work."""
+        if self.idle:
+            self.work.notify()
+        self.compute.notify()
+
+    def call_beside(self) -> None:
+        """Have another thread look for what waits while the one that computes runs a job."""
+        if self.idle and any(
+            entry.computes and entry.divided and entry.has_room and self.queue.count(key)
+            for key, entry in self.entries.items()
+        ):
+            self.work.notify()
+
+    def is_for_others(self, entry: Entry) -> bool:
+        """Whether a thread that does not compute may run an instance's next job."""
+        return not entry.computes or (entry.divided and self.compute_busy)
 
     def hand_over(self, job: Job) -> bool:
         """Leave a quick job to the reader that brought it, past the queue where nothing waits.
@@ -117,8 +165,8 @@ class Schedule:
             return
         entry.step_waits = True
         self.queue.push(step.key, step.ticket, step.priority, step, forced=True)
-        if self.idle and entry.free:
-            self.work.notify()
+        if entry.free:
+            self.call_thread(entry)
 
     def count_begun(self, entry: Entry) -> None:
         """Note that a request was begun that steps will answer, and see to it that they get their turn."""
@@ -143,7 +191,8 @@ class Schedule:
         self.running -= 1
         for job in jobs:
             self._forget(entry, job)
-        if self.idle and entry.hosted.batch_limit > 1 and (len(jobs) > 1 or len(self.queue)):
+        together = entry.hosted.batch_limit > 1 and (len(jobs) > 1 or len(self.queue))
+        if together and self.has_idle(entry):
             entry.expect(len(jobs), self.queue.count(entry.hosted.key))
         if self.awaited:
             self._ended.notify_all()
@@ -172,13 +221,13 @@ class Schedule:
         if self.awaited:
             self._ended.notify_all()
 
-    def next_due_s(self) -> float | None:
-        """Return the seconds until some request has waited for company long enough; None = none waits."""
+    def next_due_s(self, fit: Callable[[Entry], bool]) -> float | None:
+        """Return the seconds until a request of an instance that is ``fit`` has waited for company long enough; None = none waits."""
         due = [
             entry.due_ns
             for key, entry in self.entries.items()
             # Where all that may run do, who ends one of them looks again.
-            if entry.due_ns and entry.has_room and self.queue.count(key)
+            if entry.due_ns and entry.has_room and fit(entry) and self.queue.count(key)
         ]
         return max(0.0, (min(due) - time.monotonic_ns()) / 1e9) if due else None
 
@@ -189,7 +238,7 @@ class Schedule:
             return
         count = self.queue.count(job.key)
         enough = hosted.batch_limit if hosted.batch_delay_ns else entry.company
-        if not self.idle and not hosted.batch_delay_ns:
+        if not hosted.batch_delay_ns and not self.has_idle(entry):
             # Nobody would look when the time is up, but who reads can run it if it is quick.
             enough = 0
         if count >= enough or not batches.joinable(job):

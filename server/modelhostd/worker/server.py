@@ -1,7 +1,7 @@
 """A worker from the handshake to its end: reads both sockets, hands work to the threads.
 
 Threads: the main one reads control and takes signals, one of two reads data (and runs quick requests), one
-beats, a few run inference (executor), and each load and unload has its own.
+beats, a few run inference (executor), one computes on the CPU, and each load and unload has its own.
 """
 
 import gc
@@ -26,6 +26,7 @@ from modelhostd.worker.loader import Loader
 from modelhostd.worker.own_threads import look_for_lost, start_thread
 from modelhostd.worker.readers import Readers, Received
 from modelhostd.worker.residents import Residents
+from modelhostd.worker.team import one_team
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
 from modelhostd.worker.wire.arena import EXTENT_BYTES, Arena
@@ -112,13 +113,14 @@ class Worker:
         box = BlackBox(responses.view(size, PAGE_BYTES))
         data = _adopt(self._descriptors.data)
         self._data = DataChannel(data, responses, size, hello.max_message_bytes)
+        compute_threads = one_team(hello.device)
         found = registry.find((backend.name, backend.target) for backend in hello.backends)
         # What the imports left behind stays for good: the collector need not look at it again.
         gc.collect()
         gc.freeze()
         cores = len(os.sched_getaffinity(0))
         threads = hello.executor_threads or max(2, min(MAX_THREADS, cores))
-        self._executor = Executor(threads, hello.queue_limit, box, exit_now)
+        self._executor = Executor(threads, hello.queue_limit, box, exit_now, compute_threads)
         os.set_inheritable(self._descriptors.images, False)
         imaging = Imaging(
             hello.device, hello.host_ready_bytes, self._descriptors.images, from_hello(hello)

@@ -50,7 +50,7 @@ class StepJob:
         """Step; return what the backend raised, if it did."""
         self.again = False
         try:
-            self.again = hosted.backend.step()
+            self.again = activity.compute(hosted.backend.step)
         except BaseException as error:
             return error
         return None

@@ -6,6 +6,7 @@ here, not by the library: it maps the file, cannot tell how far it is, and canno
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +28,7 @@ from modelhostd.worker.backends import files, text
 from modelhostd.worker.backends.building import build, compiled, find_device, prepare
 from modelhostd.worker.backends.pooling import read_recipe
 from modelhostd.worker.backends.tasks import FeatureExtraction, Task, TextClassification
+from modelhostd.worker.team import take_team
 
 OPTIONS = {
     "feature-extraction": ("pooling", "normalize", "compile"),
@@ -51,6 +53,7 @@ class TransformersBackend(Backend):
     tasks = frozenset(OPTIONS)
     packages = ("torch", "transformers", "safetensors")
     platform: ClassVar[str] = "pytorch_transformers"
+    hands_over = True
 
     def __init__(self) -> None:
         self._model: Any = None
@@ -100,7 +103,7 @@ class TransformersBackend(Backend):
         )
         self._max_batch_size = context.max_batch_size
         self._device = find_device(context.device)
-        self._price = text.pass_price(self._device)
+        self._price = text.pass_price(self._device, context.compute_threads)
         compiles = context.options.get("compile", False)
         if not isinstance(compiles, bool):
             raise BadInputError("compile", "true or false", compiles)
@@ -110,6 +113,9 @@ class TransformersBackend(Backend):
         self._model = build(context, config, self._task.mapping(), may_lack=self._task.may_lack)
         self._call = self._model
         if compiles:
+            if context.compute_threads:
+                # It is compiled for a number of threads: this load has as many as requests will, until it ends.
+                take_team(context.compute_threads)
             self._call = compiled(self._model.to(self._device))
             warm_up(self, context)
 
@@ -151,17 +157,20 @@ class TransformersBackend(Backend):
             items = inputs["input_ids"].array.shape[0]
             batches = text.take_tokens(inputs, self._limits)
         answers: dict[str, Array] = {}
-        with torch.inference_mode():
-            for rows, batch in batches:
-                context.check_cancelled()
-                if answers:
-                    context.let_pass()
-                on_device = {name: part.to(self._device) for name, part in batch.items()}
-                for name, part in self._task.run(self._call, on_device).items():
-                    if name not in answers:
-                        answers[name] = np.empty((items, *part.shape[1:]), part.dtype)
-                    answers[name][rows] = part
+        for rows, batch in batches:
+            context.check_cancelled()
+            if answers:
+                context.let_pass()
+            for name, part in context.compute(partial(self._pass, batch)).items():
+                if name not in answers:
+                    answers[name] = np.empty((items, *part.shape[1:]), part.dtype)
+                answers[name][rows] = part
         return answers
+
+    def _pass(self, batch: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+        with torch.inference_mode():
+            on_device = {name: part.to(self._device) for name, part in batch.items()}
+            return self._task.run(self._call, on_device)
 
     def health_check(self) -> HealthReport:
         """Answer one fixed text: finite numbers, and the same as the first time."""

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,6 +54,7 @@ class ModuleBackend(Backend):
 
     packages = ("torch",)
     platform: ClassVar[str] = "pytorch"
+    hands_over = True
 
     def __init__(self) -> None:
         self._module: torch.nn.Module | None = None
@@ -103,14 +105,17 @@ class ModuleBackend(Backend):
         """Run the module once."""
         context.check_cancelled()
         tensors = {name: to_torch(tensor).to(self._device) for name, tensor in inputs.items()}
-        with torch.inference_mode():
-            found = self.run(tensors)
+        found = context.compute(partial(self._run, tensors))
         wanted = context.outputs
         return {
             spec.name: to_tensor(output)
             for spec, output in zip(self._outputs, found, strict=True)
             if not wanted or spec.name in wanted
         }
+
+    def _run(self, tensors: Mapping[str, torch.Tensor]) -> Sequence[Any]:
+        with torch.inference_mode():
+            return self.run(tensors)
 
     def health_check(self) -> HealthReport:
         """Run ones through it: finite numbers, and the same as the first time."""
