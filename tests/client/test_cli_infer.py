@@ -71,6 +71,7 @@ def test_infer_refuses_files_and_options_that_are_none(double: Double, run, tmp_
         (["-i", f"x:INT8=@{tmp_path}/raw"], "byte 4 is not UTF-8"),
         (["-i", "x:INT8=1", "-i", "x:INT8=2"], "twice"),
         (["-i", "x:INT8=1", "-p", "a=1", "-p", "a=2"], "twice"),
+        (["-i", "x:INT8=1", "-p", "=1"], "not KEY=VALUE"),
     ):
         done = run("infer", "m", *words)
         assert done.exit_code == 2

@@ -265,7 +265,7 @@ def to_bytes(text: str, option: str) -> int:
 def to_pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:
     """Return ``KEY=VALUE`` texts as a dictionary; a wrong one is an error of the command line."""
     for text in texts:
-        if "=" not in text:
+        if "=" not in text[1:]:
             raise click.BadParameter(f"{text!r} is not KEY=VALUE", param_hint=option)
     pairs = dict(text.partition("=")[::2] for text in texts)
     if len(pairs) < len(texts):
@@ -274,13 +274,17 @@ def to_pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:
 
 
 def _config(texts: tuple[str, ...]) -> Any:
-    """Return the ModelConfig of ``KEY=VALUE`` texts; values are JSON, or a word or span as it stands."""
+    """Return the ModelConfig of ``KEY=VALUE`` texts; values are JSON, or a word or span (a number = seconds) as it stands."""
     from google.protobuf.json_format import ParseDict, ParseError
 
     from modelhost.v1.models_pb2 import ModelConfig
 
     try:
         values = {k: _json_or_text(v) for k, v in to_pairs(texts, "--config").items()}
+        for name, field in ModelConfig.DESCRIPTOR.fields_by_name.items():
+            spans = field.message_type is not None and field.message_type.name == "Duration"
+            if spans and isinstance(values.get(name), int | float):
+                values[name] = f"{values[name]}s"
         return ParseDict(values, ModelConfig())
     except ParseError as error:
         raise click.BadParameter(str(error), param_hint="--config") from None
