@@ -12,25 +12,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelhost.cli.output import Column, Output, to_dict
+from modelhost.cli.output import Output, to_dict
 from modelhost.cli.session import Command, Session, pass_session
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.table import Table
-    from rich.text import Text
-
     from modelhost import Client
     from modelhost.v1.host_pb2 import Statistics
-
-    Device = Statistics.DeviceStatistics
-    Instance = Statistics.InstanceStatistics
 
 KEY_S = 0.1
 """How long a key may wait for an answer."""
 AGES_S = 1.0
 """How often ages are written anew where nothing else changes."""
-BAR_CELLS = 40
 
 
 @click.command(cls=Command)
@@ -42,8 +34,8 @@ BAR_CELLS = 40
 def top(session: Session, interval: float, count: int | None) -> None:
     """Show devices and what is in memory, live: q or Ctrl-C ends it.
 
-    RANK is the place in the order of eviction, 1 = first to go; where there is none, WHY says what keeps
-    it. Without a terminal: tab-separated lines, one for each device, instance and operation.
+    RANK OR WHY is the place in the order of eviction, 1 = first to go, or what keeps it. A narrow terminal has
+    fewer columns. Without a terminal: tab-separated lines, one for each device, instance and operation.
     """
     output = session.output
     live = output.table and sys.stdout.isatty()
@@ -69,6 +61,8 @@ def _live(client: "Client", interval: float, count: int | None, *, no_color: boo
     """Draw each message, and the ages in between, until a key or Ctrl-C ends it."""
     from rich.console import Console
     from rich.live import Live
+
+    from modelhost.cli.top_view import picture
 
     console = Console(no_color=no_color or None, highlight=False)
     messages: queue.SimpleQueue[Statistics | Exception | None] = queue.SimpleQueue()
@@ -132,142 +126,13 @@ def _quit(keys: Sequence[int]) -> bool:
     return bool(ready) and os.read(ready[0], 64)[:1] in (b"q", b"Q", b"")
 
 
-def picture(found: "Statistics", console: "Console") -> "RenderableType":
-    """Return what the screen shows; what does not fit into it is counted."""
-    from rich.console import Group
-    from rich.text import Text
-
-    from modelhost.cli import views
-
-    head = (
-        f"modelhost  up {views.span(found.uptime)}  requests {found.request_count} "
-        f"({found.error_count} with an error)  in flight {found.in_flight}  queued {found.queued}"
-    )
-    bars = [bar(device) for device in found.devices]
-    if found.host_tier_budget_bytes or found.host_tier_bytes:
-        bars.append(_bar("host memory", found.host_tier_bytes, 0, found.host_tier_budget_bytes))
-    work = [Text(_work_line(o)) for o in found.operations[:5]]
-    instances = by_rank(found.instances)
-    room = max(1, console.height - len(bars) - len(work) - 6)
-    parts: list[RenderableType] = [Text(head, style="bold"), *bars, Text("")]
-    parts.append(_table(instances[:room]))
-    if len(instances) > room:
-        parts.append(Text(f"... and {len(instances) - room} more"))
-    if work:
-        parts += [Text(""), *work]
-    return Group(*parts)
-
-
-def by_rank(instances: "Sequence[Instance]") -> "list[Instance]":
-    """Return instances with those that go last first: what is kept, then by falling rank."""
-    return sorted(
-        instances,
-        key=lambda i: (
-            i.device,
-            i.activity.eviction_rank > 0,
-            -i.activity.eviction_rank,
-            i.model,
-        ),
-    )
-
-
-def bar(device: "Device") -> "RenderableType":
-    """Return a device's memory as a bar: resident, reserved, free of the budget."""
-    from modelhost._names import short
-
-    name = short(device.device)
-    resident, reserved = device.resident_bytes, device.reserved_bytes
-    line = _bar(name, resident, reserved, device.budget_bytes)
-    if device.foreign_bytes:
-        from modelhost._text import show_bytes
-
-        line.append(f", {show_bytes(device.foreign_bytes)} used by others")
-    return line
-
-
-def _bar(name: str, resident: int, reserved: int, budget: int) -> "Text":
-    from rich.text import Text
-
-    from modelhost._text import plain, show_bytes
-
-    whole = max(budget, resident + reserved, 1)
-    full = round(BAR_CELLS * resident / whole)
-    half = min(BAR_CELLS - full, round(BAR_CELLS * reserved / whole))
-    line = Text(f"{plain(name):<12} ")
-    line.append("█" * full, style="red" if resident + reserved > budget else "green")
-    line.append("▒" * half, style="yellow")
-    line.append("·" * (BAR_CELLS - full - half), style="dim")
-    line.append(f" {show_bytes(resident)}")
-    if reserved:
-        line.append(f" + {show_bytes(reserved)} reserved")
-    line.append(f" of {show_bytes(budget)}")
-    return line
-
-
-# --- rows -----------------------------------------------------------------------------------------
-
-
-def columns() -> "list[Column[Instance]]":
-    """Return what is shown of an instance."""
-    from modelhost._enums import name_of
-    from modelhost._names import short
-    from modelhost.cli import views
-    from modelhost.v1 import instances_pb2 as pb
-
-    blockers = pb.InstanceActivity.EvictBlocker
-
-    def why(instance: "Instance") -> str:
-        return ",".join(name_of(blockers, b).lower() for b in instance.activity.evict_blockers)
-
-    return [
-        Column("MODEL", lambda i: short(i.model)),
-        Column("DEVICE", lambda i: short(i.device), views.word),
-        Column("STATE", lambda i: name_of(pb.Instance.State, i.state), str.lower),
-        Column("TIER", lambda i: name_of(pb.Instance.Tier, i.tier), str.lower),
-        Column("PREDICTED", lambda i: i.predicted_bytes, views.size, right=True),
-        Column("DEVICE MEM", lambda i: i.device_bytes, views.size, right=True),
-        Column("HOST MEM", lambda i: i.host_bytes, views.size, right=True),
-        Column("HEALTH", lambda i: name_of(pb.Health.Status, i.health), str.lower),
-        Column("IN FLIGHT", lambda i: i.activity.in_flight, right=True),
-        Column("QUEUED", lambda i: i.activity.queued, right=True),
-        Column("REQUESTS", lambda i: i.activity.request_count, right=True),
-        Column("LAST USED", lambda i: views.when(i.activity.last_used_time), views.ago),
-        Column("RANK", lambda i: i.activity.eviction_rank or "", views.word, right=True),
-        Column("WHY", why),
-    ]
-
-
-def _table(instances: "Sequence[Instance]") -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
-    from modelhost._text import plain
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    shown = columns()
-    for column in shown:
-        table.add_column(column.title, justify="right" if column.right else "left", no_wrap=True)
-    for instance in instances:
-        table.add_row(*(Text(plain(c.show(c.value(instance)))) for c in shown))
-    return table
-
-
-def _work_line(operation: "Statistics.OperationStatistics") -> str:
-    from modelhost._enums import name_of
-    from modelhost._names import short
-    from modelhost._progress import amounts, phase_word
-    from modelhost._text import plain
-    from modelhost.v1.operations_pb2 import Operation
-
-    whole = Operation(state=operation.state, progress=operation.progress)
-    kind = name_of(Operation.Kind, operation.kind).lower()
-    told = f"{kind} {short(operation.model)} {phase_word(whole)} {amounts(whole)}"
-    return plain(" ".join(told.split()))
+# --- without a terminal ---------------------------------------------------------------------------
 
 
 def _plain(output: Output, found: "Statistics") -> None:
     """Write a look as lines for scripts: what it is, then its figures; or as tables, where they are asked for."""
     from modelhost._names import short
+    from modelhost.cli.top_view import by_rank, columns, work_line
 
     if output.table:
         from modelhost._text import show_bytes
@@ -289,4 +154,4 @@ def _plain(output: Output, found: "Statistics") -> None:
     for instance in by_rank(found.instances):
         output.line(["instance", *(column.value(instance) for column in columns())])
     for operation in found.operations:
-        output.line(["operation", short(operation.operation), _work_line(operation)])
+        output.line(["operation", short(operation.operation), work_line(operation)])
