@@ -1,9 +1,7 @@
 """Workers without processes: deterministic, and driven by the test step by step."""
 
 import asyncio
-import dataclasses
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import Health, Phase, Progress
@@ -16,32 +14,14 @@ from modelhostd.ports import (
     WorkerListener,
 )
 from tests.fakes.gates import Gate, first
-from tests.fakes.leavings import Leavings
-from tests.fakes.pieces import Pieces, in_pieces
+from tests.fakes.pieces import in_pieces
+from tests.fakes.tiers import Process, Tiers
 from tests.fakes.worker_errors import aborted, deadline_exceeded, not_loaded, worker_lost
 
 Handler = Callable[[LoadSpec, bytes], bytes]
 
 
-@dataclass
-class _Process:
-    """One pretended worker: the instances it holds and the requests in flight in it."""
-
-    device: str
-    pid: int
-    instances: dict[tuple[str, int], LoadSpec] = field(default_factory=dict)
-    loaded: dict[tuple[str, int], Loaded] = field(default_factory=dict)
-    """What was answered to each load that is held, warm ones included."""
-    warm: dict[tuple[str, int], LoadSpec] = field(default_factory=dict)
-    given_up: set[tuple[str, int]] = field(default_factory=set)
-    """Whose copies were to be dropped: nothing of them outlives a crash."""
-    loads: set["asyncio.Future[None]"] = field(default_factory=set)
-    requests: dict["asyncio.Future[InferReply]", str] = field(default_factory=dict)
-    """In flight -> model. A cancelled request leaves at once, as in the real port."""
-    known: dict[str, str] = field(default_factory=dict)
-
-
-class FakeWorkers(Pieces):
+class FakeWorkers(Tiers):
     """Implements :class:`modelhostd.ports.Workers`.
 
     Controls, all by model id: ``measured_bytes`` (default: the prediction), ``host_bytes`` (of the image; default: the
@@ -58,21 +38,13 @@ class FakeWorkers(Pieces):
         self.handler: Handler = handler or (lambda spec, payload: payload)
         self.measured_bytes: dict[str, int] = {}
         self.host_bytes: dict[str, int] = {}
-        self.load_s: dict[str, float] = {}
         self.load_errors: dict[str, ModelhostError] = {}
-        self.promote_errors: dict[str, ModelhostError] = {}
         self.infer_errors: dict[str, ModelhostError] = {}
         self.healths: dict[str, tuple[Health, str]] = {}
         self.inputs: dict[str, tuple[TensorSpec, ...]] = {}
         self.outputs: dict[str, tuple[TensorSpec, ...]] = {}
         self.progress_steps: int = 4
-        self.leavings = Leavings()
-        self.stuck: set[str] = set()
-        self.log: list[tuple[str, str, str, int]] = []
-        self.peak_bytes: dict[str, int] = {}
         self.stopped = False
-        self._processes: dict[tuple[str, str], _Process] = {}
-        self._bytes: dict[tuple[str, str, int], int] = {}
         self._listener: WorkerListener | None = None
         self._next_pid = 4_000_000
 
@@ -101,10 +73,6 @@ class FakeWorkers(Pieces):
         """Bytes of host RAM that images hold now, those of what is on a device included."""
         loaded = (one for p in self._processes.values() for one in p.loaded.values())
         return self.unowned_bytes() + sum(one.host_bytes for one in loaded)
-
-    def device_bytes(self, device: str) -> int:
-        """Return the bytes that instances hold on ``device`` now, loads included."""
-        return sum(size for key, size in self._bytes.items() if key[0] == device)
 
     def in_flight(self, model: str = "") -> int:
         """Return how many requests (to ``model``, or to all) are not answered yet."""
@@ -216,82 +184,6 @@ class FakeWorkers(Pieces):
         self._bytes.pop((device, instance, generation), None)
         self.log.append(("unload", device, spec.model, generation))
 
-    async def demote(self, device: str, instance: str, generation: int) -> int:
-        """See :class:`modelhostd.ports.Workers`."""
-        process, spec = self._find(device, instance, generation, warm=True)
-        key = instance, generation
-        if process is None or spec is None:
-            await asyncio.sleep(0)
-            return self.leavings.bytes((device, *key))
-        kept = process.loaded[key].host_bytes
-        if process.instances.pop(key, None) is None:
-            return kept
-        await self.demote_gate(spec.model).wait()
-        self._bytes.pop((device, *key), None)
-        self.log.append(("demote", device, spec.model, generation))
-        if kept and key in process.loaded and process in self._processes.values():
-            process.warm[key] = spec
-            return kept
-        process.loaded.pop(key, None)
-        return 0
-
-    async def drop_copy(self, device: str, instance: str, generation: int) -> int:
-        """See :class:`modelhostd.ports.Workers`; of the models in ``stuck`` the copy stays."""
-        key = instance, generation
-        process, spec = self._find(device, instance, generation, warm=True)
-        if process is None or spec is None or key in process.warm:
-            await asyncio.sleep(0)
-            held = self.leavings.bytes((device, *key))
-            return held if process is None or spec is None else process.loaded[key].host_bytes
-        process.given_up.add(key)
-        await self.copy_gate(spec.model).wait()
-        loaded = process.loaded.get(key)
-        if loaded is None or process not in self._processes.values():
-            return 0
-        if spec.model in self.stuck:
-            return loaded.host_bytes
-        process.loaded[key] = dataclasses.replace(loaded, host_bytes=0)
-        self.log.append(("drop_copy", device, spec.model, generation))
-        return 0
-
-    async def promote(
-        self, device: str, instance: str, generation: int, report: Callable[[Progress], None]
-    ) -> Loaded:
-        """See :class:`modelhostd.ports.Workers`; reports its bytes once."""
-        await asyncio.sleep(0)
-        if (left := (device, instance, generation)) in self.leavings.left:
-            loaded = await self.load(device, self.leavings.spec(left), report)
-            return dataclasses.replace(loaded, adopted_bytes=self.leavings.taken(left))
-        process, spec = self._find(device, instance, generation, warm=True)
-        key = instance, generation
-        if process is None:
-            raise worker_lost(device, "not running")
-        if spec is None:
-            raise not_loaded(process.known.get(instance, instance))
-        loaded = process.loaded[key]
-        if key in process.instances:
-            return loaded
-        if (error := self.promote_errors.get(spec.model)) is not None:
-            raise error
-        size = self._bytes[device, instance, generation] = loaded.measured_bytes
-        self.peak_bytes[device] = max(self.peak_bytes.get(device, 0), self.device_bytes(device))
-        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        process.loads.add(lost)
-        try:
-            await first(self.promote_gate(spec.model).wait(), lost)
-        except BaseException:
-            self._bytes.pop((device, instance, generation), None)
-            raise
-        finally:
-            process.loads.discard(lost)
-            if not lost.cancel() and not lost.cancelled():
-                lost.exception()
-        report(Progress(phase=Phase.LOADING, done_bytes=size, total_bytes=size))
-        process.warm.pop(key, None)
-        process.instances[key] = spec
-        self.log.append(("promote", device, spec.model, generation))
-        return dataclasses.replace(loaded, load_s=self.load_s.get(spec.model, 0.0))
-
     def infer(
         self,
         device: str,
@@ -377,30 +269,16 @@ class FakeWorkers(Pieces):
 
     # --- inside ---------------------------------------------------------------------------------
 
-    def _process(self, device: str, model: str) -> _Process:
+    def _process(self, device: str, model: str) -> Process:
         process = self._processes.get((device, model))
         if process is None:
             if self.stopped:
                 raise ModelhostError(Reason.SHUTTING_DOWN, "The daemon is shutting down.")
             self._next_pid += 1
-            process = self._processes[device, model] = _Process(device, self._next_pid)
+            process = self._processes[device, model] = Process(device, self._next_pid)
             if self._listener is not None:
                 self._listener.worker_ready(device, process.pid)
         return process
-
-    def _find(
-        self, device: str, instance: str, generation: int, *, warm: bool = False
-    ) -> tuple[_Process | None, LoadSpec | None]:
-        shared = None
-        for (name, _), process in self._processes.items():
-            if name == device:
-                shared = process
-                spec = process.instances.get((instance, generation))
-                if spec is None and warm:
-                    spec = process.warm.get((instance, generation))
-                if spec is not None:
-                    return process, spec
-        return shared, None
 
     async def _answer_later(
         self, gate: Gate, spec: LoadSpec, payload: bytes, reply: "asyncio.Future[InferReply]"
