@@ -8,10 +8,19 @@ import pytest
 from google.protobuf import json_format
 
 from modelhost.oip import open_inference_pb2 as oip
+from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import OperationKind
-from tests.api.oip_scene import OipScene, oip_scene
+from tests.api.oip_scene import OipScene, oip_scene, request
 from tests.api.serving import info_of
 from tests.host.support import World
+
+
+class Once(dict[str, ModelhostError]):
+    """Errors of which each is raised once."""
+
+    def get(self, key: str, default: object = None) -> object:  # type: ignore[override]
+        """Return an error that is not there afterwards."""
+        return self.pop(key, default)  # type: ignore[arg-type]
 
 
 async def load(at: OipScene, config: object) -> None:
@@ -78,6 +87,32 @@ async def test_what_model_config_answers_may_come_back(tmp_path: Path) -> None:
         assert "TYPE_FP16" in message
         field, _ = await refused(at, {"name": "b"})
         assert field == "parameters[config].name"
+
+
+async def test_a_config_that_cannot_be_loaded_is_taken_back(tmp_path: Path) -> None:
+    """The load fails with why; the config is what it was, and a model that was loaded comes back with that."""
+    async with oip_scene(World(tmp_path)) as at:
+        await at.run.have("a")
+        await load(at, {"max_batch_size": 4})
+        broken = ModelhostError(Reason.LOAD_FAILED, "no", {"model": "a", "backend": "identity"})
+        at.run.workers.load_errors = Once(a=broken)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await load(at, {"max_batch_size": 8, "backend_options": {"x": 1}})
+        assert caught.value.details() == "load failed for model 'a': no"
+        config = at.run.host.models.get("a").config
+        assert (config.max_batch_size, config.backend_options) == (4, {})
+        assert (await at.infer(request())).model_name == "a"
+
+
+async def test_a_config_for_which_there_is_no_room_now_stays(tmp_path: Path) -> None:
+    """What failed for another reason is not taken back: it is what the next load takes."""
+    async with oip_scene(World(tmp_path)) as at:
+        await at.run.have("a")
+        lost = ModelhostError(Reason.WORKER_LOST, "gone", {"model": "a"})
+        at.run.workers.load_errors["a"] = lost
+        with pytest.raises(grpc.aio.AioRpcError):
+            await load(at, {"max_batch_size": 8})
+        assert at.run.host.models.get("a").config.max_batch_size == 8
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The repository calls of the protocol: models listed, loaded and unloaded as Triton's clients know it."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from modelhost.oip import model_config_pb2, open_inference_pb2
@@ -17,6 +18,12 @@ from modelhostd.host.routes import Route
 from modelhostd.ports import Loaded
 
 _oip = open_inference_pb2
+
+_OF_CONFIG = (
+    *(Reason.BACKEND_NOT_AVAILABLE, Reason.UNSUPPORTED_MODEL),
+    *(Reason.LOAD_FAILED, Reason.MODEL_TOO_LARGE),
+)
+"""Why a load failed that would fail again with the same config."""
 
 FILES_REFUSED = (
     "a parameter 'file:...' would have the daemon run files of a caller; register the model by its "
@@ -40,17 +47,27 @@ class Repository:
     async def repository_model_load(
         self, request: _oip.RepositoryModelLoadRequest, call: Call
     ) -> _oip.RepositoryModelLoadResponse:
-        """Load a model, with another config if one is given; answers when it is loaded."""
+        """Load a model, with another config if one is given; answers when it is loaded.
+
+        A config with which the model cannot be loaded is taken back.
+        """
         _check_repository(request.repository_name)
         _check_load_parameters(request.parameters)
-        model = self._registered(request.model_name)
+        model = changed = self._registered(request.model_name)
+        was_loaded = self._host.routes.get(model.id) is not None
+        stale = False
         try:
-            stale = "config" in request.parameters and await self._configured(request, model, call)
+            if "config" in request.parameters:
+                changed = await self._configured(request, model, call)
+                instance = self._host.registry.committed.instance_of(model.id)
+                stale = instance is not None and instance.config_stale
             load = self._host.reloads.reload if stale else self._host.residency.load
             await self._finished(await load(model.id, principal=call.principal), call)
         except ModelhostError as error:
             if error.reason is Reason.SHUTTING_DOWN:
                 raise
+            if error.reason in _OF_CONFIG and changed.config != model.config:
+                await self._taken_back(model, changed, call, load=was_loaded)
             raise ModelhostError(
                 error.reason,
                 f"load failed for model '{request.model_name}': {error.message}",
@@ -93,8 +110,8 @@ class Repository:
 
     async def _configured(
         self, request: _oip.RepositoryModelLoadRequest, model: Model, call: Call
-    ) -> bool:
-        """Change a model's config; returns whether what is loaded was so with another one."""
+    ) -> Model:
+        """Change a model's config; returns the model after it."""
         change = oip_config.read(request.parameters["config"].string_param)
         if change.as_is_names:
             change.check(await self.config(request.model_name, "", call))
@@ -105,9 +122,19 @@ class Repository:
 
         with change.named_as_sent():
             config = convert_from.config(change.config)
-            await self._host.models.update(model.id, changed, "", call.principal)
-        instance = self._host.registry.committed.instance_of(model.id)
-        return instance is not None and instance.config_stale
+            return await self._host.models.update(model.id, changed, "", call.principal)
+
+    async def _taken_back(self, before: Model, changed: Model, call: Call, *, load: bool) -> None:
+        """Give a model its config again, unless somebody has changed it since, and begin to load it with that."""
+
+        def again(current: ModelSpec) -> ModelSpec:
+            same = current.config == changed.config
+            return replace(current, config=before.config) if same else current
+
+        with suppress(ModelhostError):
+            await self._host.models.update(before.id, again, "", call.principal)
+            if load:
+                await self._host.residency.load(before.id, principal=call.principal)
 
     def _registered(self, name: str) -> Model:
         try:
