@@ -43,6 +43,9 @@ LOOK_EVERY = 10
 LIFE_S = 150.0
 MOMENTS_S = (0.06, 0.3)
 """The kill comes at most so long after the child has begun its work: in a first download, or a later one."""
+MIDDLES, ENDS = 0.3, 0.25
+"""How often it comes so long after a part of the first download, and after its end, however slow the machine is."""
+BEGUN = b"begun\n"
 
 
 @dataclass
@@ -98,6 +101,12 @@ class DownloadLoop:
         end = time.monotonic() + LIFE_S
         begun = readable(said, timeout_s=LIFE_S)
         expect(bool(begun), "a child does not begin")
+        os.read(said, len(BEGUN))
+        which = chance.random()
+        wanted = chance.randrange(len(self._weights)) if which < MIDDLES else len(self._weights)
+        while not point and which < MIDDLES + ENDS and time.monotonic() < end:
+            if readable(said, timeout_s=0.001) or self._written_bytes() > wanted:
+                break
         moment = chance.random() * chance.choice(MOMENTS_S)
         # Also what ends of its failpoint ends the pipe; what it says meanwhile is read below.
         while point and time.monotonic() < end and not _over(child):
@@ -108,7 +117,7 @@ class DownloadLoop:
         _, status = os.waitpid(child, 0)
         ended = os.waitstatus_to_exitcode(status)
         with os.fdopen(said, "rb") as pipe:
-            lines = [json.loads(line) for line in pipe.read().splitlines()[1:]]
+            lines = [json.loads(line) for line in pipe.read().splitlines()]
         expect(ended == -signal.SIGKILL, f"the child ended by itself with {ended}")
         self.totals.kills += 1
         self.totals.at_failpoints += bool(point) and time.monotonic() < end
@@ -132,6 +141,14 @@ class DownloadLoop:
         if verified.exists() or self._home.stat(blob_at(self._sha256)) is not None:
             return len(self._weights)
         return kept_spans(self._home, self._sha256, len(self._weights)).total
+
+    def _written_bytes(self) -> int:
+        """Return how many bytes of the disk a part of the weights has."""
+        try:
+            part = self._path / "staging" / "parts" / f"{self._sha256}.part"
+            return part.stat().st_blocks * 512
+        except FileNotFoundError:
+            return 0
 
     def look(self) -> None:
         """Hold what the kill left against what it may: all of a model or nothing, and no wrong byte."""
@@ -190,7 +207,7 @@ async def live(home: Path, endpoint: str, how: str, said: int) -> None:
     streams = RANGED if how == "ranged" else None
     downloads = HubDownloads(HubConfig(endpoint=endpoint), store, trees, streams=streams)
     await files.recover()
-    os.write(said, b"begun\n")
+    os.write(said, BEGUN)
     shown = await files.on_disk(["large"])
     if how == "look":
         found = await files.check(shown, deep=True, repair=False)
