@@ -89,7 +89,8 @@ def test_slots_of_the_other_end_are_checked(descriptor, offset, length, inside):
 
 def test_an_arena_that_cannot_be_had_leaves_nothing():
     """Where there is no memory the error is the system's, and the descriptor is closed."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(OSError):
         arena.create("test", -1)
-    assert len(os.listdir("/proc/self/fd")) == before
+    # What an earlier test left may go meanwhile.
+    assert set(os.listdir("/proc/self/fd")) <= before
