@@ -1315,10 +1315,10 @@ class RepositoryModelLoadRequest(_message.Message):
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___ModelRepositoryParameter]:
         """`config`, as text: a JSON object of fields of `modelhost.v1.ModelConfig`; it updates the
-        model's config for good (null = back to the default) and reloads. Fields of the ModelConfig below
-        may stand beside them as that method answers them; others than they are, are INVALID_ARGUMENT,
-        except `max_batch_size`, `backend` and `dynamic_batching` (with `max_queue_delay_microseconds`),
-        which both have. `file:` parameters are PERMISSION_DENIED, others INVALID_ARGUMENT.
+        model's config for good (null = back to the default) and reloads; one with which the model cannot
+        be loaded is taken back. Fields of the ModelConfig below may stand beside them as that method
+        answers them; others than they are, are INVALID_ARGUMENT, except `max_batch_size`, `backend` and
+        `dynamic_batching` (with `max_queue_delay_microseconds`), which both have. `file:` parameters are PERMISSION_DENIED, others INVALID_ARGUMENT.
         """
 
     def __init__(
