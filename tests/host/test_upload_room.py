@@ -10,6 +10,7 @@ from modelhostd.core import registry as rules
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import ArtifactState, Model, OperationState, Settings, Source
 from modelhostd.core.uploads import UploadChunk, UploadCommit, UploadFile, UploadStart, UploadStep
+from tests.fakes.clock import settle
 from tests.host.support import Running, World
 
 DATA = b"u" * 500
@@ -102,3 +103,26 @@ async def test_a_models_own_versions_make_no_room_for_its_upload(world: World) -
             with pytest.raises(ModelhostError, match="300 bytes are needed"):
                 await refused
         assert on_disk(run) == "a mine"
+
+
+async def test_what_was_uploaded_goes_by_no_policy(world: World) -> None:
+    """Nobody could bring it again: a download waits for room instead, and is told who was kept and why."""
+    async with world.host() as run:
+        await full(run)
+        await upload(run, (FILE, DATA), total=500)
+        settings = Settings(storage_policy="ttl", storage_ttl_s=3600.0)
+        await run.host.update_settings(settings, ["storage_policy", "storage_ttl_s"])
+        world.clock.jump(3700.0)
+        await run.host.space.enforce()
+        assert on_disk(run) == "mine"
+        (report,) = (await run.host.storage.report()).models
+        assert (report.model, report.kept_by) == ("mine", "UPLOADED")
+        await run.host.update_settings(Settings(storage_policy="lru"), ["storage_policy"])
+        await run.add("c", 600)
+        operation = await run.host.transfers.download("c")
+        await settle(30)
+        assert run.host.operations.get(operation.id).state is OperationState.PAUSED
+        assert on_disk(run) == "mine"
+        await run.end(await run.host.models.delete("mine", force=False))
+        await world.clock.advance(11.0)
+        await run.end(operation)

@@ -78,8 +78,9 @@ class Settings(_message.Message):
     """Which models' files go by themselves when there is no room for a download, or the budget is
     exceeded: `off`, the default: none; `lru`: the least recently used; `size`: those that free most;
     `ttl`: those not used for `storage_ttl`, whether or not room is needed. Never those of a model
-    that is loaded, pinned, leased, in a slot, or that an operation works on. With `lru` and `size`
-    nothing goes that is not needed, and nothing at all where it would not suffice.
+    that is loaded, pinned, leased, in a slot, or that an operation works on, and never files that were
+    uploaded, which no source could bring again. With `lru` and `size` nothing goes that is not needed,
+    and nothing at all where it would not suffice.
     """
     verify_rate_bytes_per_second: _builtins.int
     """The most bytes a second that such a verification reads, a quarter of it while requests are

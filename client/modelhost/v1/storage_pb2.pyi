@@ -45,7 +45,7 @@ class Storage(_message.Message):
         """Of these, the bytes that deleting its files would free: what no other model has."""
         kept_by: _builtins.str
         """Why `Settings.storage_policy` would not take its files now, in one word: LOADED, PINNED, LEASED,
-        SLOT, BUSY (an operation works on it). Empty = it may. Expect new values.
+        SLOT, BUSY (an operation works on it), UPLOADED (no source could bring it again). Empty = it may. Expect new values.
         """
         @_builtins.property
         def last_use_time(self) -> _timestamp_pb2.Timestamp:

@@ -16,6 +16,7 @@ from modelhostd.core.resources import (
     Model,
 )
 from modelhostd.core.state import State
+from modelhostd.core.uploads import UPLOAD
 from modelhostd.core.values import dataclass
 
 POLICIES = ("off", "lru", "size", "ttl")
@@ -208,7 +209,9 @@ def stored_artifacts(
             found.append(StoredArtifact(key, version, 0.0, digests, "BUSY"))
             continue
         when = last_use(model, artifact, used.get(key, 0.0))
-        found.append(StoredArtifact(key, version, when, digests, kept.get(key, "")))
+        # What a client brought has no source that could bring it again.
+        uploaded = "UPLOADED" if artifact.source == UPLOAD else ""
+        found.append(StoredArtifact(key, version, when, digests, kept.get(key, uploaded)))
     return found
 
 

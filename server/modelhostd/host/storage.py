@@ -98,7 +98,7 @@ class Storage:
                 size,
                 shares.freed(by_model.get(key, ())),
                 used.get(key, 0.0),
-                kept.get(key, ""),
+                kept.get(key, "") or _kept_by(by_model.get(key, ())),
             )
             for key, size in use.model_bytes.items()
         ]
@@ -249,3 +249,9 @@ def findings_result(findings: Sequence[StorageFinding]) -> Sequence[Mapping[str,
         }
         for f in findings
     ]
+
+
+def _kept_by(artifacts: Sequence[StoredArtifact]) -> str:
+    """Return why none of a model's artifacts may go; empty where one may, or where there is none."""
+    reasons = {artifact.kept_by for artifact in artifacts}
+    return "" if "" in reasons else max(reasons, default="")
