@@ -100,6 +100,26 @@ async def test_a_plan_says_what_goes_where(tmp_path: Path) -> None:
         assert planned.placement.dropped[0].tier_after == Instance.DISK
 
 
+async def test_a_plan_says_whose_copy_goes_while_it_stays(tmp_path: Path) -> None:
+    """A copy beside a device that a load would take the place of is told with DEVICE: its model serves on."""
+    async with served(tmp_path) as it:
+        await _have(it, "a", "b")
+        await _settings(it, ["host_budget_bytes"], host_budget_bytes=400)
+        await it.load("a")
+        await it.running.world.clock.advance(1.0)
+        request = pb.PlanLoadRequest(model="models/b")
+        planned = await it.user.residency.PlanLoad(request, timeout=CALL_S)
+        (dropped,) = planned.placement.dropped
+        assert (dropped.model, dropped.tier_after) == ("models/a", Instance.DEVICE)
+        assert not planned.placement.victims
+        await it.load("b")
+        found = [await _instance(it, model) for model in "ab"]
+        assert [(i.state, i.host_bytes) for i in found] == [
+            (Instance.READY, 0),
+            (Instance.READY, 400),
+        ]
+
+
 async def test_the_host_tier_is_shown(tmp_path: Path) -> None:
     """ListDevices and GetStatistics have the tier's budget and use, settings its budget and keep_alive."""
     async with served(tmp_path) as it:

@@ -341,7 +341,10 @@ def test_plan_tells_who_would_go(double: Double, run) -> None:
                     {"model": "models/older", "freed_bytes": 1024, "tier_after": "HOST"},
                 ],
                 "host_bytes": 2048,
-                "dropped": [{"model": "models/warm", "freed_bytes": 1024, "tier_after": "DISK"}],
+                "dropped": [
+                    {"model": "models/warm", "freed_bytes": 1024, "tier_after": "DISK"},
+                    {"model": "models/there", "freed_bytes": 1024, "tier_after": "DEVICE"},
+                ],
             },
             needed_bytes=2048,
         ),
@@ -353,6 +356,7 @@ def test_plan_tells_who_would_go(double: Double, run) -> None:
     assert "would evict\tolder (1.0 KiB, stays warm)" in done.stdout
     assert "host memory\t2.0 KiB for a copy" in done.stdout
     assert "would drop\twarm (1.0 KiB of host memory)" in done.stdout
+    assert "would drop\tthere (1.0 KiB of host memory, stays on its device)" in done.stdout
 
 
 def test_plan_exits_as_the_load_would(double: Double, run) -> None:
