@@ -65,6 +65,13 @@ def test_what_can_never_fit_is_not_told_to_free_some(home: Home) -> None:
     assert "larger disk" in short(space, 4901).message
 
 
+def test_what_stays_free_is_told_where_it_is_the_reason(home: Home) -> None:
+    """Else who looks at the disk sees room that is refused."""
+    space = ledger(home, free=1000, reserve=100)
+    assert "the disk's last 100 stay free" in short(space, 950).message
+    assert "stay free" not in short(space, 1001).message
+
+
 def test_the_budget_counts_what_is_there(home: Home, tmp_path: Path) -> None:
     """Blobs, parts, verified files and quarantine; a hole in a part is no byte."""
     space = ledger(home, free=10 * GIB, total=20 * GIB)

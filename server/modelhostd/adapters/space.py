@@ -105,6 +105,8 @@ class SpaceLedger:
     def _short(self, needed: int, room: Room) -> ModelhostError:
         path, available = str(self._home.path), room.available_bytes
         bound = f"{available} are free for downloads"
+        if self.free_bytes()[0] - self._reserve_bytes < needed <= self.free_bytes()[0]:
+            bound += f" (the disk's last {self._reserve_bytes} stay free)"
         advice = f"free {needed - available} bytes (modelhost rm, prune)"
         if budget := self._budget_bytes:
             bound += f" within the budget of {budget}"
