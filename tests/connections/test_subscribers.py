@@ -9,7 +9,7 @@ import pytest
 
 from bench import attacks
 from modelhost.v1 import event_service_pb2
-from modelhostd.api.wrapper import STALL_S
+from modelhostd.api.held import STALL_S
 from tests import event_validators as validate
 from tests.connections.scene import CALL_S, MIB, OWN, Scene, scene
 from tests.support import wait_until_async

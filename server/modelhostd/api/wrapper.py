@@ -28,14 +28,13 @@ from modelhostd.api.admission import Admission, Gate, Group
 from modelhostd.api.calls import Call, Caller, Calls, denied
 from modelhostd.api.compression import FIRST, Unpacker
 from modelhostd.api.counted import Counted, counts_of
+from modelhostd.api.held import STALL_S, GoneError, Held
 from modelhostd.api.messages import encoded, parsed, read_on, requests, taken
 from modelhostd.api.methods import Method, Service
 from modelhostd.core.errors import Code, ModelhostError, Reason
 from modelhostd.core.rpc_stats import OK, RpcStats
 
 log = structlog.get_logger(__name__)
-
-STALL_S = 30.0
 
 # What every line of a call carries. structlog's own bind_contextvars takes 2 us for this.
 _METHOD = ContextVar[str](f"{STRUCTLOG_KEY_PREFIX}method")
@@ -45,10 +44,6 @@ _PRINCIPAL = ContextVar[str](f"{STRUCTLOG_KEY_PREFIX}principal")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-class _GoneError(Exception):
-    """The client is gone or does not read: nobody is there to be told of an error."""
 
 
 class Wrapper:
@@ -65,9 +60,9 @@ class Wrapper:
         unpacker: Unpacker | None = None,
     ) -> None:
         self._caller = caller
-        self._calls = calls
+        self.calls = calls
         self._admission = admission
-        self._stall_s = stall_s
+        self.stall_s = stall_s
         self.stats = stats if stats is not None else RpcStats()
         self._unpacker = unpacker if unpacker is not None else Unpacker()
         self._prefix = secrets.token_hex(4)
@@ -146,7 +141,7 @@ class Wrapper:
             counted = Counted(counts, context)
             call = self._call(method.path, context)
             failure: ModelhostError | None = None
-            held = _Held(self, method, gate)
+            held = Held(self, method, gate)
             try:
                 held.take()
                 request = (
@@ -158,9 +153,9 @@ class Wrapper:
                 items = method.handler(request, call)
                 held.items = items
                 async for item in items:
-                    await self._write(context, encoded(item), held)
+                    await held.write(context, encoded(item))
                 counted.code = OK
-            except _GoneError:
+            except GoneError:
                 # Nobody is there for a status. gRPC takes this for the end of the call; after a plain
                 # return it would try to send one, and log a traceback for each such client.
                 raise asyncio.CancelledError from None
@@ -243,14 +238,14 @@ class Wrapper:
         _METHOD.set(path)
         _REQUEST.set(request_id)
         _PRINCIPAL.set(self._caller.principal)
-        return Call(path, self._caller, request_id, self._calls, context, named)
+        return Call(path, self._caller, request_id, self.calls, context, named)
 
     def _failure(self, error: BaseException) -> ModelhostError:
         """Return what the caller is told of an exception; raises a genuine cancellation again."""
         if isinstance(error, asyncio.CancelledError):
             task = asyncio.current_task()
             if task is not None and task.cancelling():
-                if self._calls.closing and task.uncancel() == 0:
+                if self.calls.closing and task.uncancel() == 0:
                     # Ours, when the time for draining is over: the client is there and is told.
                     return errors.shutting_down()
                 raise error
@@ -269,31 +264,6 @@ class Wrapper:
         log.error("a call failed unexpectedly", error_id=error_id, exc_info=error)
         return errors.internal(error_id)
 
-    async def _write(self, context: Context, data: bytes, held: "_Held") -> None:
-        stall = asyncio.get_running_loop().call_later(self._stall_s, held.let_go)
-        held.writing = True
-        self._calls.writing.add(held)
-        try:
-            await context.write(data)
-            held.writing = False
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            # cygrpc's ExecuteBatchError and its kin: the connection is gone.
-            raise _GoneError from error
-        finally:
-            stall.cancel()
-            self._calls.writing.discard(held)
-        if held.stalled and self._calls.draining.is_set():
-            raise errors.shutting_down()
-        if held.stalled:
-            raise ModelhostError(
-                Reason.DEADLINE_EXCEEDED,
-                f"the stream was not read for {self._stall_s:g} s and was ended; open it again from "
-                f"where it stopped",
-                {"method": held.method.name},
-            )
-
     def gate(self, method: Method) -> Gate:
         """Return what calls of a method are counted in and out by."""
         return self._admission.gate(method.group, method.path)
@@ -302,62 +272,15 @@ class Wrapper:
         """Let a call in and return its ticket, or raise why not."""
         if method.right not in self._caller.rights:
             raise denied(method.path, method.right, self._caller.principal)
-        if self._calls.draining.is_set() and method.group is not Group.HEALTH:
+        if self.calls.draining.is_set() and method.group is not Group.HEALTH:
             raise errors.shutting_down()
         gate.enter()
-        return self._calls.enter(method.path)
+        return self.calls.enter(method.path)
 
     def release(self, gate: Gate, ticket: int) -> None:
         """Count a call out."""
-        self._calls.leave(ticket)
+        self.calls.leave(ticket)
         gate.leave()
-
-
-class _Held:
-    """What one stream holds: its permit, its ticket and its generator."""
-
-    __slots__ = (
-        *("freeing", "gate", "items", "method"),
-        *("stalled", "ticket", "wrapper", "writing"),
-    )
-
-    def __init__(self, wrapper: Wrapper, method: Method, gate: Gate) -> None:
-        self.wrapper = wrapper
-        self.method = method
-        self.gate = gate
-        self.ticket = 0
-        self.items: Any = None
-        self.writing = False
-        self.stalled = False
-        self.freeing: asyncio.Future[None] | None = None
-
-    def take(self) -> None:
-        """Let the call in."""
-        self.ticket = self.wrapper.admit(self.method, self.gate)
-
-    def give_back(self) -> None:
-        """Count the call out, once."""
-        ticket, self.ticket = self.ticket, 0
-        if ticket:
-            self.wrapper.release(self.gate, ticket)
-
-    def let_go(self) -> None:
-        """Give up on a write that nobody reads: free what the stream holds, and leave the call."""
-        if self.stalled:
-            return
-        self.stalled = True
-        self.wrapper.stalled_count += 1
-        log.warning("a stream is not read", method=self.method.path)
-        self.freeing = asyncio.ensure_future(self.free())
-
-    async def free(self) -> None:
-        """Close the generator and count the call out, once."""
-        items, self.items = self.items, None
-        try:
-            if items is not None:
-                await items.aclose()
-        finally:
-            self.give_back()
 
 
 class _Unknown(grpc.GenericRpcHandler):
