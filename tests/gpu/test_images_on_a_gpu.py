@@ -1,6 +1,7 @@
 """Images on a real GPU: the same bits, pinned memory, and nothing left behind. Run with ``-m gpu``."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -77,6 +78,28 @@ def test_a_slab_goes_back_to_the_driver():
     assert after - free >= 512 * 2**20
     del module
     images.close(image)
+
+
+def test_a_copy_goes_while_passes_run():
+    """The host's memory is unpinned and free while the module computes on the device, to the bit as before; then it goes whole."""
+    images = Images("cuda-0")
+    torch.manual_seed(1)
+    module = Awkward(400).eval().requires_grad_(False)
+    image = images.new()
+    image.adopt(module)
+    before, size = answer(module), image.device_bytes
+    assert images._arena.taken_bytes >= size
+    with ThreadPoolExecutor(1) as passes:
+        answers = [passes.submit(answer, module) for _ in range(200)]
+        assert image.release_host() == 0
+        assert images._arena.taken_bytes == 0
+        assert {each.result() for each in answers} == {before}
+    assert image.host_bytes == 0
+    assert answer(module) == before
+    allocated = torch.cuda.memory_allocated()
+    del module
+    images.close(image)
+    assert torch.cuda.memory_allocated() <= allocated - size
 
 
 def test_out_of_memory_is_said_and_nothing_is_held():
