@@ -3,7 +3,14 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelhostd.core.estimates import Room, corrected_bytes, for_requests, missing_bytes
+from modelhostd.core.estimates import (
+    HALVED_AFTER_S,
+    Room,
+    corrected_bytes,
+    eased,
+    for_requests,
+    missing_bytes,
+)
 
 SIZES = st.integers(0, 1 << 45)
 
@@ -51,3 +58,13 @@ def test_it_never_asks_for_less_nor_for_what_cannot_be_had(
     corrected = corrected_bytes(size, missing, room)
     assert size <= corrected <= max(size, room.most)
     assert corrected > size or room.most <= size
+
+
+@given(SIZES, st.floats(0, 1e9), st.floats(0, 1e9))
+def test_what_requests_lacked_goes_by_halves(extra: int, first: float, second: float) -> None:
+    """It never grows, is whole for the first interval and half in the second, and in a few days nothing is left."""
+    earlier, later = sorted((first, second))
+    assert extra >= eased(extra, earlier) >= eased(extra, later) >= 0
+    assert eased(extra, HALVED_AFTER_S - 1) == extra
+    assert eased(extra, HALVED_AFTER_S + 1) == extra // 2
+    assert eased(extra, 50 * HALVED_AFTER_S) == 0

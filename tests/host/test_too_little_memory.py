@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.estimates import HALVED_AFTER_S
 from modelhostd.core.resources import Settings
 from modelhostd.ports import LoadSpec
 from tests.fakes.clock import settle
@@ -72,6 +73,46 @@ async def test_its_model_is_planned_with_more_from_then_on(world: World) -> None
         assert run.host.occupancy.ledger.held("sim-0", "a") == 401
         device = run.host.live_device(run.host.registry.committed.device("sim-0"))
         assert (device.resident_bytes, device.reserved_bytes) == (600, 101)
+
+
+async def test_what_is_kept_for_requests_goes_by_halves(world: World) -> None:
+    """Each hour without a request that lacks memory gives half of it back, on the device and for loads; one that does begins anew."""
+    async with world.host() as run:
+        await ready(run, "b", "c", "a")
+        short(run, 1)
+        assert await run.infer("a", 5.0) == b"x"
+        await quiet(run, HALVED_AFTER_S - 2.0)
+        assert (kept(run), run.host.residency.loads.plan("a")[1]) == (101, 401)
+        await quiet(run, 2.0)
+        assert (kept(run), run.host.residency.loads.plan("a")[1]) == (50, 350)
+        assert run.host.occupancy.ledger.held("sim-0", "a") == 350
+        await run.host.registry.flush()
+        assert run.reasons("instances")[-1] == "EASED"
+        await run.host.models.pin("c", pinned=True)
+        short(run, 1)
+        with pytest.raises(ModelhostError):
+            await run.infer("a", 5.0)
+        grown = kept(run)
+        assert grown > 50
+        await quiet(run, HALVED_AFTER_S - 2.0)
+        assert kept(run) == grown
+        await quiet(run, 10 * HALVED_AFTER_S)
+        assert (kept(run), run.host.residency.loads.plan("a")[1]) == (0, 300)
+        assert not run.host.occupancy.learned.working
+
+
+async def quiet(run: Running, seconds: float) -> None:
+    """Let the last shortage of ``a`` be so much longer ago: hours of ticks take minutes."""
+    working = run.host.occupancy.learned.working
+    working["a"] = working["a"]._replace(since=working["a"].since - seconds)
+    await run.world.clock.advance(0.5)
+
+
+def kept(run: Running) -> int:
+    """Return what is reserved for requests to ``a`` beside its weights."""
+    found = run.host.registry.decided.instance_of("a")
+    assert found is not None
+    return found.working_bytes
 
 
 async def test_what_nobody_could_give_takes_nobody_away(world: World) -> None:

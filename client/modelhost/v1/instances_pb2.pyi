@@ -240,8 +240,8 @@ class Instance(_message.Message):
     """
     working_bytes: _builtins.int
     """Bytes of device memory that are kept for what its requests take beside the weights: reserved by the
-    model's config, or because requests to it found too little memory. The budget is charged with them
-    and with `measured_bytes`.
+    model's config, or because requests to it found too little memory. Of the latter half goes for each hour in which none
+    does (event EASED). The budget is charged with them and with `measured_bytes`.
     """
     @_builtins.property
     def health(self) -> Global___Health:

@@ -1,7 +1,8 @@
 """What a model is taken to need after it found too little memory. Pure.
 
 Nobody can know before what a library takes beside the weights. So the model's share grows, by what was missing where that
-was told, and is given up again when a load has measured the truth.
+was told. What its load lacked is given up when a load has measured the truth; what its requests lacked by halves, as no
+request lacks any more: one unusual request is no reason to keep its memory for ever.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ DEVICE_PART = 100
 
 REQUESTS_PART = 4
 """What requests are taken to need beside a model is at most this part of its device: one absurd request must not have it all."""
+HALVED_AFTER_S = 3600.0
+"""How long after the last request that lacked memory half of what is kept for such goes, and so on."""
 DIGITS_MAX = 19
 """Of a number that a worker says."""
 
@@ -45,6 +48,11 @@ def for_requests(weights: int, size: int, missing: int, room: Room) -> int:
     return max(
         size, min(corrected_bytes(size, missing, room), weights + room.capacity // REQUESTS_PART)
     )
+
+
+def eased(extra: int, quiet_s: float) -> int:
+    """Return what is still kept of ``extra`` bytes that requests lacked, so long after the last of those."""
+    return extra >> min(64, max(0, int(quiet_s // HALVED_AFTER_S)))
 
 
 def corrected_bytes(size: int, missing: int, room: Room) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from modelhostd.core.errors import ModelhostError
-from modelhostd.core.estimates import Room, corrected_bytes, for_requests
+from modelhostd.core.estimates import Room, corrected_bytes, eased, for_requests
 from modelhostd.core.failed_loads import REMEMBERED, FailedLoad
 from modelhostd.core.registry import needs_reload
 from modelhostd.core.resources import Model, ModelConfig
@@ -37,20 +37,26 @@ class Short(NamedTuple):
     config: ModelConfig
     device: str
     bytes: int
+    since: float = 0.0
+    """When a request last lacked memory, by the monotonic clock."""
 
 
 class Learned:
     """One table for each kind of experience, by model id.
 
     ``room`` tells what there is for a model on a device; ``cache_bytes`` the most that one takes for the texts that it
-    is at.
+    is at; ``now`` the time by the monotonic clock.
     """
 
     def __init__(
-        self, room: Callable[[str, str], Room], cache_bytes: Callable[[Model], int]
+        self,
+        room: Callable[[str, str], Room],
+        cache_bytes: Callable[[Model], int],
+        now: Callable[[], float],
     ) -> None:
         self._room = room
         self._cache_bytes = cache_bytes
+        self._now = now
         self.measured: dict[str, Measured] = {}
         """What the last load of each model really took: the truth after the prediction."""
         self.load_s: dict[str, float] = {}
@@ -80,8 +86,24 @@ class Learned:
 
     def working_bytes(self, model: Model, device: str = "") -> int:
         """Return what requests to the model are taken to need beside its weights."""
-        guess = self._guess(self.working, model, device) - self._weight_bytes(model)
-        return max(self._cache_bytes(model), guess)
+        guess = self._guess(self.working, model, device)
+        return max(self._cache_bytes(model), self._eased(model, guess))
+
+    def kept_bytes(self, model: Model) -> int:
+        """Return the same without a look at what could be given now, which may be less than what is reserved already."""
+        return max(self._cache_bytes(model), self.lacked_bytes(model))
+
+    def lacked_bytes(self, model: Model) -> int:
+        """Return what is still kept of what the model's requests lacked."""
+        short = self.working.get(model.id)
+        return 0 if short is None else self._eased(model, short.bytes)
+
+    def _eased(self, model: Model, guess: int) -> int:
+        short = self.working.get(model.id)
+        extra = guess - self._weight_bytes(model)
+        if short is None or extra <= 0:
+            return 0
+        return eased(extra, self._now() - short.since)
 
     def _weight_bytes(self, model: Model) -> int:
         found = self._known(model)
@@ -119,8 +141,9 @@ class Learned:
         needed = for_requests(
             self._weight_bytes(model), size, missing, self._room(model.id, device)
         )
-        if needed > size:
-            self.working[model.id] = Short(version, model.config, device, needed)
+        if needed > size or model.id in self.working:
+            now = self._now()
+            self.working[model.id] = Short(version, model.config, device, max(needed, size), now)
         return needed
 
     def loaded(self, spec: LoadSpec, loaded: Loaded) -> None:

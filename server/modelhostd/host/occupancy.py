@@ -56,7 +56,8 @@ class Occupancy:
             self.registry, self.ledger, self.routes, self.foreign, self.host_default_bytes
         )
         self.text_memories = TextMemories(self.files)
-        self.learned = Learned(self._room, self.text_memories.cache_bytes)
+        now = self.registry.clock.monotonic
+        self.learned = Learned(self._room, self.text_memories.cache_bytes, now)
         self.host.load_s = lambda model: self.learned.reload_s(model, 0, warm=False)
 
     def next_generation(self) -> int:

@@ -45,10 +45,11 @@ class Residency:
         self._crashes = Crashes(occupancy.registry.clock)
         self._retiring = Retiring(occupancy, self._freed)
         self.drain, self.drop = self._retiring.drain, self._retiring.drop
-        self.fell_short = Shortages(occupancy, self._retiring).fell_short
+        shortages = Shortages(occupancy, self._retiring)
+        self.fell_short = shortages.fell_short
         self.loads = Loads(occupancy, self._crashes, self._retiring)
         self._losses = Losses(occupancy, self._crashes, self.loads, self._retiring)
-        self._upkeep = Upkeep(occupancy, self.loads, self._retiring)
+        self._upkeep = Upkeep(occupancy, self.loads, self._retiring, shortages)
         self.ticked_within = self._upkeep.ticked_within
         self.loads.settled = self._upkeep.enforce_budgets
         self.budgets = Budgets(occupancy, self.enforce_budgets)

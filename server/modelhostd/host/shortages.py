@@ -1,4 +1,7 @@
-"""Requests that find too little memory on their device: another model makes room, and theirs is planned with more."""
+"""Requests that find too little memory on their device: another model makes room, and theirs is planned with more.
+
+What is kept for them then is given back by halves where none lacks any more (``core/estimates.py``).
+"""
 
 import asyncio
 from dataclasses import replace
@@ -53,6 +56,29 @@ class Shortages:
             edits = changed(replace(instance, working_bytes=working), "FELL_SHORT", details)
             self._registry.record(edits)
         return gone
+
+    def ease(self) -> None:
+        """Give back what is kept for requests that lacked memory once, where they have not for long."""
+        decided, learned = self._registry.decided, self._occupancy.learned
+        for model_id in list(learned.working):
+            model, route = decided.models.get(model_id), self._routes.get(model_id)
+            if model is None:
+                continue
+            if route is not None and route.open:
+                self._give_back(route, learned.kept_bytes(model))
+            if not learned.lacked_bytes(model):
+                del learned.working[model_id]
+
+    def _give_back(self, route: Route, kept: int) -> None:
+        """Have no more than ``kept`` bytes reserved beside the weights of a model."""
+        instance = self._registry.decided.instance_of(route.model)
+        less = instance.working_bytes - kept if instance is not None else 0
+        if instance is not None and less > 0:
+            held = self._occupancy.ledger.held(route.device, route.model)
+            self._occupancy.ledger.hold(route.device, route.model, held - less)
+            details = {"workingBytes": str(kept), "freedBytes": str(less)}
+            edits = changed(replace(instance, working_bytes=kept), "EASED", details)
+            self._registry.record(edits)
 
     async def _make_room(self, route: Route, timeout_s: float | None) -> bool:
         """Evict who is next to go from a device where a request found too little memory; whether anybody went.

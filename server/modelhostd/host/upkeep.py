@@ -11,6 +11,7 @@ from modelhostd.host.loads import Loads
 from modelhostd.host.occupancy import Occupancy
 from modelhostd.host.retiring import Retiring
 from modelhostd.host.routes import Route
+from modelhostd.host.shortages import Shortages
 
 log = structlog.get_logger(__name__)
 
@@ -20,12 +21,15 @@ TICK_S = 0.25
 class Upkeep:
     """A ticker over what is in memory."""
 
-    def __init__(self, occupancy: Occupancy, loads: Loads, retiring: Retiring) -> None:
+    def __init__(
+        self, occupancy: Occupancy, loads: Loads, retiring: Retiring, shortages: Shortages
+    ) -> None:
         self._occupancy = occupancy
         self._registry = occupancy.registry
         self._routes = occupancy.routes
         self._loads = loads
         self._retiring = retiring
+        self._shortages = shortages
         self._over_since: dict[str, float] = {}
         self._ticker: asyncio.Task[None] | None = None
         self._ticked = occupancy.registry.clock.monotonic()
@@ -52,6 +56,7 @@ class Upkeep:
                 self._loads.expire(now)
                 self._expire_idle(now)
                 self._expire_warm(now)
+                self._shortages.ease()
                 self._drop_unwanted(now)
                 self.enforce_budgets()
                 self._loads.pump()
