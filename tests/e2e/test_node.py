@@ -89,17 +89,15 @@ def test_typescript_does_it_with_generated_types(node: str, served: Daemon) -> N
     if npm is None or not (EXAMPLE / "node_modules" / "typescript").is_dir():
         pytest.skip("TypeScript is not installed: npm install in examples/node")
 
-    def run(*command: str, seconds: float = 120) -> str:
+    def run(*command: str) -> str:
         done = subprocess.run(
-            command, cwd=EXAMPLE, capture_output=True, text=True, timeout=seconds, check=False
+            command, cwd=EXAMPLE, capture_output=True, text=True, timeout=500, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     run(npm, "run", "--silent", "build")
-    told = run(
-        node, "typescript/build/main.js", served.target, f"hf://{SOURCE}", seconds=500
-    ).splitlines()
+    told = run(node, "typescript/build/main.js", served.target, f"hf://{SOURCE}").splitlines()
     download, infer, event = map(json.loads, told)
     assert download["name"] == "models/all-minilm-l6-v2"
     assert infer["shape"] == ["1", "384"]
