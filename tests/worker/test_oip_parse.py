@@ -12,7 +12,7 @@ from tritonclient.utils import np_to_triton_dtype
 
 from modelhost.oip import open_inference_pb2 as pb
 from modelhostd.core.errors import ModelhostError, Reason
-from modelhostd.worker import oip
+from modelhostd.worker import fields, oip
 from modelhostd.worker.backend import Signature, Tensor, TensorSpec
 from modelhostd.worker.tensors import CONTENTS_FIELD, DATATYPES, MAX_BYTES_ELEMENTS
 
@@ -209,7 +209,7 @@ def test_counts_are_bounded():
         request.raw_input_contents.append(b"")
     refused(request, field="inputs", text="at most 64")
     refused(b"\x3a\x00" * 2_000_000, field="request", text="1024")
-    request = pb.ModelInferRequest(model_name="m", id="x" * (oip.MAX_STRUCTURE_BYTES + 1))
+    request = pb.ModelInferRequest(model_name="m", id="x" * (fields.MAX_STRUCTURE_BYTES + 1))
     refused(request, field="inputs", text="raw_input_contents")
 
 
@@ -340,7 +340,7 @@ def test_splitting_off_the_raw_contents_changes_nothing(payload):
     except Exception:
         return
     try:
-        structure, raw = oip.split(payload)
+        structure, raw = fields.split(payload)
     except ModelhostError:
         # Groups: protobuf skips them, no client sends them.
         assert any(payload[i] & 7 in (3, 4) for i in range(len(payload)))

@@ -12,7 +12,7 @@ import numpy as np
 
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.values import dataclass
-from modelhostd.worker import oip
+from modelhostd.worker import fields, oip
 from modelhostd.worker.backend import Signature, Tensor
 from modelhostd.worker.classification import Top
 from modelhostd.worker.tensors import DATATYPES
@@ -33,7 +33,7 @@ class _Form:
     name: str
     same: tuple[tuple[int, int, bytes], ...]
     """What has to be in a request again, and where."""
-    id: oip.Span
+    id: fields.Span
     tensors: tuple[tuple[str, str, np.dtype[Any], tuple[int, ...], int, int], ...]
     """Name, datatype, numpy's, shape, and where the bytes are."""
     outputs: tuple[str, ...]
@@ -84,7 +84,7 @@ class Forms:
         if any(tensor.datatype not in _PLAIN for tensor in parsed.inputs.values()):
             return
         try:
-            ids, raw = oip.holes(memoryview(payload))
+            ids, raw = fields.holes(memoryview(payload))
         except ModelhostError:
             return  # well-formed for protobuf, but nothing that clients send
         if len(ids) > 1 or len(raw) != len(parsed.inputs):
