@@ -78,13 +78,13 @@ def test_the_commands_run(served: tuple[Daemon, int]) -> None:
 
 
 def test_who_runs_the_daemon_is_its_operator(
-    make_daemon: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a target the command comes by the admin socket of the user's own daemon; the users' one refuses."""
     with make_daemon() as daemon:
         # Where the sockets of a home are that nobody has placed elsewhere.
-        (tmp_path / "run").symlink_to(daemon.root)
-        monkeypatch.setenv("MODELHOST_HOME", str(tmp_path))
+        (daemon.root / "run").symlink_to(daemon.root)
+        monkeypatch.setenv("MODELHOST_HOME", str(daemon.root))
         done = _run(["modelhost", "rate", "20MB"], "")
         assert done.returncode == 0, done.stderr
         refused = _run(["modelhost", "rate", "20MB"], daemon.target)
