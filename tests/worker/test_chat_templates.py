@@ -125,6 +125,9 @@ def test_the_process_is_used_again_and_replaced_when_it_ended(chat):
         (b"[1]", "messages[0]"),
         (b'[{"content": "x"}]', "messages[0].role"),
         (b'[{"role": "user", "content": 5}]', "messages[0].content"),
+        (b'[{"role": "user"}]', "messages[0].content"),
+        (b'[{"role": "assistant", "content": null}]', "messages[0].content"),
+        (b'[{"role": "assistant", "tool_calls": []}]', "messages[0].content"),
         (b'[{"role": "user", "content": [[[[[[[[[1]]]]]]]]]}]', "messages[0]"),
     ],
 )
@@ -133,6 +136,14 @@ def test_messages_that_are_none_are_refused(chat, encoded, field):
     with pytest.raises(BadInputError) as caught:
         chat(TEMPLATE).render(encoded)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}])
+def test_a_message_that_calls_tools_says_nothing_besides(chat, content):
+    """As conversations have it that were had with tools elsewhere."""
+    calls = [{"type": "function", "function": {"name": "now", "arguments": {}}}]
+    made = chat("{% for m in messages %}{{ m.tool_calls[0].function.name }}{% endfor %}")
+    assert render(made, [{"role": "assistant", "tool_calls": calls, **content}]) == "now"
 
 
 def test_a_model_takes_messages_where_it_has_a_template(tmp_path):

@@ -240,15 +240,16 @@ def test_what_fails_fails_alone_or_with_those_of_its_pass(backend):
     assert good.ended
 
 
-def fail_next_move(backend, monkeypatch):
-    """Have the next one that joins or leaves those in the lane find too little memory."""
-    lane, made = backend._engine._lane, backend._engine._lane._join_layers
+def fail_next(backend, monkeypatch, name):
+    """Have the memory of those in the lane be too little for what is asked of it next."""
+    slab = backend._engine._lane._slab
+    made = getattr(slab, name)
 
-    def fail(layers):
-        monkeypatch.setattr(lane, "_join_layers", made)
+    def fail(*_):
+        monkeypatch.setattr(slab, name, made)
         raise MemoryError
 
-    monkeypatch.setattr(lane, "_join_layers", fail)
+    monkeypatch.setattr(slab, name, fail)
 
 
 def test_who_finds_no_room_fails_alone(backend, monkeypatch):
@@ -257,7 +258,7 @@ def test_who_finds_no_room_fails_alone(backend, monkeypatch):
     run(backend)
     first = begin(backend, "hello", max_tokens=20)
     backend.step()
-    fail_next_move(backend, monkeypatch)
+    fail_next(backend, monkeypatch, "_move")
     late = begin(backend, "a longer one", max_tokens=20)
     run(backend)
     assert isinstance(late.error, MemoryError)
@@ -271,22 +272,22 @@ def test_who_comes_back_and_finds_no_room_fails_alone(backend, monkeypatch):
     while not backend._engine._resting:
         backend.step()
     resting.room = 100
-    fail_next_move(backend, monkeypatch)
+    fail_next(backend, monkeypatch, "add")
     run(backend)
     assert isinstance(resting.error, MemoryError)
     assert other.error is None
     assert other.got[-1]["num_output_tokens"] == 30
 
 
-def test_memory_that_is_short_as_one_leaves_costs_those_at_work_and_no_more(backend, monkeypatch):
+def test_memory_that_is_short_as_one_rests_costs_those_at_work_and_no_more(backend, monkeypatch):
     """Those that shared its passes are told; nothing of them is left, and who comes next is served."""
     alone = begin(backend, "hello", max_tokens=20)
     run(backend)
     readers = [begin(backend, prompt, max_tokens=30) for prompt in ("hello", "world", "again")]
     while len(backend._engine._running) < 3:
         backend.step()
-    readers[0].gone = True
-    fail_next_move(backend, monkeypatch)
+    readers[0].room = 0
+    fail_next(backend, monkeypatch, "copy")
     run(backend)
     assert [type(reader.error) for reader in readers] == [MemoryError] * 3
     assert backend._engine._lane.rows == []

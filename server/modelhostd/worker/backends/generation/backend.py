@@ -28,7 +28,8 @@ from modelhostd.worker.backends import files, text
 from modelhostd.worker.backends.building import build, find_device, prepare
 from modelhostd.worker.backends.generation import parameters
 from modelhostd.worker.backends.generation.chat import ChatTemplate
-from modelhostd.worker.backends.generation.engine import Engine, Generation
+from modelhostd.worker.backends.generation.engine import Engine
+from modelhostd.worker.backends.generation.generated import Generation
 from modelhostd.worker.backends.generation.lanes import Lane
 from modelhostd.worker.backends.generation.sampling import Sampler
 from modelhostd.worker.backends.generation.text_stream import TextStream
@@ -122,7 +123,7 @@ class TextGenerationBackend(Backend):
         self._model = build(context, config, transformers.MODEL_FOR_CAUSAL_LM_MAPPING)
         self._device = find_device(context.device)
         self._engine = Engine(
-            Lane(self._model),
+            Lane(self._model, tokens, text.pass_price(self._device, context.compute_threads)),
             max_sequences=most,
             context_tokens=self._context_tokens,
             cache_tokens=tokens,
@@ -136,8 +137,8 @@ class TextGenerationBackend(Backend):
             "text_input",
             "BYTES",
             (1,),
-            f"UTF-8 prompt; or, in its place, messages: a JSON list for the chat template. Prompt and "
-            f"answer together have at most {self._context_tokens} tokens",
+            f"UTF-8 prompt, one in a request (requests share passes); or, in its place, messages: a JSON "
+            f"list for the chat template. Prompt and answer together have at most {self._context_tokens} tokens",
         )
         return Signature(
             inputs=(prompt, *_OPTIONAL),

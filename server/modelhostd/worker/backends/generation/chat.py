@@ -102,13 +102,22 @@ def read_messages(encoded: bytes) -> list[Any]:
             raise BadInputError(f"messages[{index}]", "an object with 'role' and 'content'", kind)
         if not isinstance(role := message.get("role"), str):
             raise BadInputError(f"messages[{index}].role", "a text", type(role).__name__)
-        if not isinstance(message.get("content"), str | list | None):
-            raise BadInputError(
-                f"messages[{index}].content", "a text or a list", type(message["content"]).__name__
-            )
+        _check_content(f"messages[{index}].content", message)
         if _depth(message) > MAX_DEPTH:
             raise BadInputError(f"messages[{index}]", f"at most {MAX_DEPTH} levels", "more")
     return found
+
+
+def _check_content(field: str, message: Mapping[str, Any]) -> None:
+    """Raise unless a message says something: most templates write what is not there as ``None``, or fail."""
+    content = message.get("content")
+    if isinstance(content, str | list):
+        return
+    calls = message.get("tool_calls")
+    if content is None and isinstance(calls, list) and calls:
+        return
+    expected = "a text or a list; only a message with tool_calls may be without"
+    raise BadInputError(field, expected, "nothing" if content is None else type(content).__name__)
 
 
 def _depth(value: Any) -> int:

@@ -5,89 +5,15 @@ import time
 from bisect import insort
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 
-from modelhostd.worker.backend import Answer, Array, Cancelled
+from modelhostd.worker.backend import Cancelled
+from modelhostd.worker.backends.generation.generated import Generation
 from modelhostd.worker.backends.generation.lanes import Lane, Row
-from modelhostd.worker.backends.generation.parameters import Parameters
-from modelhostd.worker.backends.generation.sampling import Sampler
-from modelhostd.worker.backends.generation.text_stream import TextStream
 
 REST_S = 2.0
 """How long a text keeps its place while its reader takes nothing and others wait: a short stall of a network
 costs nobody a second run of the prompt."""
-
-
-class Generation:
-    """One text: its prompt, what was generated so far, and who waits for it."""
-
-    def __init__(
-        self,
-        answer: Answer,
-        prompt: list[int],
-        parameters: Parameters,
-        sampler: Sampler,
-        text: TextStream,
-        *,
-        stream: bool,
-        before: str = "",
-    ) -> None:
-        """``stream`` = each piece is sent as it comes; ``before`` is put in front of the whole text."""
-        self.answer = answer
-        self.prompt = prompt
-        self.parameters = parameters
-        self.sampler = sampler
-        self.tokens: list[int] = []
-        self.done = False
-        """Whether its last piece was sent."""
-        self.row: Row | None = None
-        """What the model remembers of it: it has a place. None = it waits for one, or has lost it."""
-        self.number = 0
-        """Its place in the order of those that wait."""
-        self.rests_since = 0.0
-        self._text = text
-        self._stream = stream
-        self._pieces = [before] if before else []
-
-    @property
-    def resting(self) -> bool:
-        """Whether its reader takes no more pieces for now."""
-        return self._stream and not self.answer.ready
-
-    def push(self, token: int, end_tokens: frozenset[int], max_tokens: int) -> bool:
-        """Take the next token, send what is to be sent; whether the text goes on."""
-        self.tokens.append(token)
-        ended = token in end_tokens and not self.parameters.ignore_eos
-        if not ended:
-            self._pieces.append(self._text.push(token))
-        if ended or self._text.stopped:
-            self._finish("stop")
-            return False
-        if len(self.tokens) >= max_tokens:
-            self._finish("length")
-            return False
-        if self._stream and any(self._pieces):
-            self._send("", last=False)
-        return True
-
-    def _finish(self, reason: str) -> None:
-        self.done = True
-        self._pieces.append(self._text.end())
-        self._send(reason, last=True)
-
-    def _send(self, reason: str, *, last: bool) -> None:
-        text = "".join(self._pieces)
-        self._pieces = []
-        self.answer.send(
-            {
-                "text_output": _bytes(text),
-                "finish_reason": _bytes(reason),
-                "num_input_tokens": np.array([len(self.prompt)], np.uint32),
-                "num_output_tokens": np.array([len(self.tokens)], np.uint32),
-            },
-            last=last,
-        )
 
 
 class Engine:
@@ -131,19 +57,15 @@ class Engine:
     def step(self) -> bool:
         """Generate one token of each text that can go on; whether there is one that still can."""
         try:
-            self._drop_unwanted()
-            self._rest_and_wake()
             with torch.inference_mode():
+                self._drop_unwanted()
+                self._rest_and_wake()
                 busy = bool(self._running)
                 if busy:
                     self._decode()
-                # Of one prompt a part between two tokens: those who read are held up by no crowd, nor by a long one.
-                while self._beginning is not None or self._has_room():
-                    if self._beginning is None and not self._fits(self._pending[0]):
-                        self._idle()[0].row = None
-                        continue
-                    self._beginning = self._beginning or self._pending.pop(0)
-                    self._start(self._beginning)
+                # Of prompts one pass between two tokens: those who read are held up by no crowd, nor by a long one.
+                while first := self._next():
+                    self._start(first)
                     if busy or self._beginning is not None:
                         break
         except Exception as error:
@@ -155,10 +77,33 @@ class Engine:
             return True
         return self._has_room() or any(not g.resting for g in self._resting)
 
-    def _fits(self, generation: Generation, without: Sequence[Generation] = ()) -> bool:
+    def _next(self) -> list[Generation]:
+        """Take who begins now, or goes on beginning: the first that waits, and those behind it that can share its pass."""
+        if self._beginning is not None:
+            return [self._beginning]
+        if not self._has_room():
+            return []
+        first = self._pending.pop(0)
+        while not self._fits(first):
+            self._idle()[0].row = None
+        chosen, lengths = [first], [len(first.tokens_so_far)]
+        while self._pending and self._fits(self._pending[0], beside=chosen):
+            lengths.append(len(self._pending[0].tokens_so_far))
+            if not self._lane.fit_together(lengths):
+                break
+            chosen.append(self._pending.pop(0))
+        return chosen
+
+    def _fits(
+        self,
+        generation: Generation,
+        *,
+        without: Sequence[Generation] = (),
+        beside: Sequence[Generation] = (),
+    ) -> bool:
         """Whether there is a place for one more, however long it and the others become."""
         resting = [g for g in self._resting if g.row is not None and g not in without]
-        placed = [*self._running, *resting]
+        placed = [*self._running, *resting, *beside]
         if len(placed) >= self._max_sequences:
             return False
         longest = max(self._longest(g) for g in (*placed, generation))
@@ -209,18 +154,42 @@ class Engine:
             except Exception as error:
                 self._fail([generation], error)
 
-    def _start(self, generation: Generation) -> None:
-        """Run the next part of a prompt; after its last one the text has its place in the lane."""
-        try:
-            tokens = generation.prompt + generation.tokens
-            generation.row, scores = self._lane.prefill(tokens, generation.row)
-            if scores is None:
+    def _start(self, chosen: list[Generation]) -> None:
+        """Run several prompts, or the next part of one; after its end a text has its place in the lane."""
+        if len(chosen) > 1:
+            try:
+                begun = self._lane.prefill_together([g.tokens_so_far for g in chosen])
+            except Exception as error:
+                if self._is_fatal(error):
+                    self._fail(chosen, error)
+                # Whose fault it is each shows alone.
+                for generation in chosen:
+                    self._begin(generation)
                 return
-            self._beginning = None
+            for generation, (row, scores) in zip(chosen, begun, strict=True):
+                self._place(generation, row, scores)
+        else:
+            self._begin(chosen[0])
+
+    def _begin(self, generation: Generation) -> None:
+        self._beginning = None
+        try:
+            row, scores = self._lane.prefill(generation.tokens_so_far, generation.row)
+        except Exception as error:
+            self._fail([generation], error)
+            return
+        if scores is None:
+            generation.row, self._beginning = row, generation
+            return
+        self._place(generation, row, scores)
+
+    def _place(self, generation: Generation, row: Row, scores: torch.Tensor) -> None:
+        """Take the first token of a prompt that was run, and have the text go on with the others."""
+        generation.row = row
+        try:
             if self._take(generation, generation.sampler.pick(scores)):
                 self._join(generation)
         except Exception as error:
-            self._beginning = None
             self._fail([generation], error)
 
     def _decode(self) -> None:
@@ -249,13 +218,17 @@ class Engine:
         assert generation.row is not None
         self._lane.join(generation.row)
         self._running.append(generation)
-        places = {id(row): place for place, row in enumerate(self._lane.rows)}
-        self._running.sort(key=lambda g: places[id(g.row)])
+        self._put_in_order()
 
     def _leave(self, generation: Generation, *, keep: bool = False) -> None:
         assert generation.row is not None
         self._lane.leave(generation.row, keep=keep)
         self._running.remove(generation)
+        self._put_in_order()
+
+    def _put_in_order(self) -> None:
+        places = {id(row): place for place, row in enumerate(self._lane.rows)}
+        self._running.sort(key=lambda g: places[id(g.row)])
 
     def _fail(self, generations: list[Generation], error: Exception) -> None:
         for generation in generations:
@@ -263,9 +236,3 @@ class Engine:
                 generation.answer.fail(error)
         if self._is_fatal(error):
             raise error
-
-
-def _bytes(text: str) -> Array:
-    made = np.empty(1, object)
-    made[0] = text.encode("utf-8", "replace")
-    return made

@@ -1,4 +1,4 @@
-"""Decodes several sequences in one pass of the model: their caches of keys and values as one, padded at the left.
+"""Decodes several sequences in one pass of the model: their keys and values side by side, padded at the left.
 
 transformers has continuous batching of its own (5.23, ``ContinuousBatchingManager``). It works on the CPU too, but takes nine
 tenths of the memory it finds for its cache, which the ledger knows nothing of, and 17.5 s where plain
@@ -12,11 +12,10 @@ from typing import Any
 import torch
 
 from modelhostd.core.values import dataclass
+from modelhostd.worker.backends.generation.slab import Layers, Slab
 
 PROMPT_TOKENS = 512
-"""Of a prompt in one pass: between two passes others get their tokens, and who has gone is noticed."""
-
-Layers = list[tuple[torch.Tensor, torch.Tensor]]
+"""Of prompts in one pass: between two passes others get their tokens, and who has gone is noticed."""
 
 
 @dataclass(slots=True)
@@ -34,9 +33,10 @@ class Row:
 
 
 class Lane:
-    """Sequences that go through the model together; ``rows`` are in the order of the batch."""
+    """Sequences that go through the model together."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, most_tokens: int, price: float) -> None:
+        """``most_tokens`` is what memory for all of them together is meant for, padding included; ``price`` what a pass costs, in tokens."""
         import transformers
 
         self._model = model
@@ -48,9 +48,51 @@ class Lane:
         self._in_parts = not self._stateful
         self._keep = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
         self._device = next(model.parameters()).device
-        self.rows: list[Row] = []
-        self._cache: Any = None
-        self._pads: list[int] = []
+        self._price = price
+        self._plain = False
+        """Whether a pass has shown that sequences of this model can share one."""
+        self._sharing: list[Row] = []
+        """Those in the slab, in its order."""
+        self._alone: list[Row] = []
+        self._slab = Slab(most_tokens)
+
+    @property
+    def rows(self) -> list[Row]:
+        """All sequences, in the order of the scores."""
+        return [*self._sharing, *self._alone]
+
+    def fit_together(self, lengths: Sequence[int]) -> bool:
+        """Whether prompts of such lengths go through the model in one pass, for less than each in its own."""
+        whole = len(lengths) * max(lengths)
+        cheap = whole - sum(lengths) <= self._price * (len(lengths) - 1)
+        return self._plain and whole <= PROMPT_TOKENS and cheap
+
+    def prefill_together(self, prompts: Sequence[Sequence[int]]) -> list[tuple[Row, torch.Tensor]]:
+        """Run several prompts in one pass; return for each its row and the scores as :meth:`prefill` does.
+
+        They are filled up behind their ends: there no token of theirs looks.
+        """
+        longest = max(map(len, prompts))
+        ends = sorted({len(prompt) - 1 for prompt in prompts})
+        ids = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
+        keep = {"logits_to_keep": torch.tensor(ends, device=self._device)} if self._keep else {}
+        cache: Any = self._new_cache()
+        out = self._model(
+            input_ids=torch.tensor(ids, device=self._device),
+            past_key_values=cache,
+            use_cache=True,
+            **keep,
+        )
+        made = []
+        for n, prompt in enumerate(prompts):
+            length = len(prompt)
+            layers = [
+                (layer.keys[n : n + 1, :, :length], layer.values[n : n + 1, :, :length])
+                for layer in cache.layers
+            ]
+            at = ends.index(length - 1) if self._keep else length - 1
+            made.append((Row(length, 0, layers), out.logits[n, at]))
+        return made
 
     def prefill(
         self, tokens: Sequence[int], begun: Row | None = None
@@ -68,6 +110,7 @@ class Lane:
         ids = torch.tensor([part], device=self._device)
         out = self._model(input_ids=ids, use_cache=True, **given, **self._keep)
         row = Row(at + len(part), 0, cache=out.past_key_values)
+        self._plain = self._takes_positions and self._is_plain(row.cache)
         if row.length == len(tokens):
             return row, out.logits[0, -1]
         if self._is_plain(row.cache):
@@ -82,122 +125,67 @@ class Lane:
             row.layers = [(layer.keys, layer.values) for layer in row.cache.layers]
             row.cache = None
         if row.layers is None:
-            self.rows.append(row)
-            self._pads.append(0)
+            self._alone.append(row)
             return
-        shared = self._shared()
-        longest = max([self._width(), row.length])
-        parts: list[Layers] = []
-        if shared:
-            parts.append([_pad(k, v, longest) for k, v in self._layers()])
-        parts.append([_pad(k, v, longest) for k, v in row.layers])
-        cache = self._join_layers(
-            [
-                (
-                    torch.cat([part[n][0] for part in parts]),
-                    torch.cat([part[n][1] for part in parts]),
-                )
-                for n in range(len(parts[0]))
-            ]
-        )
-        self._pads = [
-            pad + longest - self._width() if index in shared else pad
-            for index, pad in enumerate(self._pads)
-        ]
-        # Rows that share a pass come first, so that their number in the batch is their place here.
-        self.rows.insert(len(shared), row)
-        self._pads.insert(len(shared), longest - row.length)
+        self._slab.add(row.layers)
         row.layers = None
-        self._cache = cache
+        self._sharing.append(row)
 
     def leave(self, gone: Row, *, keep: bool = False) -> None:
         """Take a sequence out; with ``keep`` it can come back. Where that fails nothing has changed."""
-        index = next(n for n, row in enumerate(self.rows) if row is gone)
-        pad, pads = self._pads[index], self._pads[:index] + self._pads[index + 1 :]
-        if gone.cache is None:
-            layers = self._layers()
-            kept = None
-            if keep:
-                kept = [
-                    (k[index : index + 1, :, pad:].clone(), v[index : index + 1, :, pad:].clone())
-                    for k, v in layers
-                ]
-            left = [n for n in range(len(layers[0][0])) if n != index]
-            cache = None
-            if left:
-                spare = min(pads[: len(left)])
-                pads = [p - spare if n < len(left) else p for n, p in enumerate(pads)]
-                cache = self._join_layers(
-                    [(k[left, :, spare:], v[left, :, spare:]) for k, v in layers]
-                )
-            gone.layers, self._cache = kept, cache
-        self._pads = pads
-        del self.rows[index]
+        if gone.cache is not None:
+            self._alone = [row for row in self._alone if row is not gone]
+            return
+        at = next(n for n, row in enumerate(self._sharing) if row is gone)
+        gone.layers = self._slab.copy(at, gone.length) if keep else None
+        last = self._sharing.pop()
+        if last is not gone:
+            self._sharing[at] = last
+        self._slab.remove(at, max((row.length for row in self._sharing), default=0))
 
     def clear(self) -> None:
         """Forget all sequences."""
-        self.rows, self._pads, self._cache = [], [], None
+        self._sharing, self._alone = [], []
+        self._slab.clear()
 
     def step(self) -> torch.Tensor:
         """Give each sequence its token; return the scores [sequences, vocabulary] of the next ones."""
         scores = []
-        shared = self._shared()
-        if shared:
-            scores.append(self._step_shared(self.rows[: len(shared)]))
-        for row in self.rows[len(shared) :]:
+        if self._sharing:
+            scores.append(self._step_shared(self._sharing))
+        for row in self._alone:
             ids = torch.tensor([[row.token]], device=self._device)
             out = self._model(input_ids=ids, past_key_values=row.cache, use_cache=True)
             row.cache = out.past_key_values
             scores.append(out.logits[:, -1])
         for row in self.rows:
             row.length += 1
-        return torch.cat(scores)
+        return torch.cat(scores) if len(scores) > 1 else scores[0]
 
     def _step_shared(self, rows: Sequence[Row]) -> torch.Tensor:
+        slab = self._slab
+        slab.make_room()
         ids = torch.tensor([[row.token] for row in rows], device=self._device)
         positions = torch.tensor([[row.length] for row in rows], device=self._device)
-        pads = self._pads[: len(rows)]
+        pads = [slab.width - row.length for row in rows]
         mask = None
         if any(pads):
-            places = torch.arange(self._width() + 1, device=self._device)
+            places = torch.arange(slab.width + 1, device=self._device)
             mask = (places >= torch.tensor(pads, device=self._device).unsqueeze(1)).long()
         out = self._model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=self._cache,
+            past_key_values=slab.cache,
             use_cache=True,
         )
+        slab.written()
         scores: torch.Tensor = out.logits[:, -1]
         return scores
 
     def _is_plain(self, cache: Any) -> bool:
         """Whether a cache is keys and values of all tokens. Exactly this class: those derived from it drop or pack what is far back."""
         layers = getattr(cache, "layers", ())
-        return bool(layers) and all(type(layer) is self._plain_layer for layer in layers)
-
-    def _shared(self) -> range:
-        """Return the places of the rows that share a pass: the first ones."""
-        return range(sum(1 for row in self.rows if row.cache is None))
-
-    def _width(self) -> int:
-        return 0 if self._cache is None else int(self._cache.get_seq_length())
-
-    def _layers(self) -> Layers:
-        return [(layer.keys, layer.values) for layer in self._cache.layers]
-
-    def _join_layers(self, layers: Layers) -> Any:
-        """Return a cache of these keys and values."""
-        cache = self._new_cache()
-        for number, (keys, values) in enumerate(layers):
-            cache.update(keys, values, number)
-        return cache
-
-
-def _pad(
-    keys: torch.Tensor, values: torch.Tensor, length: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return keys and values with room at their left, up to ``length``."""
-    room = (0, 0, length - keys.shape[-2], 0)
-    pad = torch.nn.functional.pad
-    return pad(keys, room), pad(values, room)
+        return bool(layers) and all(
+            type(layer) is self._plain_layer and layer.is_initialized for layer in layers
+        )

@@ -23,9 +23,13 @@ class TextStream:
         self._held = ""
         self.stopped = False
 
+    def keep(self, token: int) -> None:
+        """Take a token whose text nobody asks for before the end; :meth:`end` has it."""
+        self._tokens.append(token)
+
     def push(self, token: int) -> str:
         """Return the text that is certain now: without half characters, and without the begin of a stop."""
-        self._tokens.append(token)
+        self.keep(token)
         return self._release(self._decoded(final=False), final=False)
 
     def end(self) -> str:
