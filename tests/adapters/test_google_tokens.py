@@ -15,10 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from google.auth import jwt
 
 from modelhostd.adapters.credentials import ACCEPTED, REFUSED, UNUSABLE, Credentials
-from modelhostd.adapters.google_tokens import LIFE_S, SCOPE, GoogleTokens
+from modelhostd.adapters.google_tokens import SCOPE, GoogleTokens
 from modelhostd.adapters.secret_files import Place
 from modelhostd.adapters.wire import Limits, Transient
 from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.google_login import LIFE_S
 from modelhostd.core.origins import Origin, OriginPolicy
 from tests.adapters.loopback_objects import Answer, LoopbackObjects
 from tests.adapters.object_desk import FILES, TOKEN, desk_for, put

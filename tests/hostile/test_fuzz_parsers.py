@@ -51,7 +51,9 @@ PARSERS: Mapping[str, str] = {
     # What operators write.
     "modelhostd.config_load.parse": "tests/test_config_values.py",
     "modelhostd.core.credential_file.parse_credentials": "tests/core/test_credential_file.py",
+    "modelhostd.core.google_login.parse_login": "tests/core/test_google_login.py",
     # What sources answer.
+    "modelhostd.core.google_login.parse_token": "tests/core/test_google_login.py",
     "modelhostd.adapters.http_reader.HttpReader": "tests/hostile/test_fuzz_sources.py",
     "modelhostd.adapters.hub.Hub": "tests/hostile/test_fuzz_sources.py",
     "modelhostd.adapters.gs.GoogleStorage": "tests/hostile/test_fuzz_objects.py",
