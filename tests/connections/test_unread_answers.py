@@ -12,14 +12,15 @@ from tests.ending.scene import CALL_S, INFER, MODEL, OWN, scene
 from tests.support import wait_until
 
 MIB = 2**20
-LIMIT = 64 * MIB
-ANSWER = 8 * MIB
+LIMIT = 16 * MIB
+ANSWER = 2 * MIB
 
 
 @pytest.fixture
 def at():
     """A daemon with a loaded model that answers what it is sent."""
-    with scene("--set", f"limits.inference_bytes_in_flight={LIMIT}") as made:
+    flags = [f"limits.inference_{what}={LIMIT}" for what in ("bytes_in_flight", "message_bytes")]
+    with scene(*(part for flag in flags for part in ("--set", flag))) as made:
         yield made.loaded()
 
 
