@@ -1,5 +1,9 @@
-"""A whole daemon and its real workers: loads pass those they do not compete with, and a victim that is asked comes back."""
+"""A whole daemon and its real workers: who makes room for whom, who does not wait for it, and which budgets are refused."""
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +12,7 @@ import numpy as np
 import pytest
 
 from bench.faulty_scene import BACKEND, CALL_S, Scene, scene, wait_for
-from modelhost import OperationHandle
+from modelhost import BudgetTooSmall, OperationHandle
 from modelhost.v1 import operations_pb2
 from modelhost.v1.instances_pb2 import Instance
 from tests.live.machine import ANSWERS
@@ -18,7 +22,7 @@ SIZES = {"a": 400_000, "b": 400_000, "c": 400_000, "small": 100_000}
 ROOM = 600_000
 FLAGS = (
     *("--set", "worker.arena_bytes=1MiB", "--set", "devices.sim_bytes=2MB"),
-    *("--set", f"budgets=sim-0={ROOM}", "--set", "settings.host_budget_bytes=8MB"),
+    *("--set", "settings.host_budget_bytes=8MB"),
     # A request that is held open is not cancelled, however slow the machine is.
     *("--set", "settings.drain_timeout_s=600"),
 )
@@ -26,9 +30,18 @@ WAITING = (operations_pb2.Operation.QUEUED, operations_pb2.Operation.RUNNING)
 
 
 @pytest.fixture(scope="module")
-def at() -> Iterator[Scene]:
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The daemon's configuration."""
+    made = tmp_path_factory.mktemp("config") / "modelhostd.toml"
+    made.write_text(f"budgets = {{ sim-0 = {ROOM} }}\n")
+    return made
+
+
+@pytest.fixture(scope="module")
+def at(file: Path) -> Iterator[Scene]:
     """A daemon with models for a device that has room for one of the large ones, and one for the CPU."""
-    with scene(*FLAGS, sizes=SIZES, backend=f"{IMAGED},{BACKEND}") as made:
+    flags = ("--config", str(file), *FLAGS)
+    with scene(*flags, sizes=SIZES, backend=f"{IMAGED},{BACKEND}") as made:
         for name, size in SIZES.items():
             config = {
                 "backend": "imaged",
@@ -104,6 +117,46 @@ def test_a_victim_that_is_asked_while_it_drains_comes_back(at: Scene, gate: Path
     (first,) = at.watcher.of("EVICTED_WHEN_IDLE", "a", before)
     (second,) = at.watcher.of("EVICTED", "b", before)
     assert (first.event.details["for"], second.event.details["for"]) == ("b", "a")
+
+
+def test_a_budget_below_what_is_pinned_changes_nothing_by_any_way(at: Scene, file: Path) -> None:
+    """By a call and on the command line it is refused with what would do; a file that is read again keeps its other lines."""
+    client = at.client
+    client.load("a")
+    client.pin("a")
+    taken = client.instance("a").measured_bytes
+    with pytest.raises(BudgetTooSmall) as caught:
+        client.set_budget("sim-0", taken - 1)
+    assert (caught.value.needed_bytes, caught.value.held_by) == (taken, ("a",))
+    done = command(at, "budget", "sim-0", "100kB")
+    assert done.returncode != 0
+    assert f"`modelhost budget sim-0 {taken}`" in done.stderr
+    assert "a (" in done.stderr
+    file.write_text("budgets = { sim-0 = 100000 }\n[settings]\nqueue_limit = 77\n")
+    at.process.send_signal(signal.SIGHUP)
+    wait_for("the other lines", lambda: client.settings().queue_limit == 77)
+    wait_for("the refusal", lambda: "a configured budget is not taken up" in at.log)
+    assert client.device("sim-0").budget_bytes == ROOM
+    assert client.instance("a").measured_bytes == taken
+    assert command(at, "budget", "sim-0", str(taken)).returncode == 0
+    client.unpin("a")
+    assert command(at, "budget", "sim-0", "default").returncode == 0
+    assert client.device("sim-0").budget_bytes == 100_000
+    wait_for("a has left", lambda: client.instance("a").state == Instance.WARM)
+    client.set_budget("sim-0", ROOM)
+
+
+def command(at: Scene, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command line as an operator."""
+    environment = {**os.environ, "MODELHOST_TARGET": f"unix:{at.folder}/s/admin.sock"}
+    return subprocess.run(
+        [sys.executable, "-m", "modelhost.cli", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=CALL_S,
+        check=False,
+    )
 
 
 def queued(at: Scene, model: str) -> int:
