@@ -116,12 +116,26 @@ def test_the_operators_number_of_threads_is_the_teams(monkeypatch, device, given
 
 
 def test_a_team_sleeps_while_other_programs_want_the_cores():
-    """It does from where a fifth of its work is waiting for a core to where hardly any is, and each time with one thread more."""
+    """It does for a while after a fifth of its work was waiting for a core, with one thread more, and longer where that goes on."""
     pytest.importorskip("torch")
     team, before = Team(2), threading.active_count()
     team.take()
-    for share, sleeps in ((0.1, False), (0.3, True), (0.1, True), (0.9, True), (0.01, False)):
+
+    def looks(share):
+        """Count the looks until it no longer sleeps."""
         team.decide(share)
-        assert team.sleeps == sleeps
-        wait_until(lambda sleeps=sleeps: threading.active_count() == before + sleeps)
+        assert team.sleeps
+        wait_until(lambda: threading.active_count() == before + 1)
+        count = 0
+        while team.sleeps:
+            team.decide(0.0)
+            count += 1
+        wait_until(lambda: threading.active_count() == before)
+        return count
+
+    team.decide(0.1)
+    assert not team.sleeps
+    assert [looks(0.3) for _ in range(6)] == [50, 100, 200, 400, 800, 800]
+    team.decide(0.1)
+    assert looks(0.9) == 50
     take_team(1)

@@ -18,8 +18,10 @@ SPINS = "10000"
 operator of a model takes 0.1 to 0.2. libgomp's own 300,000 are 7 ms, for which a core is held up after every pass."""
 LOOK_NS = 100_000_000
 """Of work, after which it is asked how much of it was waiting for a core."""
-CROWDED, ALONE = 0.2, 0.05
-"""Parts of the work: where more was waiting its threads sleep at barriers, where less was they look at them."""
+CROWDED = 0.2
+"""Part of the work: where more was waiting for a core its threads sleep at barriers for a while."""
+FIRST_REST, MOST_REST = 50, 800
+"""For so many looks: longer each time that it was crowded at once when they no longer slept."""
 PARALLEL_ELEMENTS = 2**20
 BEGIN_S = 5.0
 
@@ -61,6 +63,8 @@ class Team:
         self._taken = False
         self._worked_ns = 0
         self._waited_ns = 0
+        self._rest = FIRST_REST
+        self._left = 0
         self._extra: threading.Event | None = None
 
     def take(self) -> None:
@@ -81,8 +85,18 @@ class Team:
         self._worked_ns = 0
 
     def decide(self, share: float) -> None:
-        """Have the team sleep or not, after so much of the work was waiting for a core."""
-        if share > CROWDED and not self.sleeps:
+        """Have the team sleep or not, after so much of the work since the last look was waiting for a core.
+
+        How long it waits while its threads sleep says little of what it would otherwise: from time to time it is tried.
+        """
+        if self.sleeps:
+            self._left -= 1
+            if not self._left and self._extra is not None:
+                self._extra.set()
+                self._extra, self.sleeps = None, False
+        elif share <= CROWDED:
+            self._rest = FIRST_REST
+        else:
             begun, end = threading.Event(), threading.Event()
             extra = max(2, len(os.sched_getaffinity(0)) - self.threads + 2)
             try:
@@ -93,10 +107,7 @@ class Team:
                 return
             begun.wait(BEGIN_S)
             self._extra, self.sleeps = end, True
-        elif share < ALONE and self._extra is not None:
-            self._extra.set()
-            self._extra = None
-            self.sleeps = False
+            self._left, self._rest = self._rest, min(2 * self._rest, MOST_REST)
 
 
 def _hold_team(threads: int, begun: threading.Event, end: threading.Event) -> None:
