@@ -47,7 +47,7 @@ async def test_memory_comes_when_it_is_needed():
         await wait_until_async(lambda: min(held(arenas)) > TOO_LARGE_FOR_ONE)
         calls = next(iter(workers._seats.values())).worker._calls
         await wait_until_async(
-            lambda: not (calls._for_requests._task or calls._for_responses._task)
+            lambda: not (calls._for_requests._task or calls._responses._growth._task)
         )
         before = held(arenas)
         await there_and_back(workers, TOO_LARGE_FOR_ONE)

@@ -9,7 +9,8 @@ import pytest
 
 from modelhostd.adapters.workers import errors
 from modelhostd.adapters.workers.arenas import Arenas
-from modelhostd.adapters.workers.calls import READ_SHARE, Calls
+from modelhostd.adapters.workers.calls import Calls
+from modelhostd.adapters.workers.responses import READ_SHARE
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
 from modelhostd.worker.wire.arena import EXTENT_BYTES

@@ -15,6 +15,7 @@ from modelhostd.adapters.workers.arenas import Arenas
 from modelhostd.adapters.workers.call import Call, Reply
 from modelhostd.adapters.workers.config import WorkersConfig
 from modelhostd.adapters.workers.growth import Growth
+from modelhostd.adapters.workers.responses import Responses
 from modelhostd.adapters.workers.streams import FrameStream
 from modelhostd.core.errors import ModelhostError
 from modelhostd.ports import InferReply, LoadSpec
@@ -26,9 +27,6 @@ from modelhostd.worker.wire.slots import Slots
 _LONGEST_S = 1e8
 """Three years: what callers give for "no deadline" in seconds may not fit into 64 bits of nanoseconds."""
 
-READ_SHARE, READ_SLOTS = 0.25, 64
-"""Of the response arena's memory, what may be read and not given back yet, and in how many slots. They go back with the next
-request: a frame of their own wakes the worker once more, 20 to 40 us of the 1,500 of a request of 1 MiB."""
 MODEL_SHARE = 0.75
 """Of the requests that may be in flight in one worker, those of one model: others find a place beside it."""
 HEADS_MAX = 256
@@ -50,18 +48,15 @@ class Calls:
         self._config = config
         self._device = device
         self._requests = arenas.requests.memory
-        self._responses = arenas.responses.memory
+        self._responses = Responses(config, arenas, self._write)
         self._slots = Slots(0)
         self._for_requests = Growth(arenas.requests, self._slots.extend)
-        self._for_responses = Growth(arenas.responses, self._tell_ready)
         self._send_cancel = send_cancel
         self._in_flight: dict[int, Call] = {}
         self._of_model: dict[str, int] = {}
         self._model_limit = max(1, int(config.queue_limit * MODEL_SHARE))
         self._backlog: deque[Call] = deque()
         self._inline_bytes = 0
-        self._read_slots: list[int] = []
-        self._read_bytes = 0
         self._heads: dict[tuple[str, str, int, int], bytes] = {}
         self._next = 0
         self._gone: Callable[[str], ModelhostError] | None = None
@@ -71,7 +66,7 @@ class Calls:
     def begin(self) -> None:
         """Use what was allocated at the start; before the worker is greeted."""
         self._for_requests.begin()
-        self._for_responses.begin()
+        self._responses.begin()
 
     @property
     def count(self) -> int:
@@ -123,7 +118,7 @@ class Calls:
                 # Only now: what is not taken yet is all that may lie here.
                 cost = frames.credit_of(len(message.payload))
                 call.credit += cost
-                self.stream.write(self._credit(call.request, responses=cost))
+                self.stream.write(self._responses.credit(call.request, responses=cost))
         finally:
             if call.request in self._in_flight:
                 call.abandon()
@@ -179,7 +174,7 @@ class Calls:
             call.fail(error)
             return
         if frame.flags & frames.MORE:
-            self._collect(call, frame)
+            self._responses.collect(call, frame)
             return
         if call.on_message is not None:
             self._take_of_stream(call, frame, final=final)
@@ -215,6 +210,9 @@ class Calls:
         if self._of_model.get(model, 0) >= self._model_limit:
             return errors.queue_full(model, self._device, self._model_limit, of_model=True)
         return None
+
+    def _write(self, data: bytes) -> None:
+        self.stream.write(data)
 
     def _open(self, generation: int, model: str) -> Call:
         self._next += 1
@@ -258,7 +256,7 @@ class Calls:
             data = frames.encode(
                 Kind.REQUEST, 0, call.request, call.generation, head, payload=payload
             )
-            self.stream.write(self._credit() + data if self._read_slots else data)
+            self.stream.write(self._responses.owed() + data)
             return
         slot = self._slots.allocate(size)
         if slot is None:
@@ -269,8 +267,7 @@ class Calls:
         self._for_requests.used(slot + size)
         head += worker_pb2.RequestHeader(slot_offset=slot, slot_length=size).SerializeToString()
         data = frames.encode(Kind.REQUEST, frames.ARENA, call.request, call.generation, head)
-        if self._read_slots:
-            data = self._credit() + data
+        data = self._responses.owed() + data
         # Last: a large copy leaves the caches cold for whatever comes after it.
         self._requests.write(slot, payload)
         self.stream.write(data)
@@ -289,19 +286,8 @@ class Calls:
         self._backlog.append(call)
         self.pump()
 
-    def _collect(self, call: Call, frame: Frame) -> None:
-        if not call.parts:
-            call.header = frame.header
-            total = worker_pb2.ResponseHeader.FromString(frame.header).total_length
-            if total > self._config.max_message_bytes:
-                raise ProtocolError(f"a response of {total} bytes")
-        call.parts = (*call.parts, frame.payload)
-        call.size += len(frame.payload)
-        if call.size > self._config.max_message_bytes:
-            raise ProtocolError(f"a response of more than {self._config.max_message_bytes} bytes")
-
     def _take_response(self, call: Call, frame: Frame) -> None:
-        header, payload = self._read(call, frame)
+        header, payload = self._responses.read(call, frame)
         self._close(call)
         if (reply := call.settle()) is not None:
             reply.set_result(call.answer(header, payload))
@@ -314,45 +300,7 @@ class Calls:
             return
         if call.credit <= 0:
             raise ProtocolError(f"more responses to request {call.request} than it had credit for")
-        header, payload = self._read(call, frame)
+        header, payload = self._responses.read(call, frame)
         call.credit -= frames.credit_of(header.slot_length or len(payload))
         if not call.abandoned and call.on_message is not None:
             call.on_message(call.answer(header, payload))
-
-    def _read(self, call: Call, frame: Frame) -> tuple[worker_pb2.ResponseHeader, bytes]:
-        data = frame.header
-        payload = frame.payload
-        if call.parts:
-            data = call.header
-            payload = b"".join((*call.parts, payload))
-            call.parts = ()
-            call.size = 0
-            self._for_responses.missed(len(payload))
-        header = worker_pb2.ResponseHeader.FromString(data)
-        if header.total_length and header.total_length != len(payload):
-            raise ProtocolError(f"{len(payload)} bytes of a response of {header.total_length}")
-        if frame.flags & frames.ARENA:
-            offset, length = header.slot_offset, header.slot_length
-            end = offset + length
-            if end > self._for_responses.ready or not length:
-                raise ProtocolError(f"a response slot of {length} bytes at {offset}")
-            # Abandoned or not: the slot goes back. Only the copy is spared.
-            payload = b"" if call.abandoned else self._responses.read(offset, length)
-            self._read_slots.append(offset)
-            self._read_bytes += length
-            self._for_responses.used(end)
-            enough = self._for_responses.ready * READ_SHARE
-            if self._read_bytes > enough or len(self._read_slots) >= READ_SLOTS:
-                self.stream.write(self._credit())
-        return header, payload
-
-    def _credit(self, request: int = 0, *, responses: int = 0) -> bytes:
-        """Return the frame that gives back all slots that were read, and credit for a stream."""
-        header = worker_pb2.CreditHeader(responses=responses, slots=self._read_slots)
-        self._read_slots = []
-        self._read_bytes = 0
-        return frames.encode(Kind.CREDIT, 0, request, 0, header.SerializeToString())
-
-    def _tell_ready(self, ready: int) -> None:
-        header = worker_pb2.CreditHeader(response_ready_bytes=ready)
-        self.stream.write(frames.encode(Kind.CREDIT, 0, 0, 0, header.SerializeToString()))
