@@ -32,6 +32,7 @@ async def test_a_leased_model_is_not_evicted(world: World) -> None:
             await run.host.residency.load("b")
         assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
         assert caught.value.metadata["heldBy"] == "a"
+        assert "a (400, leased)" in caught.value.message
         await run.host.leases.release(lease.id, "me")
         await run.load("b")
         assert set(run.workers.resident) == {"b"}

@@ -21,7 +21,7 @@ def check_budget(view: DeviceView, place: str, budget_bytes: int) -> None:
     needed = sum(h.bytes for h in holding)
     if needed <= budget_bytes:
         return
-    named = ", ".join(f"{h.model} ({h.bytes}, {_why(h)})" for h in holding[:NAMED_MAX])
+    named = ", ".join(h.told for h in holding[:NAMED_MAX])
     more = f" and {len(holding) - NAMED_MAX} more" if len(holding) > NAMED_MAX else ""
     raise ModelhostError(
         Reason.BUDGET_TOO_SMALL,
@@ -48,7 +48,7 @@ def check_hold(view: DeviceView, budget_bytes: int, model: str) -> None:
     held = sum(h.bytes for h in holding)
     if held + own.bytes <= budget_bytes:
         return
-    named = ", ".join(f"{h.model} ({h.bytes})" for h in holding[:NAMED_MAX]) or "nobody"
+    named = ", ".join(h.told for h in holding[:NAMED_MAX]) or "nobody"
     raise ModelhostError(
         Reason.OUT_OF_DEVICE_MEMORY,
         f"model '{model}' has {own.bytes} bytes of devices/{view.id}, whose budget is {budget_bytes} now, "
@@ -92,7 +92,3 @@ def over_budget(device: DeviceView, now: float, policy: Policy, *, busy: bool) -
 def _stays(holding: Holding) -> bool:
     """Whether these bytes stay for as long as a pin or a lease does."""
     return holding.held and holding.state is not InstanceState.DRAINING and holding.bytes > 0
-
-
-def _why(holding: Holding) -> str:
-    return "pinned" if holding.pinned else "leased"

@@ -53,6 +53,12 @@ class Holding:
         return self.pinned or self.leased
 
     @property
+    def told(self) -> str:
+        """Its model, its bytes, and what keeps it, in words."""
+        kept = ", pinned" if self.pinned else ", leased" if self.leased else ""
+        return f"{self.model} ({self.bytes}{kept})"
+
+    @property
     def idle(self) -> bool:
         """Whether it can be evicted now: ready or warm, nothing in flight, nothing queued, not held."""
         return (

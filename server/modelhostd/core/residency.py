@@ -196,9 +196,9 @@ def too_large(want: Want, devices: Sequence[DeviceView]) -> ModelhostError:
 
 def held_by_others(want: Want, device: DeviceView) -> ModelhostError:
     """Return OUT_OF_DEVICE_MEMORY: pins, leases, loads or other processes hold what is missing."""
-    holders = [h for h in device.holdings if h.held]
+    holders = [h for h in device.holdings if h.held and h.bytes]
     evictable = sum(h.bytes for h in device.holdings if h.idle)
-    held = [f"{h.model} ({h.bytes})" for h in holders[:8]]
+    held = [h.told for h in holders[:8]]
     if device.taken_bytes > 0:
         held.append(f"other processes ({device.taken_bytes})")
     shown = ", ".join(held) or "loads in progress"
