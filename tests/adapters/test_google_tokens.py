@@ -86,7 +86,7 @@ class Desk:
 
     def tokens(self) -> GoogleTokens:
         """Return the maker of this file's tokens."""
-        limits = Limits(connect_s=5.0, stall_s=5.0)
+        limits = Limits(connect_s=60.0, stall_s=60.0)
         return GoogleTokens(Place(self.path), OriginPolicy(), limits, lambda: self.time)
 
 
