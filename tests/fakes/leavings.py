@@ -27,11 +27,7 @@ class Leavings:
             # On the CPU the image is where the weights are; elsewhere there may be none.
             if spec.model in self.outliving and (loaded.host_bytes or device == "cpu"):
                 self.left[key] = spec, loaded
-        here = [
-            (key, spec.model if spec.own_worker else "")
-            for key, (spec, _) in self.left.items()
-            if key[0] == device
-        ]
+        here = [(key, spec.owner) for key, (spec, _) in self.left.items() if key[0] == device]
         return {key[1:]: self.bytes(key) for key, owner in here if owner == own}
 
     @property

@@ -126,7 +126,7 @@ class FakeWorkers(Tiers):
 
     async def load(self, device: str, spec: LoadSpec, report: Callable[[Progress], None]) -> Loaded:
         """See :class:`modelhostd.ports.Workers`; reports ``progress_steps`` equal steps."""
-        process = self._process(device, _own(spec))
+        process = self._process(device, spec.owner)
         self.log.append(("load", device, spec.model, spec.generation))
         size = self.measured_bytes.get(spec.model, spec.predicted_bytes)
         key = (device, spec.instance, spec.generation)
@@ -298,7 +298,3 @@ class FakeWorkers(Tiers):
             reply.set_exception(error)
             return
         reply.set_result(InferReply(answer, 1, 1, 0, 0, 0, 0))
-
-
-def _own(spec: LoadSpec) -> str:
-    return spec.model if spec.own_worker else ""

@@ -4,82 +4,18 @@ import asyncio
 import dataclasses
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
 from modelhostd.adapters.workers.images import ImageMemory
 from modelhostd.core.errors import ModelhostError, Reason
-from modelhostd.ports import Loaded, LoadSpec
 from modelhostd.worker.wire import images
 from modelhostd.worker.wire.images import PAGE_BYTES, SPACE_BYTES, Kept, Range
 from tests.support import wait_until_async
-from tests.worker import stored_backend
-from tests.worker.harness import CONFIG, decode, encode, ignore, running
-from tests.worker.harness import spec as plain
+from tests.worker.adoption_scene import DEADLINE_S, REAL, Scene
+from tests.worker.harness import ignore, running
 
 pytestmark = pytest.mark.timeout(900)  # each starts workers that import torch, on a busy machine
-
-REAL = dataclasses.replace(
-    CONFIG,
-    backends=("stored = tests.worker.stored_backend:StoredBackend",),
-    start_timeout_s=120.0,
-)
-DEADLINE_S = 120.0
-
-
-class Scene:
-    """Models of one device, loaded from files that can be taken away, and the worker that they are in."""
-
-    def __init__(self, workers, listener, device: str, folder: Path) -> None:
-        self.workers, self.listener, self.device, self.folder = workers, listener, device, folder
-        self.exits = 0
-
-    def spec(self, model: str, **options) -> LoadSpec:
-        """Return what is loaded: a model and its number, one for each letter."""
-        folder = stored_backend.write(self.folder / model, ord(model))
-        return plain(model, backend="stored", generation=ord(model), model_dir=folder, **options)
-
-    async def load(self, *models: str) -> list[bytes]:
-        """Load models, wait until they can be adopted, and return their answers."""
-        for model in models:
-            await self.workers.load(self.device, self.spec(model), ignore)
-        await wait_until_async(lambda: len(self.worker.leavings._kept) == len(models), DEADLINE_S)
-        return [await self.infer(model) for model in models]
-
-    async def infer(self, model: str) -> bytes:
-        """Return what a model answers, to the bit."""
-        at = self.device, f"{model}-1", ord(model)
-        reply = await self.workers.infer(*at, encode({}, name=model), timeout_s=None)
-        return decode(reply.payload)[1]["out"].tobytes()
-
-    async def promote(self, model: str) -> Loaded:
-        """Bring a model back."""
-        return await self.workers.promote(self.device, f"{model}-1", ord(model), ignore)
-
-    async def kill(self) -> dict[str, int]:
-        """End the worker as the kernel does; return the bytes that stay, by model."""
-        self.worker.kill("signal SIGKILL")
-        self.exits += 1
-        await wait_until_async(lambda: len(self.listener.exits) == self.exits, DEADLINE_S)
-        await self.memory.settled()
-        return {instance[0]: size for (instance, _), size in self.listener.exits[-1].kept.items()}
-
-    def hide(self) -> None:
-        """Take the weights' files away."""
-        for path in self.folder.rglob(stored_backend.FILE):
-            path.rename(path.with_suffix(".away"))
-
-    @property
-    def worker(self):
-        """The one that runs."""
-        (worker,) = self.workers._workers()
-        return worker
-
-    @property
-    def memory(self) -> ImageMemory:
-        """The device's memory for images."""
-        return self.workers._seats[self.device, ""].images
 
 
 @pytest.mark.parametrize("device", ["cpu", "sim-0"])
@@ -220,7 +156,7 @@ async def test_an_adoption_that_is_cancelled_twice_has_ended_when_it_says_so(tmp
         scene = Scene(workers, listener, "sim-0", tmp_path)
         expected = await scene.load("a")
         await scene.kill()
-        await listener.wait(ready=2)
+        await wait_until_async(lambda: len(listener.ready) == 2, DEADLINE_S)
         for _ in range(2):  # adopted first, then back from host memory
             os.kill(scene.worker.pid, signal.SIGSTOP)
             task = asyncio.create_task(scene.promote("a"))
@@ -247,7 +183,7 @@ async def test_a_load_that_fails_leaves_what_outlived_its_process(tmp_path):
         await wait_until_async(lambda: workers.at_rest("sim-0"), DEADLINE_S)
         expected = await scene.infer("a")
         scene.worker.kill("signal SIGKILL")
-        await listener.wait(exits=1)
+        await wait_until_async(lambda: listener.exits, DEADLINE_S)
         with pytest.raises(ModelhostError):
             failing = scene.spec("a", fail=True)
             await workers.load(

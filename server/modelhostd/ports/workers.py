@@ -31,6 +31,11 @@ class LoadSpec:
         """Whether it has a worker of its own."""
         return self.isolated or self.config.isolation is Isolation.PROCESS
 
+    @property
+    def owner(self) -> str:
+        """The model whose worker it is in; empty = the shared one."""
+        return self.model if self.own_worker else ""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:

@@ -201,7 +201,7 @@ class ProcessWorkers:
     def _seat(self, device: str, spec: LoadSpec) -> Seat:
         if self._stopping:
             raise errors.shutting_down()
-        key = device, _own(spec)
+        key = device, spec.owner
         seat = self._seats.get(key)
         if seat is None:
             seat = Seat(self._config, *key, self._ready, self._exited, self._held_by)
@@ -253,7 +253,7 @@ class ProcessWorkers:
 
     async def _end_own(self, worker: Worker, spec: LoadSpec) -> None:
         """End the process of a model that had its own and is gone from it; returns when it is reaped."""
-        seat = self._seats.get((worker.device, _own(spec)))
+        seat = self._seats.get((worker.device, spec.owner))
         if seat is not None and seat.model and self._end_if_unused(seat):
             await asyncio.wait((worker.exited,))
 
@@ -295,7 +295,3 @@ class ProcessWorkers:
                 k[1:]: self._kept_bytes(k) for k, (place, _) in self._kept.items() if place is seat
             }
             self._listener.worker_exited(replace(exit, kept=kept))
-
-
-def _own(spec: LoadSpec) -> str:
-    return spec.model if spec.own_worker else ""
