@@ -280,8 +280,7 @@ def _options(limits: Limits) -> Sequence[tuple[str, Any]]:
     return [
         ("grpc.so_reuseport", 0),  # a second daemon on the same port, without a word
         ("grpc.max_concurrent_streams", limits.max_concurrent_streams),  # rapid reset
-        # Of calls that ended and are not freed yet. With gRPC's default a client's next ones, which it may begin when
-        # it has the answers, were refused: 67 of 200 that came at once.
+        # Those that ended and are not freed yet: with gRPC's default 67 of 200 calls at once were refused.
         ("grpc.http2.max_deallocating_streams", limits.max_concurrent_streams),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.server_handshake_timeout_ms", 5_000),  # connections that say nothing
