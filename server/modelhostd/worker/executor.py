@@ -19,8 +19,9 @@ from modelhostd.worker.entries import TURN_NS, Entry, is_quick
 from modelhostd.worker.jobs import Activity, Hosted
 from modelhostd.worker.own_threads import start_thread
 from modelhostd.worker.runner import Runner
-from modelhostd.worker.schedule import Job, Key, Schedule
+from modelhostd.worker.schedule import Job, Schedule
 from modelhostd.worker.wire.blackbox import ENTRIES, BlackBox
+from modelhostd.worker.wire.frames import Key
 
 
 class Executor:

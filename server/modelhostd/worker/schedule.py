@@ -11,8 +11,7 @@ from modelhostd.worker.entries import Entry
 from modelhostd.worker.fairqueue import FairQueue
 from modelhostd.worker.jobs import CHECK_PRIORITY, CheckJob, InferJob
 from modelhostd.worker.stepping import JobAnswer, StepJob
-
-Key = tuple[str, int]
+from modelhostd.worker.wire.frames import Key
 
 
 class HandedPass(Protocol):
