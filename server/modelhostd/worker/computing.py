@@ -84,14 +84,16 @@ class Computing:
             activity.begin(handed.model)
 
     def start(self) -> None:
-        """Start the thread; it lives as long as the process. When this returns, torch has one thread in all others."""
+        """Start the thread; it lives as long as the process. When this returns it takes jobs, and torch has one thread in all others."""
         start_thread(self._loop, name=self._activity.name)
         self._ready.wait()
 
     def _loop(self) -> None:
         self._team.take()
-        self._ready.set()
         schedule = self._schedule
+        with schedule.lock:
+            schedule.compute_busy = False
+        self._ready.set()
         ended: tuple[Entry, list[Job]] | None = None
         while True:
             with schedule.lock:
