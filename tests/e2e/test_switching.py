@@ -49,7 +49,8 @@ def test_models_switch_by_way_of_host_memory(daemon: Daemon) -> None:
     with Client(daemon.admin) as host:
         for model in ("one", "two"):
             host.pull(f"hf://{SOURCE}", name=model)
-            host.update(model, {"config.device": "devices/sim-0"})
+            # The first load imports a library.
+            host.update(model, {"config.device": "devices/sim-0", "config.load_timeout": 280.0})
         first = {model: host.embed(model, TEXTS) for model in ("one", "two")}
         assert first["one"].tobytes() == first["two"].tobytes()
         found = balanced(host)
