@@ -124,7 +124,7 @@ def test_on_a_terminal_it_is_live_until_q_or_ctrl_c(terminal: Terminal, end: str
     """A bar of the device, the rows, why one is kept; the end leaves the terminal as it was."""
     for text in (
         "2.0 KiB + 1.0 KiB reserved of 4.0 KiB",
-        "in_flight,pinned",
+        "pinned,in_flight",
         "degraded",
         "load new",
     ):

@@ -95,10 +95,11 @@ def test_rows_stand_by_place_and_last_to_go_first() -> None:
 
 
 def test_a_long_name_is_cut_in_its_middle() -> None:
-    """Of a name that does not fit both ends are seen, of what keeps an instance the beginning."""
+    """Of a name that does not fit both ends are seen, of what keeps an instance what lasts longest."""
     text = "\n".join(drawn(80, 50))
     assert "sentence…is-long" in text
-    assert "in_flight" in text
+    assert "leased" in text
+    assert "in_transition" not in text
     assert LONG in "\n".join(drawn(200, 50))
 
 

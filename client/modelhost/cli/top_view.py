@@ -20,8 +20,11 @@ LABEL_CELLS = 16
 GAP = 2
 """Cells between columns."""
 WORK_LINES = 5
+WORK_PART = 6
+"""The part of the screen that operations take at most."""
 HEADER_LINES = 2
 MODEL, RANK = "MODEL", "RANK OR WHY"
+LASTING = ("leased", "pinned")
 FLEXIBLE = {MODEL: 16, RANK: 9}
 """Columns that may be cut, and to how many cells."""
 WHY_CELLS = 16
@@ -44,7 +47,7 @@ def picture(found: "Statistics", console: "Console") -> "RenderableType":
         f"requests {found.request_count} ({found.error_count} with an error)"
     )
     bars = _bars(found, console.width)
-    work = [work_line(o) for o in found.operations[:WORK_LINES]]
+    work = [work_line(o) for o in found.operations[: min(WORK_LINES, console.height // WORK_PART)]]
     instances = by_rank(found.instances)
     around = 1 + len(bars) + 1 + HEADER_LINES + (1 + len(work) if work else 0)
     room = max(1, console.height - around - 1)
@@ -190,7 +193,13 @@ def _live_columns() -> "list[Column[Instance]]":
         told = views.ago(views.when(instance.activity.last_used_time)).split()
         return " ".join([*told[:2], *told[-1:]]) if len(told) > 3 else " ".join(told)
 
-    rank: Column[Instance] = Column(RANK, lambda i: i.activity.eviction_rank or why(i), views.word)
+    def place(instance: "Instance") -> object:
+        # What lasts longest comes first; what is on its way says so as its state.
+        words = {word for word in why(instance).split(",") if word != "in_transition"}
+        kept = sorted(words, key=lambda word: (word not in LASTING, word))
+        return instance.activity.eviction_rank or ",".join(kept)
+
+    rank: Column[Instance] = Column(RANK, place, views.word)
     used: Column[Instance] = Column("LAST USED", last)
     found = {c.title: c for c in columns()} | {"LAST USED": used, RANK: rank}
     return [c for title, c in found.items() if title not in ("RANK", "WHY")]
