@@ -46,6 +46,20 @@ class PassesBackend(IdentityBackend):
             raise self.error
 
 
+class HeldBackend(PassesBackend):
+    """Is done with its passes long before its answer, for which it waits until it ``may_end``."""
+
+    def __init__(self, name="m", log=None):
+        super().__init__(name, log)
+        self.may_end = threading.Event()
+
+    def infer(self, inputs, context):
+        """Run the passes, and wait."""
+        outputs = super().infer(inputs, context)
+        assert self.may_end.wait(DEADLINE_S)
+        return outputs
+
+
 class UnawareBackend(PassesBackend):
     """Knows nothing of the thread."""
 
@@ -111,6 +125,24 @@ def test_two_long_requests_share_the_thread_pass_by_pass():
     long.gate.set()
     answered(channel, 1, 2)
     assert log == [(name, "compute") for name in ("long", "other", "long", "long")]
+
+
+def test_what_waited_for_a_request_elsewhere_runs_though_the_thread_sleeps():
+    """One request of a model at a time: the next one has nobody to take it until the one in another thread is answered."""
+    channel = Channel()
+    busy, other = PassesBackend("busy"), HeldBackend("other")
+    made = computing(busy, other)
+    busy.gate.clear()
+    made.submit(job(channel, 1, "busy", items=1))
+    assert busy.entered.wait(DEADLINE_S)
+    made.submit(job(channel, 2, "other", items=1))
+    wait_until(lambda: made.schedule.handed_passes)
+    busy.gate.set()
+    wait_until(lambda: other.log and not made.schedule.compute_busy)
+    made.submit(job(channel, 3, "other", items=1))
+    other.may_end.set()
+    answered(channel, 1, 2, 3)
+    assert other.jobs[0].startswith("executor-")
 
 
 def test_who_waits_for_the_thread_is_not_at_work():

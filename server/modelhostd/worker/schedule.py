@@ -193,6 +193,9 @@ class Schedule:
         together = entry.hosted.batch_limit > 1 and (len(jobs) > 1 or len(self.queue))
         if together and self.has_idle(entry):
             entry.expect(len(jobs), self.queue.count(entry.hosted.key))
+        if entry.computes and not self.compute_busy and self.queue.count(entry.hosted.key):
+            # It was no call for that thread while this ran, and who ran it here leaves it to that one now.
+            self.compute.notify()
         if self.awaited:
             self._ended.notify_all()
 
