@@ -43,6 +43,8 @@ class Takes:
     outputs: Sequence[str] = ()
     batched: bool = False
     items_max: int = 0
+    parameters: frozenset[str] | None = None
+    """Those of requests that mean something to it; None = any."""
 
 
 def faults(message: bytes, models: Mapping[str, Takes], version: str = "1") -> frozenset[str]:
@@ -74,19 +76,23 @@ def _all(
             yield name
     if request.model_name not in models or request.model_version not in ("", version):
         yield MODEL
-    yield from _of_parameters(request)
     takes = models.get(request.model_name, Takes())
+    yield from _of_parameters(request, takes)
     yield from _of_inputs(request, takes)
     yield from _of_outputs(request, takes)
 
 
-def _of_parameters(request: oip.ModelInferRequest) -> Iterator[str]:
+def _of_parameters(request: oip.ModelInferRequest, takes: Takes) -> Iterator[str]:
+    known = takes.parameters
     for key, value in request.parameters.items():
         kind = value.WhichOneof("parameter_choice")
         whole = kind in ("int64_param", "uint64_param") and getattr(value, kind) >= 0
         if key in ("timeout", "priority") and not whole:
             yield f"parameters[{key}]"
         if key.startswith("triton_") and key != "triton_enable_empty_final_response":
+            yield f"parameters[{key[:64]}]"
+        own = key in ("timeout", "priority", "triton_enable_empty_final_response") or kind is None
+        if not own and known is not None and key not in known:
             yield f"parameters[{key[:64]}]"
 
 

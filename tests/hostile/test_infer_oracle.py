@@ -21,7 +21,9 @@ MODELS = {
     "identity": Takes(),
     "batched": Takes(batched=True, items_max=4),
     "numbers": Takes({"x": ("FP32", (-1, 3)), "n": ("INT8", (-1, 1))}, ("y",), True, 2),
-    "texts": Takes({"text": ("BYTES", (-1,))}, ("score", "label")),
+    "texts": Takes(
+        {"text": ("BYTES", (-1,))}, ("score", "label"), parameters=frozenset({"theirs"})
+    ),
     "scalar": Takes({"flag": ("BOOL", ()), "half": ("BF16", (2, -1))}, ("out",)),
 }
 SIGNATURES = {
@@ -30,6 +32,7 @@ SIGNATURES = {
         outputs=tuple(TensorSpec(n, "FP32", (-1,)) for n in takes.outputs),
         batched=takes.batched,
         max_batch_size=takes.items_max,
+        parameters=takes.parameters,
     )
     for name, takes in MODELS.items()
 }
@@ -42,6 +45,7 @@ parameters = st.sampled_from(
         "timeout",
         "priority",
         "mine",
+        "theirs",
         "triton_x",
         "triton_enable_empty_final_response",
         "triton_" * 40,

@@ -230,6 +230,18 @@ def test_parameters_pass_through_and_reserved_ones_do_not():
     refused(request, field="parameters[triton_mystery]")
 
 
+def test_a_parameter_that_means_nothing_to_the_model_is_refused():
+    """A typing error would else be served as if nothing had been asked; what the worker acts on goes with any model."""
+    for known, sent in ((frozenset(), "truncate"), (frozenset({"truncate"}), "truncat")):
+        signature = Signature(parameters=known)
+        request = raw_request()
+        request.parameters["timeout"].int64_param = 10**6
+        request.parameters["priority"].uint64_param = 1
+        parse(request, signature=signature)
+        request.parameters[sent].bool_param = True
+        refused(request, field=f"parameters[{sent}]", signature=signature, text=f"'{sent}'")
+
+
 @pytest.mark.parametrize("place", ["inputs", "outputs"])
 def test_shared_memory_is_refused(place):
     """A region is refused where it is asked for, not ignored."""

@@ -94,6 +94,8 @@ class Signature:
     answer each item by itself. Only where ``batched``."""
     decoupled: bool = False
     """Whether ``infer_stream`` may give several responses to one request."""
+    parameters: frozenset[str] | None = None
+    """Request parameters that mean something to it, beside the worker's own: others are refused. None = ``infer`` gets any."""
 
 
 @dataclass(frozen=True, slots=True)

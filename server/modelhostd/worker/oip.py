@@ -69,7 +69,7 @@ def parse(
     inputs = _read_inputs(request, raw, name)
     match(signature, inputs, name)
     outputs, tops = read_requested(request, signature, inputs, name)
-    parameters = _read_parameters(request, name)
+    parameters = _read_parameters(request, signature, name)
     items = count_items(signature, inputs, name)
     return ParsedRequest(request.id, name, inputs, outputs, parameters, items, tops, {})
 
@@ -191,8 +191,11 @@ def _read_contents(item: oip.ModelInferRequest.InferInputTensor, model: str) -> 
     return from_contents(item.name, model, item.datatype, tuple(item.shape), values)
 
 
-def _read_parameters(request: oip.ModelInferRequest, model: str) -> dict[str, Parameter]:
+def _read_parameters(
+    request: oip.ModelInferRequest, signature: Signature, model: str
+) -> dict[str, Parameter]:
     parameters: dict[str, Parameter] = {}
+    known = signature.parameters
     if not request.parameters:
         return parameters
     for key, value in request.parameters.items():
@@ -205,8 +208,16 @@ def _read_parameters(request: oip.ModelInferRequest, model: str) -> dict[str, Pa
                 key,
             )
         choice = value.WhichOneof("parameter_choice")
-        if choice is not None and key not in ACTED_ON:
-            parameters[key] = getattr(value, choice)
+        if choice is None or key in ACTED_ON:
+            continue
+        if known is not None and key not in known:
+            raise refuse(
+                f"request parameter '{key[:64]}' means nothing to model '{model}'",
+                f"parameters[{key[:64]}]",
+                ", ".join(sorted(known)) or "no parameters but timeout and priority",
+                key,
+            )
+        parameters[key] = getattr(value, choice)
     return parameters
 
 

@@ -129,6 +129,7 @@ class TransformersBackend(Backend):
             batched=True,
             max_batch_size=self._max_batch_size,
             joinable=True,
+            parameters=frozenset(),
         )
 
     def alike(self, inputs: Mapping[str, Tensor]) -> tuple[Hashable, int]:

@@ -99,6 +99,7 @@ class ModuleBackend(Backend):
             batched=batched,
             max_batch_size=self._max_batch_size,
             joinable=batched,
+            parameters=frozenset(),
         )
 
     def infer(self, inputs: Mapping[str, Tensor], context: InferContext) -> Mapping[str, Output]:
