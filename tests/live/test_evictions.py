@@ -87,6 +87,7 @@ def total(call: Any) -> int:
 
 def test_nothing_waits_behind_an_eviction_that_is_for_another(at: Scene, gate: Path) -> None:
     """While a load waits for a busy model, one on another device and one that fits beside it come to their end."""
+    at.client.unload("elsewhere")
     held = busy(at, "a", gate)
     blocked = at.client.load("b", wait=False)
     at.client.load("elsewhere")
