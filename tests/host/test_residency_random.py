@@ -1,6 +1,7 @@
 """Random work on a host over fakes: no deadlock, no byte above the budget, ledger equal to what is held."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +50,8 @@ async def _step(run: Running, rng: random.Random, tasks: set["asyncio.Future[obj
         case 11 if rng.random() < 0.3:
             budget = rng.choice([0, 400, HOST_BUDGET])
             settings = Settings(host_budget_bytes=budget)
-            await run.host.update_settings(settings, ["host_budget_bytes"])
+            with contextlib.suppress(ModelhostError):  # below what pins hold of it
+                await run.host.update_settings(settings, ["host_budget_bytes"])
         case 12:
             if run.workers.infer_errors.pop(model, None) is None:
                 run.workers.infer_errors[model] = _short(rng.choice([0, 50, 5000]))
@@ -96,7 +98,7 @@ def _bound(run: Running) -> int:
     return sum(h.bytes for h in host.view().holdings if not h.idle)
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", [*range(25), 1275])
 async def test_random_work_never_breaks_the_ledger_or_hangs(tmp_path: Path, seed: int) -> None:
     """After any mix of requests, loads, pins, cancels and crashes everything ends and adds up."""
     rng = random.Random(seed)

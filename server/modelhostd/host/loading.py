@@ -148,9 +148,10 @@ class Loading(LoadTasks):
                 raise
         except ModelhostError as error:
             if error.reason in (Reason.MODEL_NOT_LOADED, Reason.WORKER_LOST):
+                # First: whoever cancels meanwhile must not find a copy that is going.
+                route.lost = True
                 # Idempotent: whatever is left of the copy goes before another one is made.
                 await workers.unload(*at)
-                route.lost = True
             self._not_swapped_in(wanted, route, error)
         except Exception:
             log.exception("swap-in failed unexpectedly", model=wanted.model)
