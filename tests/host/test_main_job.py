@@ -54,9 +54,7 @@ async def test_the_least_recently_used_model_makes_room(world: World) -> None:
         await run.load("c")
         assert set(run.workers.resident) == {"a", "c"}
         evicted = [
-            e
-            for e in run.host.registry.journal._ring.read(1, 1000) or ()
-            if e.reason == "EVICTED"
+            e for e in run.host.registry.journal._ring.read(1, 1000) or () if e.reason == "EVICTED"
         ]
         assert [e.details["for"] for e in evicted] == ["c"]
         assert run.workers.peak_bytes["sim-0"] <= 1000
