@@ -220,7 +220,12 @@ def _bf16_bits(name: str, array: Array) -> npt.NDArray[np.uint16]:
     bits = single.view("<u4")
     rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
     quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
-    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    size, infinite = bits & np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
+    nan = size > infinite
+    lost = (size < infinite) & ((rounded & np.uint32(0x7FFFFFFF)) >= infinite)
+    if lost.any():
+        # float32 goes on a little above what BF16 holds.
+        raise invalid(f"inputs[{name}]", "numbers that BF16 can hold", _span(single[lost]))
     chosen: npt.NDArray[np.uint32] = np.where(nan, quiet, rounded >> np.uint32(16))
     return chosen.astype("<u2")
 

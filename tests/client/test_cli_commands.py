@@ -32,9 +32,10 @@ ASKS = [
         {"model": {"task": "other", "source": {"uri": "hf://o/mini", "allow_patterns": ["*.x"], "ignore_patterns": ["*.y"]}}},
     ),
     (
-        ["add", "hf://o/mini", "--label", "a=b=c", "--config", "keep_alive=300s", "--config", "load_timeout=9.5", "--config", "max_batch_size=8"],
+        ["add", "hf://o/mini", "--label", "a=b=c", "--config", "keep_alive=300s", "--config", "load_timeout=9.5", "--config", "max_batch_size=8",
+         "--config", "max_batch_delay=0.00005"],
         "CreateModel",
-        {"model": {"source": {"uri": "hf://o/mini"}, "labels": {"a": "b=c"}, "config": {"keep_alive": {"seconds": 300}, "load_timeout": {"seconds": 9, "nanos": 500_000_000}, "max_batch_size": 8}}},
+        {"model": {"source": {"uri": "hf://o/mini"}, "labels": {"a": "b=c"}, "config": {"keep_alive": {"seconds": 300}, "load_timeout": {"seconds": 9, "nanos": 500_000_000}, "max_batch_size": 8, "max_batch_delay": {"nanos": 50_000}}}},
     ),
     (["ls", "--state", "available", "--label", "team", "--loaded"], "ListModels",
      {"page_size": 1000, "states": ["AVAILABLE"], "labels": {"team": ""}, "loaded_only": True}),

@@ -283,8 +283,10 @@ def _config(texts: tuple[str, ...]) -> Any:
         values = {k: _json_or_text(v) for k, v in to_pairs(texts, "--config").items()}
         for name, field in ModelConfig.DESCRIPTOR.fields_by_name.items():
             spans = field.message_type is not None and field.message_type.name == "Duration"
-            if spans and isinstance(values.get(name), int | float):
-                values[name] = f"{values[name]}s"
+            given = values.get(name) if spans else None
+            if isinstance(given, int | float):
+                # protobuf reads no exponent, which Python writes below 0.0001.
+                values[name] = f"{given:.9f}s" if isinstance(given, float) else f"{given}s"
         return ParseDict(values, ModelConfig())
     except ParseError as error:
         raise click.BadParameter(str(error), param_hint="--config") from None
