@@ -11,6 +11,7 @@ from modelhostd.adapters.workers import errors
 from modelhostd.adapters.workers.arenas import Arenas
 from modelhostd.adapters.workers.calls import Calls
 from modelhostd.adapters.workers.responses import READ_SHARE
+from modelhostd.core.errors import Reason
 from modelhostd.worker.v1 import worker_pb2
 from modelhostd.worker.wire import frames
 from modelhostd.worker.wire.arena import EXTENT_BYTES
@@ -158,3 +159,14 @@ async def test_an_answer_is_freed_when_nobody_has_it(calls, end):
     del reply
     await asyncio.sleep(0)
     assert left() is None
+
+
+async def test_an_answer_before_its_request_was_sent_leaves_nobody_waiting(calls):
+    """Who asked is told of the worker's end then, as everybody is."""
+    calls.stream.paused = True
+    reply = calls.infer(spec("m"), "m", bytes(CONFIG.arena_bytes + 1), None, 0)
+    with pytest.raises(ProtocolError, match="before it was sent"):
+        calls.take(Frame(Kind.ERROR, frames.FINAL, 1, spec("m").generation, b"", b""))
+    calls.fail_all(lambda model: errors.lost("cpu", model, "killed"))
+    assert reply.done()
+    assert reply.exception().reason is Reason.WORKER_LOST

@@ -221,6 +221,10 @@ class Calls:
         return call
 
     def _close(self, call: Call) -> None:
+        if call.unsent is not None and call in self._backlog:
+            # The worker refused before all was sent; the rest would be a request of its own. It stays in flight:
+            # who waits is told of the worker's end.
+            raise ProtocolError(f"request {call.request} was answered before it was sent")
         del self._in_flight[call.request]
         left = self._of_model[call.model] - 1
         if left:
@@ -230,9 +234,6 @@ class Calls:
         if call.slot is not None:
             self._slots.free(call.slot)
         self._inline_bytes -= call.inline_bytes
-        if call.unsent is not None and call in self._backlog:
-            # The worker refused before all was sent; the rest would be a request of its own.
-            raise ProtocolError(f"request {call.request} was answered before it was sent")
 
     def _head(self, instance: str, name: str, priority: int, credit: int = 0) -> bytes:
         """Return what the headers of such requests begin with: the same for each, so it is encoded once."""
