@@ -196,6 +196,25 @@ async def test_a_crash_meanwhile_leaves_nothing_to_adopt(world: World) -> None:
         true(run)
 
 
+async def test_a_crash_before_the_worker_is_told_leaves_a_copy_as_any_other(world: World) -> None:
+    """It is adopted, the model leaves its device for host memory again, and the copy may go later."""
+    async with world.host(budget=1000, host_budget=800) as run:
+        await evicted(run, "a", "b")
+        run.workers.leavings.outliving = {"a", "b"}
+        run.host.residency._retiring.drop_copy("a", "OVER_HOST_BUDGET", {})
+        run.workers.crash("sim-0")
+        await world.clock.advance(1.0)
+        assert {state(run, m) for m in "ab"} == {InstanceState.READY}
+        assert await told(run, "OVER_HOST_BUDGET") == []
+        route = run.host.routes.get("a")
+        assert route is not None
+        assert run.host.occupancy.host.keeps(route)
+        true(run)
+        await shrink(run, 0)
+        assert run.workers.image_bytes == 0
+        true(run)
+
+
 async def test_a_copy_that_something_holds_counts_until_its_model_goes(world: World) -> None:
     """What a worker cannot give back stays in the ledger; it is not asked again, another copy goes in its place."""
     async with world.host(budget=1000, host_budget=800) as run:

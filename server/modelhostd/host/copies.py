@@ -47,6 +47,9 @@ class Copies:
 
     async def _drop(self, route: Route, reason: str, details: Mapping[str, str]) -> None:
         occupancy, model = self._occupancy, route.model
+        if not route.given_up:
+            route.copy_goes = False
+            return  # Its worker went before it was told, and left the copy: that is WARM now.
         try:
             left = await occupancy.workers.drop_copy(route.device, route.instance, route.generation)
         finally:

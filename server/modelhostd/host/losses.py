@@ -101,6 +101,8 @@ class Losses:
     def _stays(self, route: Route, exit: WorkerExit) -> None:
         """Note an instance whose weights outlived its worker."""
         model, left = route.model, route.left_bytes
+        # What was decided of it, and not begun, is decided anew: a worker that was told keeps nothing of it.
+        route.given_up = False
         self._occupancy.ledger.release(route.device, model)
         self._occupancy.ledger.hold(HOST, model, left)
         self._routes.remove(route)
