@@ -136,6 +136,23 @@ async def test_a_users_login_opens_it_as_well(tmp_path: Path, desk: Desk) -> Non
     assert CANARY not in repr(desk.store.requests)
 
 
+async def test_a_token_that_nobody_hands_out_for_a_moment_is_waited_for(
+    tmp_path: Path, desk: Desk, key: rsa.RSAPrivateKey
+) -> None:
+    """Whenever one is asked for anew: a download that lasts longer than its token goes on."""
+
+    def every_other(form: Mapping[str, str]) -> Answer:
+        desk.forms.append(form)
+        told = {"access_token": TOKEN, "expires_in": 1}
+        return Answer(data=json.dumps(told).encode()) if len(desk.forms) % 2 else Answer(503)
+
+    desk.account(key)
+    desk.store.exchange = every_other
+    source = desk_for(tmp_path, desk.store, "gs", maker=desk.tokens())
+    await source.fetch("gs://models/tiny")
+    assert source.content() == FILES
+
+
 def test_a_token_is_used_until_shortly_before_its_end(desk: Desk, key: rsa.RSAPrivateKey) -> None:
     """And made anew then, after a refusal, and when another key is in the file."""
     desk.account(key)

@@ -142,6 +142,10 @@ class S3(ObjectStore):
         """Return None: URLs are signed."""
         return None
 
+    def signs(self, source: Source) -> bool:
+        """Whether there is a key to sign with."""
+        return self.credential(self.endpoint, source) is not None
+
     def _ask(
         self, connections: Connections, source: Source, ask: Callable[[Any], Awaitable[T]]
     ) -> T:
