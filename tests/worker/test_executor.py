@@ -3,6 +3,8 @@
 import threading
 import weakref
 
+import pytest
+
 from modelhostd.core.errors import Reason
 from modelhostd.worker.backend import Signature
 from modelhostd.worker.backends.identity import IdentityBackend
@@ -71,14 +73,19 @@ def test_a_backend_that_cannot_tell_what_its_failure_means_keeps_no_thread():
     wait_until(lambda: not made.schedule.running)
 
 
-def test_an_idle_thread_holds_nothing_of_what_it_ran_last():
-    """A backend that was taken out goes, though it was the last to run: not all let go of their memory when told."""
+@pytest.mark.parametrize("batch_limit", [1, 4])
+def test_an_idle_thread_holds_nothing_of_what_it_ran_last(batch_limit):
+    """The request goes, and a backend that was taken out: not all let go of their memory when told."""
     channel, backend, made = Channel(), GateBackend(), executor(threads=1)
     backend.gate.set()
-    made.add(hosted(backend))
+    made.add(hosted(backend, batch_limit=batch_limit))
     made.start()
-    made.submit(job(channel))
+    request = job(channel)
+    gone = weakref.ref(request)
+    made.submit(request)
+    del request
     wait_until(lambda: len(channel.answers) == 1)
+    wait_until(lambda: gone() is None)
     made.remove(KEY)
     gone = weakref.ref(backend)
     del backend

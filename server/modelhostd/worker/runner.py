@@ -47,6 +47,8 @@ class Runner:
             # The daemon's end of the socket is gone, and this process is about to be.
             log.debug("an answer was not sent", exc_info=True)
             error = None
+        # An idle thread would else hold the request, and a backend that has gone.
+        activity.let_pass = activity.give_way
         self.end_if_poisoned(hosted, error)
         activity.end()
         entry.note_pace(begin_ns)
