@@ -1,8 +1,9 @@
 """An uploads port in memory: the same promises as the real one, publishing into the fake files."""
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 from modelhostd.core.errors import ModelhostError, Reason, invalid
 from modelhostd.core.resources import ModelFile, Phase, Progress
@@ -30,6 +31,16 @@ class FakeUploads:
     async def have(self, files: Sequence[UploadFile]) -> Sequence[int]:
         """Return how many first bytes of each file are there."""
         return [self.there(file) for file in files]
+
+    @contextmanager
+    def hold(self, digests: Iterable[str]) -> Iterator[None]:
+        """Keep blobs within the block."""
+        key = str(uuid.uuid4())
+        self.files.held[key] = frozenset(digests)
+        try:
+            yield
+        finally:
+            del self.files.held[key]
 
     async def check_room(self, needed_bytes: int) -> None:
         """Raise where there is none."""

@@ -105,6 +105,26 @@ async def test_a_models_own_versions_make_no_room_for_its_upload(world: World) -
         assert on_disk(run) == "a mine"
 
 
+@pytest.mark.parametrize("size", [300, 700])
+async def test_what_an_upload_need_not_send_does_not_go_for_it(world: World, size: int) -> None:
+    """Files that are there in another model stay: others go instead, or the question is answered with a refusal."""
+    async with world.host() as run:
+        await full(run)
+        there = await world.files.list_files("b", 1)
+        other = b"v" * size
+        files = [(UploadFile(f.path, f.size_bytes, f.sha256, f.size_bytes), b"") for f in there]
+        files.append((UploadFile("own.txt", size, hashlib.sha256(other).hexdigest()), other))
+        asked = run.host.uploads.have("mine", [file for file, _ in files])
+        if size > 1000 - 401:
+            with pytest.raises(ModelhostError, match="700 bytes are needed"):
+                await asked
+            assert on_disk(run) == "a b"
+        else:
+            assert list(await asked) == [*(f.size_bytes for f in there), 0]
+            assert (await upload(run, *files, total=size)).available is not None
+            assert on_disk(run) == "b mine"
+
+
 async def test_what_was_uploaded_goes_by_no_policy(world: World) -> None:
     """Nobody could bring it again: a download waits for room instead, and is told who was kept and why."""
     async with world.host() as run:

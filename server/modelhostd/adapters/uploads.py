@@ -9,8 +9,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from functools import partial
 
 from modelhostd.adapters.blobs import BlobStore
@@ -53,6 +53,10 @@ class UploadStore:
     def _have(self, files: Sequence[UploadFile]) -> Sequence[int]:
         with disk_errors(self._store.home.path):
             return [_there(self._store, file) for file in files]
+
+    def hold(self, digests: Iterable[str]) -> AbstractContextManager[None]:
+        """Keep blobs within the block."""
+        return self._store.hold(digests)
 
     async def check_room(self, needed_bytes: int) -> None:
         """Promise it for a moment."""

@@ -3,6 +3,7 @@
 Rules:
 1. Only a stream that ended with ``commit`` is published; what came of another is kept in staging.
 2. Room on disk is made for it as for a download: the bytes that nobody promised wait at the sender's.
+3. What its sender was told need not be sent does not go for it: it would have to be sent after all.
 """
 
 import asyncio
@@ -30,6 +31,10 @@ log = structlog.get_logger(__name__)
 
 UPLOAD_S = 86_400.0
 """The longest that one may take: a drip would keep the model from any other download for ever."""
+
+
+ASKED_MAX = 8
+"""Questions whose uploads have not begun, of which is known what was there: there may be 100,000 files in one."""
 
 
 @dataclass
@@ -62,6 +67,8 @@ class Receiving:
         self._fetching = fetching
         self._files = files
         self._space = space
+        self._asked: dict[str, frozenset[str]] = {}
+        """By model: the files that were there whole when its sender asked last."""
 
     async def have(self, model_id: str, files: Sequence[UploadFile]) -> Sequence[int]:
         """Return how many first bytes of each file are there; nothing is made or taken away.
@@ -69,14 +76,21 @@ class Receiving:
         Raises INSUFFICIENT_DISK_SPACE where the rest would find no room, nor would any be made for it.
         """
         counts = await self._uploads.have(files)
-        missing = sum(file.size_bytes - n for file, n in zip(files, counts, strict=True))
-        try:
-            await self._uploads.check_room(missing)
-        except ModelhostError as error:
-            if error.reason is not Reason.INSUFFICIENT_DISK_SPACE:
-                raise
-            if not await self._space.could_make_room(missing, model_id):
-                raise
+        told = list(zip(files, counts, strict=True))
+        missing = sum(file.size_bytes - n for file, n in told)
+        there = frozenset(file.sha256 for file, n in told if file.sha256 and n == file.size_bytes)
+        self._asked.pop(model_id, None)
+        while len(self._asked) >= ASKED_MAX:
+            self._asked.pop(next(iter(self._asked)))
+        self._asked[model_id] = there
+        with self._uploads.hold(there):
+            try:
+                await self._uploads.check_room(missing)
+            except ModelhostError as error:
+                if error.reason is not Reason.INSUFFICIENT_DISK_SPACE:
+                    raise
+                if not await self._space.could_make_room(missing, model_id):
+                    raise
         return counts
 
     async def run(self, key: str, upload: Upload) -> None:
@@ -110,6 +124,7 @@ class Receiving:
         assert found is not None
         job, steps = job_of(*found, key), Steps(upload.start.total_bytes)
         async with AsyncExitStack() as opened:
+            opened.enter_context(self._uploads.hold(self._asked.pop(job.model, frozenset())))
             incoming = await self._opened(job, upload.start.total_bytes, opened)
             async for step in upload.steps:
                 await self._take_step(step, steps, incoming, job.model)

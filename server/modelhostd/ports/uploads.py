@@ -1,7 +1,7 @@
 """The port of files that a client brings: staged, checked and published as downloads are."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 from modelhostd.core.resources import ModelFile, Progress
@@ -36,6 +36,9 @@ class Uploads(Protocol):
 
     async def have(self, files: Sequence[UploadFile]) -> Sequence[int]:
         """Return how many first bytes of each file are there; files without SHA-256 have none."""
+
+    def hold(self, digests: Iterable[str]) -> AbstractContextManager[None]:
+        """Keep files by their SHA-256 from being deleted within the block."""
 
     async def check_room(self, needed_bytes: int) -> None:
         """Raise INSUFFICIENT_DISK_SPACE where there is no room for so many bytes more."""
