@@ -1,5 +1,6 @@
 """The executor's own threads, in this process: what they wait for, and what they survive."""
 
+import gc
 import threading
 import weakref
 
@@ -90,6 +91,70 @@ def test_an_idle_thread_holds_nothing_of_what_it_ran_last(batch_limit):
     gone = weakref.ref(backend)
     del backend
     wait_until(lambda: gone() is None)
+
+
+class Computed:
+    """Stands for what a pass has in memory."""
+
+
+class LackingBackend(GateBackend):
+    """Lacks memory for more than ``most`` items; ``found`` has how much of earlier passes each one found in memory."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most = most
+        self.found = []
+        self.computed = []
+
+    @property
+    def left(self):
+        """How much of all passes is in memory."""
+        return sum(computed() is not None for computed in self.computed)
+
+    def infer(self, inputs, context):
+        """Compute, and find that there is too little."""
+        self.found.append(self.left)
+        computed = Computed()
+        self.computed.append(weakref.ref(computed))
+        if len(inputs["x"].array) > self.most:
+            raise MemoryError
+        return super().infer(inputs, context)
+
+
+@pytest.fixture
+def no_collector():
+    """Nothing goes by a collection, which is rare where nothing runs."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_what_lacked_memory_has_none_when_its_error_is_told():
+    """It would else lie there until the collector comes by, and whoever tries again would lack as much."""
+    channel, backend, made = Channel(), LackingBackend(0), executor(threads=1)
+    made.add(hosted(backend, batch_limit=8))
+    made.start()
+    made.submit(job(channel, 1))
+    wait_until(lambda: channel.answers)
+    assert channel.answers == [(1, Reason.OUT_OF_DEVICE_MEMORY)]
+    wait_until(lambda: backend.left == 0)
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_requests_that_lacked_memory_together_run_alone_without_what_they_had():
+    """Those that fit by themselves have the memory for it."""
+    channel, backend, made = Channel(), LackingBackend(4), executor(threads=1)
+    made.add(hosted(backend, batch_limit=8))
+    made.start()
+    made.submit(job(channel, 1))
+    assert backend.entered.wait(DEADLINE_S)
+    made.submit(job(channel, 2))
+    made.submit(job(channel, 3))
+    backend.gate.set()
+    wait_until(lambda: len(channel.answers) == 3)
+    assert [answer for _, answer in channel.answers] == ["answered"] * 3
+    assert backend.found == [0] * 4
 
 
 class PassesBackend(IdentityBackend):

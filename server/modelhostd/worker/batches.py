@@ -96,6 +96,7 @@ def run(jobs: Sequence[InferJob], hosted: Hosted, activity: Activity) -> BaseExc
         let_pass=activity.give_way,
         compute=activity.compute,
     )
+    answers = None
     try:
         joined = backend.join([request.inputs for request in requests])
         joined_ns = time.monotonic_ns()
@@ -109,6 +110,8 @@ def run(jobs: Sequence[InferJob], hosted: Hosted, activity: Activity) -> BaseExc
                     job.fail(hosted, error)
                 return error
             log.debug("%d requests failed together; each runs alone", len(jobs), exc_info=True)
+    if answers is None:
+        # Not before: what they computed together is as long in memory as their error.
         return _run_alone(jobs, hosted, activity)
     size = sum(request.item_count for request in requests)
     finished = []

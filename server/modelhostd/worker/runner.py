@@ -50,6 +50,8 @@ class Runner:
         # An idle thread would else hold the request, and a backend that has gone.
         activity.let_pass = activity.give_way
         self.end_if_poisoned(hosted, error)
+        # Its traceback has this frame, and those with what was computed: a cycle around the memory that it lacked.
+        del error
         activity.end()
         entry.note_pace(begin_ns)
         return jobs
@@ -82,6 +84,7 @@ class Runner:
         try:
             jobs, error = self._together(entry, job, activity)
             self.end_if_poisoned(entry.hosted, error)
+            del error  # as in `run`
         except OSError:
             log.debug("an answer was not sent", exc_info=True)
         finally:
@@ -116,7 +119,10 @@ class Runner:
                 self._schedule.count_begun(entry)
             return True, None
         del entry.answers[job.ticket]
-        return False, error
+        try:
+            return False, error
+        finally:
+            del error  # as in `run`
 
     def _step(self, entry: Entry, step: StepJob, activity: Activity) -> BaseException | None:
         """Get the requests that were begun on by one step."""
@@ -128,7 +134,10 @@ class Runner:
         elif step.again:
             with self._schedule.lock:
                 self._schedule.call_step(entry)
-        return error
+        try:
+            return error
+        finally:
+            del error  # as in `run`
 
     def _gather(self, entry: Entry, first: InferJob) -> tuple[list[InferJob], list[InferJob]]:
         """Return the requests that run now, ``first`` among them, and those that were refused on the way.
