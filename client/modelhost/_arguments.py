@@ -45,11 +45,13 @@ def text(name: str, value: Any) -> str:
     """Return a text that can be sent. Raises InvalidArgument for another type, and for half characters."""
     if not isinstance(value, str):
         raise invalid(name, "a string", shown(value))
+    # Of an Enum of texts its value: within a name it would be written as the member's.
+    plain = str.__str__(value)
     try:
-        value.encode()
+        plain.encode()
     except UnicodeEncodeError:
         raise invalid(name, "a string that UTF-8 can hold", shown(value)) from None
-    return value
+    return plain
 
 
 def texts(name: str, value: Any) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Odd arguments: whatever a method is called with, what it raises is an error of modelhost, with the argument's name."""
 
+import enum
 import inspect
 import math
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ import pytest
 
 from modelhost import AsyncClient, Client, InvalidArgument, ModelhostError
 from modelhost._arguments import shown
+from modelhost.v1 import models_pb2
 from tests.client.double import Double
 
 
@@ -112,6 +114,19 @@ def test_a_refusal_names_the_argument_and_what_came(double: Double, both) -> Non
             both(call)
         assert caught.value.metadata["field"] == field
     assert double.calls == []
+
+
+class Mine(str, enum.Enum):  # noqa: UP042 (a StrEnum is written as its value anyway)
+    """Models as a program may name them."""
+
+    EMBEDDER = "e5"
+
+
+def test_an_enum_of_texts_stands_for_its_values(double: Double, both) -> None:
+    """A member goes as what it is worth, not by its name."""
+    double.on("GetModel", models_pb2.Model(name="models/e5"))
+    both(lambda c: c.get(Mine.EMBEDDER))
+    assert {request.name for request in double.requests("GetModel")} == {"models/e5"}
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
