@@ -195,6 +195,10 @@ def test_states_are_shown_and_nothing_else(desk: Desk, key: rsa.RSAPrivateKey) -
         ('{"type": ["service_account"]}', "neither service_account nor"),
         ('{"type": "service_account", "private_key": "canary_5e77e"}', "no client_email"),
         ('{"type": "authorized_user", "client_id": 1}', "no client_id"),
+        (
+            '{"type": "authorized_user", "client_id": "i", "client_secret": "\\ud800", "refresh_token": "canary_5e77e"}',
+            "client_secret",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(desk: Desk, told: str, why: str) -> None:

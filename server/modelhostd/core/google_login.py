@@ -53,6 +53,8 @@ def parse_login(text: str) -> Login:
     for name in names:
         if name not in fields:
             raise BadLogin(f"it has no {name}")
+        if not fields[name].isascii():
+            raise BadLogin(f"its {name} has characters that none has")
     endpoint = told.get("token_uri", TOKEN_ENDPOINT)
     try:
         parse_target(endpoint if isinstance(endpoint, str) else "", "token_uri")
