@@ -1,5 +1,7 @@
 """Prompts that wait together: they go through the model in one pass, as far as those at work can wait for it."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -101,13 +103,16 @@ def test_no_prompt_is_padded_for_more_than_a_pass_costs(backend, passes, monkeyp
 
 
 def test_a_prompt_that_makes_the_model_fail_fails_alone(backend, passes, monkeypatch):
-    """What fails together is run one by one, and whose fault it is learns of it."""
+    """What fails together is run one by one, without what was computed then, and whose fault it is learns of it."""
     alone = begin(backend, "good", max_tokens=9, ignore_eos=True)
     run(backend)
-    forward = backend._model.forward
+    forward, left = backend._model.forward, []
 
     def fail(input_ids, **more):
+        assert not left or left[0]() is None
         if (input_ids == ord("!") - 33).any() and input_ids.shape[1] > 1:
+            computed = torch.zeros(1)
+            left.append(weakref.ref(computed))
             raise MemoryError
         return forward(input_ids=input_ids, **more)
 
@@ -116,6 +121,7 @@ def test_a_prompt_that_makes_the_model_fail_fails_alone(backend, passes, monkeyp
         begin(backend, prompt, max_tokens=9, ignore_eos=True) for prompt in ("good", "!!", "good")
     ]
     run(backend)
+    assert len(left) == 2
     assert [type(reader.error) for reader in readers] == [type(None), MemoryError, type(None)]
     assert readers[0].text == readers[2].text == alone.text
 

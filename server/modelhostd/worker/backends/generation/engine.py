@@ -156,20 +156,22 @@ class Engine:
 
     def _start(self, chosen: list[Generation]) -> None:
         """Run several prompts, or the next part of one; after its end a text has its place in the lane."""
-        if len(chosen) > 1:
-            try:
-                begun = self._lane.prefill_together([g.tokens_so_far for g in chosen])
-            except Exception as error:
-                if self._is_fatal(error):
-                    self._fail(chosen, error)
-                # Whose fault it is each shows alone.
-                for generation in chosen:
-                    self._begin(generation)
-                return
-            for generation, (row, scores) in zip(chosen, begun, strict=True):
-                self._place(generation, row, scores)
-        else:
+        if len(chosen) == 1:
             self._begin(chosen[0])
+            return
+        begun: list[tuple[Row, torch.Tensor]] = []
+        try:
+            begun = self._lane.prefill_together([g.tokens_so_far for g in chosen])
+        except Exception as error:
+            if self._is_fatal(error):
+                self._fail(chosen, error)
+        if not begun:
+            # Whose fault it is each shows alone; not before what they computed together has gone with their error.
+            for generation in chosen:
+                self._begin(generation)
+            return
+        for generation, (row, scores) in zip(chosen, begun, strict=True):
+            self._place(generation, row, scores)
 
     def _begin(self, generation: Generation) -> None:
         self._beginning = None
