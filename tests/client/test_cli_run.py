@@ -258,10 +258,11 @@ def terminal(double: Double) -> Iterator[Terminal]:
         said = request.messages[-1].content
         if said == "fail":
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such thing")
+        # Before the first piece: gRPC refuses callbacks of a call that its client has cancelled.
+        ended = threading.Event()
+        assert context.add_callback(ended.set)
         yield pb.GenerateResponse(text=f"<{len(request.messages)} {said}\x1b")
         if said == "endless":
-            ended = threading.Event()
-            context.add_callback(ended.set)
             ended.wait(DEADLINE_S)
             double.calls.append(("ended", None))
         yield pb.GenerateResponse(text=">", finish_reason=STOP)
