@@ -80,3 +80,13 @@ def classifier(tiny, tmp_path_factory):
     config = tiny_config(vocab_size=12, id2label=labels, label2id={v: k for k, v in labels.items()})
     transformers.BertForSequenceClassification(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory):
+    """Give a folder with a small random-weight Llama whose texts differ, for text generation."""
+    from tests.worker.generation_models import save_model
+
+    folder = tmp_path_factory.mktemp("llama")
+    save_model(folder)
+    return folder

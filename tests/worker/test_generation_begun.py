@@ -22,17 +22,10 @@ pytestmark = pytest.mark.timeout(900)
 """The first one imports a library for seconds, which on a swamped machine is more than a minute."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama")
-    save_model(folder)
-    return folder
-
-
 @pytest.fixture
-def backend(folder):
+def backend(llama):
     """A backend with a text at work, so that it knows that its model's texts can share passes."""
-    made = load(folder)
+    made = load(llama)
     made.first = begin(made, "hello", max_tokens=80, ignore_eos=True)
     made.step()
     yield made

@@ -25,16 +25,9 @@ pytestmark = pytest.mark.timeout(900)
 """The first one imports a library for seconds, which on a swamped machine is more than a minute."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama")
-    save_model(folder)
-    return folder
-
-
 @pytest.fixture
-def backend(folder):
-    made = load(folder)
+def backend(llama):
+    made = load(llama)
     yield made
     made.unload()
 
@@ -113,10 +106,10 @@ def test_a_reader_that_does_not_read_rests_and_goes_on_where_it_was(backend):
     assert slow.text == whole.text
 
 
-def test_readers_that_do_not_read_keep_nobody_out(folder, monkeypatch):
+def test_readers_that_do_not_read_keep_nobody_out(llama, monkeypatch):
     """Where others wait, a text that rests loses its place; it waits for another and goes on where it was."""
     monkeypatch.setattr(engine, "REST_S", 0.0)
-    backend = load(folder, options={"max_sequences": 2})
+    backend = load(llama, options={"max_sequences": 2})
     ways = ({}, {"temperature": 1.5, "seed": 7, "repetition_penalty": 1.2})
     whole = [begin(backend, "hello", max_tokens=40, **way) for way in ways]
     run(backend)
@@ -134,10 +127,10 @@ def test_readers_that_do_not_read_keep_nobody_out(folder, monkeypatch):
     assert [reader.text for reader in slow] == [reader.text for reader in whole]
 
 
-def test_no_text_loses_its_place_in_vain(folder, monkeypatch):
+def test_no_text_loses_its_place_in_vain(llama, monkeypatch):
     """Where the one that waits would not fit even so, who rests keeps what the model remembers of it."""
     monkeypatch.setattr(engine, "REST_S", 0.0)
-    backend = load(folder, options={"cache_tokens": 40})
+    backend = load(llama, options={"cache_tokens": 40})
     slow = begin(backend, "hello", Reader(room=1), max_tokens=15, ignore_eos=True)
     busy = begin(backend, "hello", max_tokens=15, ignore_eos=True)
     large = begin(backend, "hello", max_tokens=25, ignore_eos=True)
@@ -149,9 +142,9 @@ def test_no_text_loses_its_place_in_vain(folder, monkeypatch):
     assert [resting.row for resting in backend._engine._resting] == [None]
 
 
-def test_a_short_stall_costs_no_place(folder):
+def test_a_short_stall_costs_no_place(llama):
     """Who waits is patient for a moment with a reader that stalls."""
-    backend = load(folder, options={"max_sequences": 1})
+    backend = load(llama, options={"max_sequences": 1})
     slow = begin(backend, "hello", Reader(room=1), max_tokens=10)
     other = begin(backend, "x", max_tokens=10)
     run(backend)
@@ -162,9 +155,9 @@ def test_a_short_stall_costs_no_place(folder):
     assert other.ended
 
 
-def test_the_more_urgent_text_begins_first(folder):
+def test_the_more_urgent_text_begins_first(llama):
     """Of those that wait for a place the higher priority has the next one, then the earlier."""
-    backend = load(folder, options={"max_sequences": 1})
+    backend = load(llama, options={"max_sequences": 1})
     ends = []
 
     class Noting(Reader):
@@ -185,9 +178,9 @@ def test_the_more_urgent_text_begins_first(folder):
     assert ends == ["first", "urgent", "a", "b", "late"]
 
 
-def test_more_texts_than_there_is_room_for_wait_their_turn(folder):
+def test_more_texts_than_there_is_room_for_wait_their_turn(llama):
     """``max_sequences`` bounds what is at work; the rest begins as others end."""
-    backend = load(folder, options={"max_sequences": 2})
+    backend = load(llama, options={"max_sequences": 2})
     readers = [begin(backend, "hello", max_tokens=5, ignore_eos=True) for _ in range(5)]
     for _ in range(5):
         backend.step()
@@ -196,9 +189,9 @@ def test_more_texts_than_there_is_room_for_wait_their_turn(folder):
     assert len({reader.text for reader in readers}) == 1
 
 
-def test_texts_keep_to_the_tokens_that_are_reserved(folder):
+def test_texts_keep_to_the_tokens_that_are_reserved(llama):
     """``cache_tokens`` bounds all texts at work, each taken to become as long as it may; one alone is always taken."""
-    backend = load(folder, options={"cache_tokens": 35})
+    backend = load(llama, options={"cache_tokens": 35})
     readers = [begin(backend, "hello", max_tokens=5, ignore_eos=True) for _ in range(5)]
     for _ in range(4):
         backend.step()

@@ -25,17 +25,10 @@ GENERATION = dataclasses.replace(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama")
-    save_model(folder)
-    return folder
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def workers(folder):
+async def workers(llama):
     async with running(GENERATION) as (made, _):
-        load = spec("g", backend="text-generation", task="text-generation", model_dir=folder)
+        load = spec("g", backend="text-generation", task="text-generation", model_dir=llama)
         made.loaded = await made.load("cpu", load, ignore)
         yield made
 
@@ -66,7 +59,7 @@ async def read(responses):
     return b"".join(piece[0] for piece in pieces), pieces[-1][1:]
 
 
-async def test_streams_and_whole_answers_side_by_side(workers, folder, tmp_path):
+async def test_streams_and_whole_answers_side_by_side(workers, llama, tmp_path):
     """Several texts at once, streamed and whole, are what the library writes; the last piece says so."""
     model = save_model(tmp_path)
     assert workers.loaded.decoupled
@@ -160,9 +153,9 @@ async def test_generating_does_not_hold_up_a_neighbour(workers):
         await one.aclose()
 
 
-async def test_unloading_ends_streams_and_finishes_whole_answers(workers, folder):
+async def test_unloading_ends_streams_and_finishes_whole_answers(workers, llama):
     """An instance that goes tells its streams so; who waits for one answer still gets it."""
-    load = spec("u", backend="text-generation", task="text-generation", model_dir=folder)
+    load = spec("u", backend="text-generation", task="text-generation", model_dir=llama)
     await workers.load("cpu", load, ignore)
     payload = request(max_tokens=LONG, ignore_eos="true", model="u")
     streams = [workers.stream_infer("cpu", "u-1", 1, payload, timeout_s=None) for _ in range(2)]
@@ -192,9 +185,9 @@ async def test_a_health_check_takes_its_turn_between_tokens(workers):
     await one.aclose()
 
 
-async def test_a_model_that_came_back_from_host_memory_writes_the_same(workers, folder):
+async def test_a_model_that_came_back_from_host_memory_writes_the_same(workers, llama):
     """Demoted and promoted on a device with slabs, it goes on as before, streams included."""
-    load = spec("s", backend="text-generation", task="text-generation", model_dir=folder)
+    load = spec("s", backend="text-generation", task="text-generation", model_dir=llama)
     loaded = await workers.load("sim-0", load, ignore)
     assert loaded.host_bytes > 0
     payload = request(max_tokens=20, model="s")

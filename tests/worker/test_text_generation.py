@@ -24,16 +24,9 @@ pytestmark = pytest.mark.timeout(900)
 """The first one imports a library for seconds, which on a swamped machine is more than a minute."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama")
-    save_model(folder)
-    return folder
-
-
 @pytest.fixture
-def backend(folder):
-    made = load(folder)
+def backend(llama):
+    made = load(llama)
     yield made
     made.unload()
 
@@ -121,7 +114,7 @@ def test_a_stop_text_ends_it_and_is_not_in_it(backend):
     assert stopped.got[-1]["finish_reason"] == b"stop"
 
 
-def test_the_end_token_ends_it(folder, backend):
+def test_the_end_token_ends_it(llama, backend):
     """A text ends at the model's end token, unless that is to be ignored."""
     rows = backend._model.lm_head.weight
     kept = rows[257].clone()
@@ -204,10 +197,10 @@ def test_the_context_ends_a_text(backend):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_other_precisions(folder, precision):
+def test_other_precisions(llama, precision):
     """A model is loaded in half of the bytes where that is asked for, and still writes."""
-    whole = load(folder)
-    half = load(folder, precision=precision)
+    whole = load(llama)
+    half = load(llama, precision=precision)
     # Each weight begins at an alignment of its own.
     assert half.measured_bytes <= whole.measured_bytes / 2 + 4096
     reader = begin(half, "hello", max_tokens=5)
@@ -217,9 +210,9 @@ def test_other_precisions(folder, precision):
     assert half.torch_module() is not None
 
 
-def test_options_are_checked(folder):
+def test_options_are_checked(llama):
     """An unknown option and one out of range are refused; a number is one however it comes over the wire."""
-    load(folder, options={"max_sequences": 2.0, "cache_tokens": 40.0}).unload()
+    load(llama, options={"max_sequences": 2.0, "cache_tokens": 40.0}).unload()
     whole = (
         {"max_sequences": 0},
         {"cache_tokens": 0},
@@ -228,7 +221,7 @@ def test_options_are_checked(folder):
     )
     for options in (*whole, {"max_sequences": "many"}, {"sequences": 3}):
         with pytest.raises(BadInputError):
-            load(folder, options=options)
+            load(llama, options=options)
 
 
 def test_pieces_are_whole_characters():
