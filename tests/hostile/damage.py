@@ -109,7 +109,7 @@ _EDGES = (*(varint(n) for n in (0, 127, 128, 2**31, 2**32, 2**63, 2**64 - 1)), b
 
 
 def damaged(whole: bytes, other: bytes, chance: random.Random) -> bytes:
-    """Return a message that is not ``whole``: half of them torn anywhere, half of them still well framed."""
+    """Return a message that is not ``whole``: a third of them torn anywhere, the others still well framed."""
     while True:
         if chance.randrange(3):
             made = _reframed(whole, other, chance, 4)

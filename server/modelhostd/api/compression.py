@@ -12,7 +12,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from modelhostd.core.errors import ModelhostError, Reason, invalid
+from modelhostd.core.errors import ModelhostError, Reason
 
 FIRST = frozenset((b"\x1f", b"\x78"))
 """First bytes of messages that may be compressed: all others are not."""
@@ -21,7 +21,6 @@ AT_ONCE_BYTES = 64 * 1024
 WAITING_BYTES_MAX = 256 * 1024 * 1024
 """Of messages as they came that wait for their turn: nothing else counts them yet."""
 
-_GZIP = b"\x1f"
 _BY_HEAD = zlib.MAX_WBITS + 32
 _thread = ThreadPoolExecutor(1, "unpacking")
 
@@ -35,10 +34,11 @@ class Unpacker:
         self._waiting_bytes = 0
 
     async def unpacked(self, message: bytes, limit_bytes: int) -> bytes:
-        """Return a message as it was before it was compressed, if it was.
+        """Return a message as it was before it was compressed, if it was, else as it came.
 
-        Raises MESSAGE_TOO_LARGE for one above the limit, at the limit; INVALID_ARGUMENT for gzip that is none;
-        QUEUE_FULL where too many wait.
+        What begins as gzip does and is none is left to the message's own parser, which refuses it as it does any
+        other bytes: on a stream in band, where an error from here would end it.
+        Raises MESSAGE_TOO_LARGE for one above the limit, at the limit; QUEUE_FULL where too many wait.
         """
         inflater = zlib.decompressobj(_BY_HEAD)
         try:
@@ -56,11 +56,7 @@ class Unpacker:
                 f"method takes; send less at once",
                 {"limitBytes": str(limit_bytes), "actualBytes": f"more than {limit_bytes}"},
             )
-        if whole:
-            return found
-        if message[:1] == _GZIP:
-            raise invalid("request", "a message as it is, in gzip or in deflate", message[:40])
-        return message
+        return found if whole else message
 
     async def _in_turn(self, inflater: Any, begun: bytes, most: int, size: int) -> bytes:
         waiting, limit = self._waiting_bytes, self._waiting_bytes_max
