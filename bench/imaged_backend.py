@@ -7,7 +7,7 @@ import torch
 
 from bench.faulty_backend import FaultyBackend
 from modelhostd.worker.backend import InferContext, LoadContext, Output, Tensor
-from modelhostd.worker.image.kept import describe
+from modelhostd.worker.image.descriptions import describe
 
 
 class Weights(torch.nn.Module):

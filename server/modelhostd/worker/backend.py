@@ -164,7 +164,7 @@ class LoadContext:
     load. None = there is none to be had."""
     kept: Any | None = None
     """Weights that an earlier load of just this model left in memory, to be taken in place of reading the files:
-    ``tensors(asked)`` has them by name. Whoever reads into ``memory`` tells by ``describe(text)`` of it what lies where, else
+    ``tensors(asked)`` has them by name (see :attr:`Backend.takes_state`). Whoever reads into ``memory`` tells by ``describe(text)`` of it what lies where, else
     there never are any. None = read."""
 
     compute_threads: int = 0
@@ -247,6 +247,10 @@ class Backend(abc.ABC):
     stepwise: ClassVar[bool] = False
     """Whether it works on many requests at once: ``begin`` takes one, ``step`` gets all of them on. The worker calls them
     by turns with other models' work, never two at a time; ``infer`` is then called by nobody but the backend itself."""
+
+    takes_state: ClassVar[bool] = False
+    """Whether a load may find in ``kept``, in place of what is in the files, the ``state_dict`` that ``torch_module`` had, where
+    that was made of what was read. Then ask ``kept.suit(module)`` whether it is what it was."""
 
     @classmethod
     def prepare(cls) -> Mapping[str, str]:

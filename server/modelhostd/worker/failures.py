@@ -69,6 +69,15 @@ def damaged(model: str) -> ModelhostError:
     )
 
 
+def not_adopted(model: str) -> ModelhostError:
+    """Return what an adoption is answered with whose image the model's library does not take as it is."""
+    return ModelhostError(
+        Reason.MODEL_NOT_LOADED,
+        f"What '{model}' left in memory is not what its library makes of it again; load it from its files.",
+        {"model": model, "state": "NOT_ADOPTED"},
+    )
+
+
 def from_infer(error: BaseException, model: str, device: str) -> ModelhostError:
     """Return the error of an inference that raised ``error``; an unexpected one is logged with its id."""
     if isinstance(error, ModelhostError):

@@ -87,7 +87,7 @@ class Draft:
         """
         module = backend.torch_module()
         if module is not None:
-            self._adopt(module)
+            self._adopt(module, state=backend.takes_state)
             image = self._begun()
             # What a backend holds on the device beside its module would stay there without it.
             if image.host_bytes and (not keep or backend.measured_bytes > image.device_bytes):
@@ -109,11 +109,11 @@ class Draft:
             self._image = self._imaging.images.new()
         return self._image
 
-    def _adopt(self, module: Any) -> None:
+    def _adopt(self, module: Any, *, state: bool) -> None:
         from modelhostd.worker.image.layout import NotImageableError
 
         try:
-            self._begun().adopt(module)
+            self._begun().adopt(module, state=state)
         except NotImageableError as error:
             log.info("this model cannot be kept in host RAM: %s", error)
             self._begun().evict()

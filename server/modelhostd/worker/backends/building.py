@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from modelhostd.worker import failures
 from modelhostd.worker.backend import BadInputError, LoadContext, LoadError, UnsupportedModelError
 from modelhostd.worker.backends import files
 from modelhostd.worker.image import devices
@@ -42,7 +43,8 @@ def build(
 ) -> Any:
     """Return the model that ``mapping`` (configuration class to model class) names, ready to be used.
 
-    Raises :class:`LoadError` where the files lack a weight, except those that ``may_lack`` lets pass.
+    Raises :class:`LoadError` where the files lack a weight, except those that ``may_lack`` lets pass, and MODEL_NOT_LOADED
+    where an image that stayed cannot be taken in place of the files.
     """
     precision = context.precision
     if precision and precision not in PRECISIONS:
@@ -70,6 +72,8 @@ def build(
             f"the files lack {len(missing)} of the weights and have {len(wrong)} of another "
             f"shape ({named}): they are not of a model for task '{context.task}'"
         )
+    if context.kept is not None and not context.kept.suit(model):
+        raise failures.not_adopted(context.model)
     context.check_cancelled()
     model.requires_grad_(False)
     # Left in RAM, its parameters views of what was read: the worker puts it on its device.

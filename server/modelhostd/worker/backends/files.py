@@ -21,7 +21,7 @@ from modelhostd.core.safetensors_header import (
     parse_header,
 )
 from modelhostd.worker.backend import LoadContext, LoadError, UnsupportedModelError
-from modelhostd.worker.image.kept import describe
+from modelhostd.worker.image.descriptions import describe
 from modelhostd.worker.image.reading import Plan, Stored
 
 MAX_JSON_BYTES = 16 * 2**20

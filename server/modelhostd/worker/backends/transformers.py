@@ -54,6 +54,7 @@ class TransformersBackend(Backend):
     packages = ("torch", "transformers", "safetensors")
     platform: ClassVar[str] = "pytorch_transformers"
     hands_over = True
+    takes_state = True
 
     def __init__(self) -> None:
         self._model: Any = None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from modelhostd.worker.image.arena import Block, HostArena
+from modelhostd.worker.image.descriptions import describe_state
 from modelhostd.worker.image.devices import Device
 from modelhostd.worker.image.layout import Layout, Place, align, find_layout, point, unpoint
 from modelhostd.worker.image.part import Part
@@ -72,11 +73,12 @@ class Image:
             return None
         return next((part for part in self._parts if part.description), None)
 
-    def adopt(self, module: torch.nn.Module) -> None:
+    def adopt(self, module: torch.nn.Module, *, state: bool = False) -> None:
         """Make the image of a module as it is now, and have the module be on its device.
 
-        Raises :class:`NotImageableError` with nothing changed, ``MemoryError`` and torch's own: ``close`` it then, when
-        the module is gone.
+        ``state``: whether what is packed anew may be described by the module's own names. Raises
+        :class:`NotImageableError` with nothing changed, ``MemoryError`` and torch's own: ``close`` it then, when the
+        module is gone.
         """
         parts = list(self._parts)
         held = sum(part.size for part in parts)
@@ -85,8 +87,11 @@ class Image:
             layout = find_layout(module, ())
             parts = []
         unused = [part for part in self._parts if part not in parts]
+        read = next((part.description for part in unused if part.description), b"")
         parts += self._pack(layout)
         self._places = layout.places
+        if state and read and len(parts) == 1:
+            parts[0].describe(describe_state(module, self._places, read))
         del layout
         unpoint(self._places)
         # What a view of is left somewhere, outside of the module, waits for `close`.

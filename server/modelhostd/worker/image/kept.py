@@ -6,7 +6,6 @@ saves, reading into fresh memory, takes 1.3 to 2 (bench/RESULTS.md); what it has
 """
 
 import hashlib
-import json
 import logging
 import os
 import struct
@@ -15,11 +14,10 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import torch
-
 from modelhostd.worker import failures
-from modelhostd.worker.backend import Cancelled, LoadError
+from modelhostd.worker.backend import Cancelled
 from modelhostd.worker.image.arena import HostArena, LentBlock
+from modelhostd.worker.image.descriptions import Weights
 from modelhostd.worker.image.image import Image
 from modelhostd.worker.image.part import EXTENT_BYTES, Part
 from modelhostd.worker.own_threads import start_thread
@@ -66,45 +64,6 @@ def rest(part: Part, arena: HostArena, pause: Callable[[float], object]) -> Kept
             pause(REST * (time.monotonic() - begin))
         sums.append(value)
     return Kept(part.place, note.place, _checksum(sums, text))
-
-
-def describe(memory: torch.Tensor, tensors: Mapping[str, torch.Tensor], asked: str) -> bytes:
-    """Return what lies where in ``memory``, as :meth:`Weights.tensors` reads it; ``asked`` is what was asked for."""
-    base = memory.data_ptr()
-    listed = [
-        (
-            name,
-            str(t.dtype).removeprefix("torch."),
-            t.shape,
-            t.data_ptr() - base if t.numel() else 0,
-        )
-        for name, t in tensors.items()
-    ]
-    return json.dumps({"asked": asked, "tensors": listed}).encode()
-
-
-class Weights:
-    """What a backend finds in place of files: the tensors that an earlier load read."""
-
-    def __init__(self, memory: torch.Tensor, description: bytes) -> None:
-        self._memory = memory
-        self._description = description
-
-    def tensors(self, asked: str) -> dict[str, torch.Tensor]:
-        """Return the tensors by name, as views of the image. Raises :class:`LoadError` where others were asked for."""
-        described = json.loads(self._description)
-        if described["asked"] != asked:
-            raise LoadError(f"the image that stayed is of {described['asked']}, not {asked}")
-        found = {}
-        for name, dtype, shape, offset in described["tensors"]:
-            kind: torch.dtype = getattr(torch, dtype)
-            count = 1
-            for size in shape:
-                count *= size
-            part = self._memory[offset : offset + count * kind.itemsize]
-            empty = torch.empty(shape, dtype=kind)
-            found[name] = part.view(kind).reshape(shape) if count else empty
-        return found
 
 
 class Adoption:

@@ -72,6 +72,7 @@ class TextGenerationBackend(Backend):
     packages = ("torch", "transformers", "safetensors", "jinja2")
     platform: ClassVar[str] = "pytorch_transformers"
     stepwise = True
+    takes_state = True
 
     def __init__(self) -> None:
         self._model: Any = None

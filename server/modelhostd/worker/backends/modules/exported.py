@@ -2,6 +2,8 @@
 
 Reading one can run code, so this backend serves only where the operator's configuration names it, and the daemon fetches such
 files only where an operator allowed unsafe ones.
+
+torch reads program and weights in one: what a worker leaves when it dies cannot be adopted, and the file is read again.
 """
 
 from collections.abc import Mapping, Sequence
