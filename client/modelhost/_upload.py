@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import BinaryIO
 
 from modelhost._errors import invalid
 from modelhost.v1 import model_service_pb2, operations_pb2
@@ -120,11 +119,14 @@ class Sending:
             )
         )
 
-    def open(self, file: LocalFile) -> BinaryIO:
-        """Open a file at the first byte that is not there."""
-        opened = file.local.open("rb")
-        opened.seek(self.have.get(file.path, 0))
-        return opened
+    def read(self, file: LocalFile, sent_bytes: int) -> bytes:
+        """Return what comes behind the bytes that are there and those that were sent; b"" at a file's end.
+
+        The file is opened for each part: nobody would close it for a stream that is broken off.
+        """
+        with file.local.open("rb", buffering=0) as opened:
+            opened.seek(self.have.get(file.path, 0) + sent_bytes)
+            return opened.read(CHUNK_BYTES)
 
     def sent(self, count: int) -> None:
         """Count bytes that are on their way."""

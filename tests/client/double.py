@@ -28,6 +28,7 @@ class Double:
 
     An answer is a message, or a callable of request and context that returns one, or yields some for
     a stream. ``calls`` has the method and the request of each call in order, ``metadata`` its headers.
+    A client's stream is read whole before, but that of the methods in ``streamed``.
     """
 
     def __init__(self, address: str) -> None:
@@ -35,6 +36,7 @@ class Double:
         self.answers: dict[str, Answer] = {}
         self.calls: list[tuple[str, Any]] = []
         self.metadata: list[dict[str, str | bytes]] = []
+        self.streamed: set[str] = set()
         self._server: grpc.Server | None = None
 
     @property
@@ -104,7 +106,7 @@ class Double:
         return answer
 
     def _answer(self, method: Any, request: Any, context: grpc.ServicerContext) -> Any:
-        if method.client_streaming:
+        if method.client_streaming and method.name not in self.streamed:
             request = list(request)
         self.calls.append((method.name, request))
         self.metadata.append(dict(context.invocation_metadata()))

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from modelhost import InvalidArgument
+from modelhost import InvalidArgument, ModelhostError
 from modelhost._freshness import Freshness
 from modelhost.v1 import model_service_pb2 as pb
 from modelhost.v1 import models_pb2
@@ -132,6 +133,27 @@ def test_a_file_that_goes_away_on_the_way_ends_without_commit(
     with pytest.raises(FileNotFoundError):
         both(lambda c: c.upload("mine", [folder]))
     assert not any(message.commit for message in streams[-1])
+
+
+def test_an_upload_that_is_refused_while_it_is_sent_says_why(
+    both: Both, double: Double, folder: Path
+) -> None:
+    """The daemon's own words, each time: grpc.aio puts its own over a status that meets a message on its way."""
+    (folder / "nested" / "data.txt").write_bytes(DATA * 8)
+
+    def take(requests: Iterator[Any], context: Any) -> Any:
+        if next(requests).start.dry_run:
+            return pb.UploadModelFilesResponse()
+        next(requests)
+        return failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "INSUFFICIENT_DISK_SPACE")(None, context)
+
+    double.streamed.add("UploadModelFiles")
+    double.on("UploadModelFiles", take)
+    double.on("GetModel", models_pb2.Model(name="models/mine"))
+    for _ in range(40):
+        with pytest.raises(ModelhostError) as caught:
+            both(lambda c: c.upload("mine", [folder]))
+        assert caught.value.reason == "INSUFFICIENT_DISK_SPACE", caught.value
 
 
 def test_what_the_progress_raises_ends_the_upload(both: Both, double: Double, folder: Path) -> None:

@@ -130,14 +130,14 @@ class AsyncFiles(AsyncRegistry):
         yield head
         for file in sending.files:
             yield sending.step(file)
+            sent_bytes = 0
             try:
-                opened = await self._transport.blocking(partial(sending.open, file))
-                with opened:
-                    while data := await self._transport.blocking(
-                        partial(opened.read, _upload.CHUNK_BYTES)
-                    ):
-                        yield Request(chunk=data)
-                        sending.sent(len(data))
+                while data := await self._transport.blocking(
+                    partial(sending.read, file, sent_bytes)
+                ):
+                    yield Request(chunk=data)
+                    sent_bytes += len(data)
+                    sending.sent(len(data))
             except Exception as error:
                 # A file, or the caller's progress: grpc would tell neither.
                 sending.error = error

@@ -35,6 +35,29 @@ R = TypeVar("R", bound=Message)
 T = TypeVar("T")
 
 
+# What grpc.aio says of a call when the daemon ended it while a message was being sent. It takes the place of the
+# daemon's own status, or the other way round: what the call ended with first and what it says at last are the two.
+_CORE = "Internal error from Core"
+
+
+def _status_now(call: "grpc.aio.Call") -> Iterator[grpc.aio.AioRpcError]:
+    """Yield what a call has just ended with, before anything can take its place."""
+
+    async def status() -> grpc.aio.AioRpcError:
+        trailing = await call.trailing_metadata()
+        return grpc.aio.AioRpcError(
+            await call.code(), grpc.aio.Metadata(), trailing, details=await call.details()
+        )
+
+    asked = status()
+    try:
+        asked.send(None)  # it has ended: there is nothing to wait for
+    except StopIteration as found:
+        yield found.value
+    finally:
+        asked.close()
+
+
 class AsyncStream(Generic[R]):
     """A stream of answers; what it fails with is an error of modelhost."""
 
@@ -166,11 +189,15 @@ class AsyncTransport:
         """
         self.check_open()
         seconds = timeout or (None if lasting else self.options.timeout)
+        call = method(requests, timeout=seconds)
+        first: list[grpc.aio.AioRpcError] = []
+        call.add_done_callback(lambda ended: first.extend(_status_now(ended)))
         try:
-            return await method(requests, timeout=seconds)
+            return await call
         except grpc.aio.AioRpcError as error:
+            told = first[0] if first and error.details() == _CORE else error
             raise error_from_rpc(
-                error, call=name, target=self.options.target, timeout=seconds
+                told, call=name, target=self.options.target, timeout=seconds
             ) from None
 
     async def blocking(self, work: Callable[[], T]) -> T:
