@@ -10,12 +10,13 @@ from modelhostd.core.budgets import check_budget, check_hold, over_budget
 from modelhostd.core.claims import Claims
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.eviction import Holding, Policy
+from modelhostd.core.ledger import Ledger
 from modelhostd.core.residency import (
     BUSY_GRACE_S,
+    RETRY_S,
     DeviceView,
     Evict,
     Fits,
-    Ledger,
     Refuse,
     Wait,
     Want,
@@ -110,6 +111,9 @@ def test_each_answer_keeps_its_promise(
                 possible = [d for d in usable if size <= d.capacity_bytes + d.taken_bytes]
                 assert possible
                 assert all(_not_held(d) < size for d in possible)
+                view = devices[error.metadata["device"]]
+                pinned = sum(h.bytes for h in view.holdings if h.pinned)
+                assert (error.retry_delay_s is None) == (size > view.budget_bytes - pinned)
 
 
 @given(_devices(), SIZES)
@@ -119,6 +123,53 @@ def test_a_device_in_the_request_is_the_only_one_planned_for(
     """A load that names a device is never placed on, and never evicts from, another."""
     answer = plan(Want("new", size, device="d0"), devices, NOW, Policy())
     assert isinstance(answer, Refuse) or answer.device == "d0"
+
+
+def test_what_is_too_large_is_told_what_would_help() -> None:
+    """A larger budget where the device has the bytes, else another device, else a smaller model; never a budget in vain."""
+    devices = {
+        "small": DeviceView("small", 80, total_bytes=100),
+        "large": DeviceView("large", 50, total_bytes=200),
+    }
+
+    def refused(size: int, device: str = "") -> ModelhostError:
+        answer = plan(Want("x", size, device), devices, NOW, Policy())
+        assert isinstance(answer, Refuse)
+        assert answer.error.reason is Reason.MODEL_TOO_LARGE
+        assert answer.error.retry_delay_s is None
+        return answer.error
+
+    numbers = {"model": "x", "neededBytes": "150", "budgetBytes": "50", "deviceBytes": "200"}
+    error = refused(150)
+    assert error.metadata == numbers | {"device": "large"}
+    assert "raise that budget" in error.message
+    error = refused(150, "small")
+    assert error.metadata["deviceBytes"] == "100"
+    assert "use devices/large" in error.message
+    assert "raise" not in error.message
+    error = refused(201)
+    assert "raise" not in error.message
+    assert "use devices/" not in error.message
+    assert "smaller model" in error.message
+
+
+def test_who_waits_in_vain_is_not_told_to_wait() -> None:
+    """Leases end, and other processes do: repeat later. Pins have no end: no word of when to repeat."""
+
+    def delay(**holding: bool) -> float | None:
+        view = DeviceView("d", 30, (Holding("h", "d", 20, InstanceState.READY, **holding),))
+        answer = plan(Want("x", 20), {"d": view}, NOW, Policy())
+        assert isinstance(answer, Refuse)
+        assert ("later" in answer.error.message) == (answer.error.retry_delay_s is not None)
+        return answer.error.retry_delay_s
+
+    assert delay(leased=True) == RETRY_S
+    assert delay(pinned=True) is None
+    assert delay(pinned=True, leased=True) is None
+    taken = DeviceView("d", 10, taken_bytes=20)
+    answer = plan(Want("x", 20), {"d": taken}, NOW, Policy())
+    assert isinstance(answer, Refuse)
+    assert answer.error.retry_delay_s == RETRY_S
 
 
 def test_the_least_recently_used_goes_first() -> None:

@@ -12,7 +12,8 @@ from modelhostd.core.budgets import check_budget, over_budget
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.eviction import COST_AWARE, LRU, Holding, Policy
 from modelhostd.core.host_tier import HOST
-from modelhostd.core.residency import DeviceView, Evict, Fits, Ledger, Want, plan
+from modelhostd.core.ledger import Ledger
+from modelhostd.core.residency import DeviceView, Evict, Fits, Want, plan
 from modelhostd.core.resources import InstanceState
 
 SIZES = {"a": 40, "b": 30, "c": 30, "d": 20, "e": 10}

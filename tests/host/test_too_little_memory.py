@@ -6,6 +6,7 @@ import pytest
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.estimates import HALVED_AFTER_S
+from modelhostd.core.residency import RETRY_S
 from modelhostd.core.resources import Settings
 from modelhostd.ports import LoadSpec
 from tests.fakes.clock import settle
@@ -185,6 +186,48 @@ async def test_where_nobody_can_go_it_is_refused_at_once(world: World) -> None:
             await run.infer("a", 5.0)
         assert asked == ["a"]
         assert set(run.workers.resident) == {"a", "b"}
+
+
+async def test_it_is_told_when_to_repeat_where_that_may_help(world: World) -> None:
+    """Beside a model that is busy: later there may be more. Beside pins alone, or for what no device has: no word of it."""
+    async with world.host() as run:
+        await ready(run, "b", "a")
+        gate = run.workers.infer_gate("b")
+        gate.close()
+        busy = run.infer("b")
+        await gate.reached()
+
+        async def delay(**facts: str) -> float | None:
+            told = {"model": "a", **facts}
+            error = ModelhostError(Reason.OUT_OF_DEVICE_MEMORY, "no room", told)
+            run.workers.infer_errors["a"] = error
+            with pytest.raises(ModelhostError) as caught:
+                await run.infer("a", 5.0)
+            return caught.value.retry_delay_s
+
+        assert await delay() == RETRY_S
+        assert await delay(neededBytes="5000") is None
+        gate.open()
+        assert await busy == b"x"
+        await run.host.models.pin("b", pinned=True)
+        assert await delay() is None
+
+
+async def test_a_load_that_lacked_memory_is_told_when_to_repeat_it(world: World) -> None:
+    """While another holds memory of the device that it may give back; alone there, it is told nothing."""
+    async with world.host() as run:
+        await ready(run, "b")
+        lease = await run.host.leases.acquire("b", 60.0)
+        await run.have("a", 300)
+        for delay in (RETRY_S, None):
+            facts = {"model": "a"}
+            lack = ModelhostError(Reason.OUT_OF_DEVICE_MEMORY, "no room", facts)
+            run.workers.load_errors["a"] = lack
+            done = await run.failed(await run.host.residency.load("a"))
+            assert done.error is not None
+            assert (done.error.reason, done.error.retry_delay_s) == (lack.reason, delay)
+            await run.host.leases.release(lease.id)  # twice: that is harmless
+            await run.end(await run.host.residency.unload("b"))
 
 
 async def test_what_it_is_repeated_on_may_be_another_instance(world: World) -> None:

@@ -193,11 +193,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     OUT_OF_DEVICE_MEMORY: _Reason.ValueType  # 39
     """The model would fit, but pins, leases or busy models (`heldBy`) hold what is missing:
     `neededBytes` against `freeBytes` and `evictableBytes`. Unpin or unload one of them, or repeat
-    later; RetryInfo says when, where that can be told.
+    after RetryInfo's delay. Without one, waiting alone does not help: pins hold too much.
     """
     MODEL_TOO_LARGE: _Reason.ValueType  # 40
-    """The model can never fit: `neededBytes` against the `budgetBytes` of the largest device. Raise
-    the budget, choose a smaller precision or a smaller model. Repeating is useless.
+    """The model can never fit: `neededBytes` against the `budgetBytes` of the largest device that it
+    may use, which has `deviceBytes` for any budget. Raise the budget where those are enough, else use
+    another device, a smaller precision or a smaller model. Repeating is useless.
     """
     QUEUE_FULL: _Reason.ValueType  # 41
     """The queue of the model (or of downloads, loads, streams: `queue`) is at its `limit`. Nothing
@@ -397,11 +398,12 @@ CheckStorage tells what is damaged.
 OUT_OF_DEVICE_MEMORY: Reason.ValueType  # 39
 """The model would fit, but pins, leases or busy models (`heldBy`) hold what is missing:
 `neededBytes` against `freeBytes` and `evictableBytes`. Unpin or unload one of them, or repeat
-later; RetryInfo says when, where that can be told.
+after RetryInfo's delay. Without one, waiting alone does not help: pins hold too much.
 """
 MODEL_TOO_LARGE: Reason.ValueType  # 40
-"""The model can never fit: `neededBytes` against the `budgetBytes` of the largest device. Raise
-the budget, choose a smaller precision or a smaller model. Repeating is useless.
+"""The model can never fit: `neededBytes` against the `budgetBytes` of the largest device that it
+may use, which has `deviceBytes` for any budget. Raise the budget where those are enough, else use
+another device, a smaller precision or a smaller model. Repeating is useless.
 """
 QUEUE_FULL: Reason.ValueType  # 41
 """The queue of the model (or of downloads, loads, streams: `queue`) is at its `limit`. Nothing

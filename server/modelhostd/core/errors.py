@@ -155,7 +155,7 @@ REASONS: Mapping[Reason, ReasonSpec] = {
         ("model", "device", "neededBytes", "freeBytes", "evictableBytes", "heldBy"),
     ),
     Reason.MODEL_TOO_LARGE: ReasonSpec(
-        Code.RESOURCE_EXHAUSTED, ("model", "neededBytes", "device", "budgetBytes")
+        Code.RESOURCE_EXHAUSTED, ("model", "neededBytes", "device", "budgetBytes", "deviceBytes")
     ),
     Reason.QUEUE_FULL: ReasonSpec(Code.RESOURCE_EXHAUSTED, ("model", "queue", "limit")),
     Reason.LOAD_TIMEOUT: ReasonSpec(Code.DEADLINE_EXCEEDED, ("model", "timeoutSeconds")),

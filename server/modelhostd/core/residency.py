@@ -1,10 +1,10 @@
-"""Residency: the ledger of device memory and the plan that admits, evicts, waits or refuses.
+"""Residency: the plan that admits a load to the memory of devices, evicts for it, has it wait, or refuses it.
 
 All pure. A plan never evicts in vain: it names victims only if they suffice. The order of admission is
 always the same: fits, can never fit, held by pins and leases, evict idle ones, else wait.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.eviction import Holding, Policy
@@ -13,6 +13,9 @@ from modelhostd.core.values import dataclass
 
 BUSY_GRACE_S = 3.0
 """How long a load waits for busy instances before the least recently used of them is drained."""
+
+RETRY_S = 5.0
+"""After which to ask again for memory that is held by what ends at a time that nobody can tell: leases, requests, other processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,13 @@ class DeviceView:
     """Bytes that earlier waiting loads have been promised."""
     taken_bytes: int = 0
     """Bytes of the budget that other processes have taken: the capacity is that much below it."""
+    total_bytes: int = 0
+    """What the device has for modelhost, whatever its budget is; 0 = that is not known, or does not matter."""
+
+    @property
+    def budget_bytes(self) -> int:
+        """What modelhost may use while no other process uses the device."""
+        return self.capacity_bytes + self.taken_bytes
 
     @property
     def free_bytes(self) -> int:
@@ -115,10 +125,10 @@ def plan(want: Want, devices: Mapping[str, DeviceView], now: float, policy: Poli
     usable = [devices[want.device]] if want.device else list(devices.values())
     possible = [d for d in usable if want.bytes <= d.capacity_bytes]
     if not possible:
-        squeezed = [d for d in usable if want.bytes <= d.capacity_bytes + d.taken_bytes]
+        squeezed = [d for d in usable if want.bytes <= d.budget_bytes]
         if squeezed:
             return Refuse(held_by_others(want, max(squeezed, key=lambda d: (d.free_bytes, d.id))))
-        return Refuse(too_large(want, usable))
+        return Refuse(too_large(want, usable, devices.values()))
     fitting = [d for d in possible if want.bytes <= d.fitting_bytes]
     if fitting:
         return Fits(min(fitting, key=lambda d: (d.free_bytes, d.id)).id)
@@ -176,37 +186,62 @@ def choose_victims(
     return chosen
 
 
-def too_large(want: Want, devices: Sequence[DeviceView]) -> ModelhostError:
-    """Return MODEL_TOO_LARGE: it fits no device even when that is empty."""
-    largest = max(devices, key=lambda d: d.capacity_bytes + d.taken_bytes)
-    budget = largest.capacity_bytes + largest.taken_bytes
+def too_large(
+    want: Want, usable: Sequence[DeviceView], devices: Iterable[DeviceView] = ()
+) -> ModelhostError:
+    """Return MODEL_TOO_LARGE: it fits none of the ``usable`` devices even when that is empty; ``devices`` are all there are."""
+    # Where a larger budget would help the device that could have it, else the largest.
+    device = max(
+        usable, key=lambda d: (d.total_bytes >= want.bytes, d.budget_bytes, d.total_bytes, d.id)
+    )
+    smaller = "use a smaller precision" + (
+        " or fewer cache_tokens (backend_options)" if want.working_bytes else ""
+    )
+    if device.total_bytes >= want.bytes:
+        why = (
+            f"the budget of devices/{device.id} is {device.budget_bytes} bytes, of {device.total_bytes} that it has; "
+            f"raise that budget or {smaller}"
+        )
+    else:
+        other = next((d.id for d in devices if d.total_bytes >= want.bytes), "")
+        why = (
+            f"devices/{device.id} has {device.total_bytes} bytes, of which {device.budget_bytes} are its budget: no budget "
+            f"there would be enough; {f'use devices/{other}, ' if other else ''}{smaller} or a smaller model"
+        )
     return ModelhostError(
         Reason.MODEL_TOO_LARGE,
-        f"{want.needs}, but the largest budget it may use is "
-        f"{budget} bytes on devices/{largest.id}; raise that budget or use a "
-        f"smaller precision{', or fewer cache_tokens (backend_options)' if want.working_bytes else ''}",
+        f"{want.needs}, and {why}",
         {
             "model": want.model,
             "neededBytes": str(want.bytes),
-            "device": largest.id,
-            "budgetBytes": str(budget),
+            "device": device.id,
+            "budgetBytes": str(device.budget_bytes),
+            "deviceBytes": str(device.total_bytes),
         },
     )
 
 
 def held_by_others(want: Want, device: DeviceView) -> ModelhostError:
-    """Return OUT_OF_DEVICE_MEMORY: pins, leases, loads or other processes hold what is missing."""
+    """Return OUT_OF_DEVICE_MEMORY: pins, leases, loads or other processes hold what is missing.
+
+    With a delay after which it may be asked again, unless pins alone hold too much: these have no end of their own.
+    """
     holders = [h for h in device.holdings if h.held and h.bytes]
     evictable = sum(h.bytes for h in device.holdings if h.idle)
     held = [h.told for h in holders[:8]]
     if device.taken_bytes > 0:
         held.append(f"other processes ({device.taken_bytes})")
     shown = ", ".join(held) or "loads in progress"
+    pinned = sum(h.bytes for h in device.holdings if h.pinned)
+    later = want.bytes <= device.budget_bytes - pinned
+    ways = ["free some of it"]
+    ways += ["try again later"] if later else []
+    ways += ["raise the budget"] if device.total_bytes > device.budget_bytes else []
     return ModelhostError(
         Reason.OUT_OF_DEVICE_MEMORY,
         f"{want.needs} on devices/{device.id}: "
         f"{max(0, device.free_bytes)} free, {evictable} evictable, the rest held by {shown}; "
-        f"free some of it or raise the budget",
+        f"{', '.join(ways[:-1])}{' or ' if ways[1:] else ''}{ways[-1]}",
         {
             "model": want.model,
             "device": device.id,
@@ -215,7 +250,16 @@ def held_by_others(want: Want, device: DeviceView) -> ModelhostError:
             "evictableBytes": str(evictable),
             "heldBy": ",".join(h.model for h in holders[:8]),
         },
+        retry_delay_s=RETRY_S if later else None,
     )
+
+
+def retry_delay_s(model: str, device: DeviceView) -> float | None:
+    """Return after how long a load or a request that found too little memory may find more: none where all that others have is
+    pinned, so that nothing would be free later that is not free now.
+    """
+    others = any(h.bytes and not h.pinned for h in device.holdings if h.model != model)
+    return RETRY_S if others or device.taken_bytes > 0 else None
 
 
 def _reachable(device: DeviceView) -> int:
@@ -233,49 +277,3 @@ def _enough(device: DeviceView, needed: int, candidates: Sequence[Holding]) -> t
         chosen.append(holding.model)
         missing -= holding.bytes
     return tuple(chosen) if missing <= 0 else ()
-
-
-class Ledger:
-    """Who holds how many bytes of each device, and of host memory (``host_tier.HOST``).
-
-    Bytes count until they are really free. Invariant: nothing is admitted above the capacity, and
-    ``used(device)`` is the sum of its entries.
-    """
-
-    def __init__(self) -> None:
-        self._entries: dict[tuple[str, str], int] = {}
-
-    def reserve(self, device: str, model: str, size: int) -> None:
-        """Note predicted bytes before a load starts."""
-        assert size >= 0
-        assert (device, model) not in self._entries
-        self._entries[device, model] = size
-
-    def true_up(self, device: str, model: str, size: int) -> int:
-        """Replace predicted by measured bytes; returns measured less predicted."""
-        error = size - self._entries[device, model]
-        self._entries[device, model] = size
-        return error
-
-    def release(self, device: str, model: str) -> int:
-        """Forget an entry once its memory is free; returns its bytes (0 if there is none)."""
-        return self._entries.pop((device, model), 0)
-
-    def held(self, device: str, model: str) -> int:
-        """Return the bytes of one entry, or 0."""
-        return self._entries.get((device, model), 0)
-
-    def hold(self, device: str, model: str, size: int) -> None:
-        """Note what a model holds from now on, whatever it held before; 0 = nothing."""
-        if size:
-            self._entries[device, model] = size
-        else:
-            self.release(device, model)
-
-    def of(self, device: str) -> Mapping[str, int]:
-        """Return the bytes held on a device by model."""
-        return {model: size for (d, model), size in self._entries.items() if d == device}
-
-    def used(self, device: str) -> int:
-        """Return the bytes held on a device."""
-        return sum(size for (d, _), size in self._entries.items() if d == device)

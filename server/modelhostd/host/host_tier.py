@@ -11,7 +11,8 @@ from dataclasses import replace
 from modelhostd.core import host_tier as rules
 from modelhostd.core.eviction import Holding
 from modelhostd.core.host_tier import HOST
-from modelhostd.core.residency import DeviceView, Ledger
+from modelhostd.core.ledger import Ledger
+from modelhostd.core.residency import DeviceView
 from modelhostd.core.resources import DeviceKind, InstanceState, Model, Settings
 from modelhostd.host.registry import Registry
 from modelhostd.host.routes import Route, Routes

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import structlog
 
+from modelhostd.core import residency as rules
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.estimates import missing_bytes
 from modelhostd.core.host_tier import HOST
@@ -213,6 +214,9 @@ class Loading(LoadTasks):
         else:
             model = self._registry.decided.models.get(wanted.model)
             if final is None and model is not None:
+                if error.reason is Reason.OUT_OF_DEVICE_MEMORY:
+                    view = self._occupancy.views()[route.device]
+                    error.retry_delay_s = rules.retry_delay_s(model.id, view)
                 now = self._registry.clock.monotonic()
                 self._occupancy.learned.load_failed(model, error, now)
             self._unmake(wanted, route, final or error)

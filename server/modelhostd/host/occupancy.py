@@ -9,6 +9,7 @@ from modelhostd.core.errors import ModelhostError
 from modelhostd.core.estimates import Room
 from modelhostd.core.eviction import Holding, Policy
 from modelhostd.core.host_tier import HOST
+from modelhostd.core.ledger import Ledger
 from modelhostd.core.resources import (
     Device,
     DeviceKind,
@@ -40,7 +41,7 @@ class Occupancy:
     workers: Workers
     files: Files
     routes: Routes
-    ledger: rules.Ledger = field(default_factory=rules.Ledger)
+    ledger: Ledger = field(default_factory=Ledger)
     foreign: dict[str, int] = field(default_factory=dict)
     configured_budgets: Mapping[str, int] = field(default_factory=dict)
     """What the operator configured, by device id or GPU UUID."""
@@ -124,7 +125,9 @@ class Occupancy:
                 key,
                 self.capacity_bytes(device),
                 tuple(holdings[key]),
-                taken_bytes=device.budget_bytes - self.capacity_bytes(device),
+                taken_bytes=min(device.budget_bytes, _most_bytes(device))
+                - self.capacity_bytes(device),
+                total_bytes=_most_bytes(device),
             )
             for key, device in decided.devices.items()
         }
@@ -155,7 +158,7 @@ class Occupancy:
 
     def capacity_bytes(self, device: Device) -> int:
         """Return the bytes modelhost may use: the budget, or less where others use the device."""
-        real = device.total_bytes - device.headroom_bytes - self.foreign.get(device.id, 0)
+        real = _most_bytes(device) - self.foreign.get(device.id, 0)
         return max(0, min(device.budget_bytes, real))
 
     def default_budget_bytes(self, device: Device) -> int:
@@ -181,6 +184,11 @@ class Occupancy:
         own = model.config.keep_alive_s
         keep = own if own is not None else self.registry.decided.settings.keep_alive_s
         return keep if keep is None or keep >= 0 else None
+
+
+def _most_bytes(device: Device) -> int:
+    """Return the largest budget that a device can fill."""
+    return max(0, device.total_bytes - device.headroom_bytes)
 
 
 def changed(

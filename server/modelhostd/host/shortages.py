@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from modelhostd.core.errors import ModelhostError
 from modelhostd.core.estimates import missing_bytes
+from modelhostd.core.residency import retry_delay_s
 from modelhostd.host.occupancy import Occupancy, changed
 from modelhostd.host.retiring import Retiring
 from modelhostd.host.routes import Route
@@ -28,7 +29,7 @@ class Shortages:
         self, route: Route, error: ModelhostError, timeout_s: float | None, *, evict: bool
     ) -> bool:
         """Take note of a request that found too little memory beside its model; with ``evict`` the next to go leaves the
-        device for it. Return whether anybody did.
+        device for it. Return whether anybody did. ``error`` says from then on when to repeat it, where that may help.
 
         From then on more is reserved for the model: now as far as that is free, and by the plan of its next load.
         """
@@ -41,7 +42,10 @@ class Shortages:
         missing = missing_bytes(error.metadata)
         wanted = learned.request_fell_short(model, *at, held, missing)
         # One that could not be had on an empty device is no reason that anybody leaves.
-        possible = held + missing <= self._occupancy.views()[route.device].capacity_bytes
+        view = self._occupancy.views()[route.device]
+        possible = held + missing <= view.capacity_bytes
+        if possible:
+            error.retry_delay_s = retry_delay_s(route.model, view)
         gone = evict and possible and await self._make_room(route, timeout_s)
         instance = self._registry.decided.instance_of(route.model)
         if self._routes.get(route.model) is not route or instance is None:
