@@ -54,15 +54,15 @@ class Bad:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-async def answer(channel: grpc.aio.Channel, name: str, requests: Sequence[Message | bytes]) -> Any:
-    """Call a method by its name; return its answer, or the first of a stream of them."""
+def answer(channel: grpc.aio.Channel, name: str, requests: Sequence[Message | bytes]) -> Any:
+    """Call a method by its name; return what gives its answer, or the first of a stream of them."""
     method = METHODS[name]
     path = f"/{method.containing_service.full_name}/{name}"
     data = [r if isinstance(r, bytes) else r.SerializeToString() for r in requests]
     if method.client_streaming and method.server_streaming:
-        return await channel.stream_stream(path)(iter(data), timeout=CALL_S).read()
+        return channel.stream_stream(path)(iter(data), timeout=CALL_S).read()
     if method.client_streaming:
-        return await channel.stream_unary(path)(iter(data), timeout=CALL_S)
+        return channel.stream_unary(path)(iter(data), timeout=CALL_S)
     if method.server_streaming:
-        return await channel.unary_stream(path)(data[0], timeout=CALL_S).read()
-    return await channel.unary_unary(path)(data[0], timeout=CALL_S)
+        return channel.unary_stream(path)(data[0], timeout=CALL_S).read()
+    return channel.unary_unary(path)(data[0], timeout=CALL_S)

@@ -11,6 +11,7 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from modelhost._async.transport import own_status
 from modelhost.v1 import (
     event_service_pb2_grpc,
     host_service_pb2_grpc,
@@ -187,11 +188,12 @@ class Failure:
 
 async def failure(call: Any) -> Failure:
     """Return the error that a call ends with."""
+    told = own_status(call) if isinstance(call, grpc.aio.Call) else None
     try:
         async with asyncio.timeout(CALL_S):
             answer = await call
     except grpc.aio.AioRpcError as error:
-        return failure_of(error)
+        return failure_of(told(error) if told else error)
     raise AssertionError(f"no error but {answer!r}")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from modelhost._async.transport import own_status
 from modelhost.oip import open_inference_pb2 as oip
 from tests.api.support import CLIENT_OPTIONS, Failure
 from tests.hostile.damage import of_control, of_inference, stream_of
@@ -103,8 +104,13 @@ async def _streams(
     async def go_on() -> None:
         while some := list(itertools.islice(messages, STREAM_MESSAGES)):
             answers = call(_each(some), timeout=CALL_S)
+            told = own_status(answers)
             for message in some:
-                answer = oip.ModelStreamInferResponse.FromString(await answers.read())
+                try:
+                    data = await answers.read()
+                except grpc.aio.AioRpcError as error:
+                    raise AssertionError(f"the stream ended: {told(error)}") from error
+                answer = oip.ModelStreamInferResponse.FromString(data)
                 _judge_in_band(message, answer, known)
                 outcome.codes["in band" if answer.error_message else "OK"] += 1
                 outcome.judged["ModelStreamInfer"] += 1

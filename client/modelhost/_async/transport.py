@@ -40,6 +40,15 @@ T = TypeVar("T")
 _CORE = "Internal error from Core"
 
 
+def own_status(
+    call: "grpc.aio.Call",
+) -> Callable[[grpc.aio.AioRpcError], grpc.aio.AioRpcError]:
+    """Return what turns the error of a call that sends a stream into the one that the daemon ended it with."""
+    first: list[grpc.aio.AioRpcError] = []
+    call.add_done_callback(lambda _: first.extend(_status_now(call)))
+    return lambda error: first[0] if first and error.details() == _CORE else error
+
+
 def _status_now(call: "grpc.aio.Call") -> Iterator[grpc.aio.AioRpcError]:
     """Yield what a call has just ended with, before anything can take its place."""
 
@@ -190,14 +199,12 @@ class AsyncTransport:
         self.check_open()
         seconds = timeout or (None if lasting else self.options.timeout)
         call = method(requests, timeout=seconds)
-        first: list[grpc.aio.AioRpcError] = []
-        call.add_done_callback(lambda ended: first.extend(_status_now(ended)))
+        told = own_status(call)
         try:
             return await call
         except grpc.aio.AioRpcError as error:
-            told = first[0] if first and error.details() == _CORE else error
             raise error_from_rpc(
-                told, call=name, target=self.options.target, timeout=seconds
+                told(error), call=name, target=self.options.target, timeout=seconds
             ) from None
 
     async def blocking(self, work: Callable[[], T]) -> T:
