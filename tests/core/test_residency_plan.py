@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelhostd.core.budgets import check_budget, check_hold, over_budget
+from modelhostd.core.budgets import check_budget, check_hold, check_loaded, over_budget
 from modelhostd.core.claims import Claims
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.eviction import Holding, Policy
@@ -151,6 +152,24 @@ def test_what_is_too_large_is_told_what_would_help() -> None:
     assert "raise" not in error.message
     assert "use devices/" not in error.message
     assert "smaller model" in error.message
+
+
+@given(_devices(), st.integers(0, 60))
+def test_a_load_that_took_too_much_stays_only_where_a_budget_can_hold(
+    devices: Mapping[str, DeviceView], size: int
+) -> None:
+    """Refused exactly where it is held itself, and what is held is more than there is: else others go, or it does."""
+    view = devices["d0"]
+    for pinned in (True, False):
+        own = Holding("new", "d0", size, InstanceState.LOADING, pinned=pinned)
+        after = replace(view, holdings=(*view.holdings, own))
+        held = [h for h in after.holdings if h.held and h.state is not InstanceState.DRAINING]
+        if pinned and sum(h.bytes for h in held) > view.capacity_bytes:
+            with pytest.raises(ModelhostError) as caught:
+                check_loaded(after, "new", 1)
+            assert caught.value.metadata["predictedBytes"] == "1"
+        else:
+            check_loaded(after, "new", 1)
 
 
 def test_who_waits_in_vain_is_not_told_to_wait() -> None:

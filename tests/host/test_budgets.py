@@ -54,6 +54,47 @@ async def test_what_was_measured_is_what_the_next_load_takes(world: World) -> No
         await run.load("a")
 
 
+async def test_a_pinned_model_that_takes_too_much_is_unloaded_again(world: World) -> None:
+    """Beside what else is pinned, or alone: its load fails with what it took and what was predicted, and no ledger is above its budget."""
+    async with world.host() as run:
+        await run.have("b", 500)
+        await run.load("b")
+        await run.host.models.pin("b", pinned=True)
+        await run.have("a", 300)
+        await run.host.models.pin("a", pinned=True)
+        for measured, held_by, delay in ((600, "b", None), (1200, "", None)):
+            run.workers.measured_bytes["a"] = measured
+            done = await run.failed(await run.host.residency.load("a"))
+            assert done.error is not None
+            assert done.error.reason == "OUT_OF_DEVICE_MEMORY"
+            facts = done.error.metadata
+            assert (facts["neededBytes"], facts["predictedBytes"]) == (str(measured), "300")
+            assert (facts["heldBy"], done.error.retry_delay_s) == (held_by, delay)
+            assert set(run.workers.resident) == ({"b"} if held_by else set())
+            assert run.host.occupancy.ledger.held("sim-0", "a") == 0
+            with pytest.raises(ModelhostError) as caught:
+                await run.host.residency.load("a")
+            assert caught.value.metadata["neededBytes"] == str(measured)
+            await run.host.models.pin("b", pinned=False)
+            await run.end(await run.host.residency.unload("b"))
+            run.host.occupancy.learned.forget("a")
+        assert run.host.occupancy.ledger.used("sim-0") == 0
+
+
+async def test_others_leave_for_a_pinned_model_that_takes_more(world: World) -> None:
+    """What is idle goes, as for any budget; the pinned one stays where that is enough."""
+    async with world.host() as run:
+        await run.have("b", 500)
+        await run.load("b")
+        await run.have("a", 300)
+        await run.host.models.pin("a", pinned=True)
+        run.workers.measured_bytes["a"] = 900
+        await run.load("a")
+        await world.clock.advance(1.0)
+        assert set(run.workers.resident) == {"a"}
+        assert run.host.occupancy.ledger.used("sim-0") == 900
+
+
 async def test_a_shrunk_budget_evicts_no_more_than_it_must(world: World) -> None:
     """While an eviction frees enough, no other model goes, however long it takes."""
     async with world.host() as run:

@@ -193,7 +193,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     OUT_OF_DEVICE_MEMORY: _Reason.ValueType  # 39
     """The model would fit, but pins, leases or busy models (`heldBy`) hold what is missing:
     `neededBytes` against `freeBytes` and `evictableBytes`. Unpin or unload one of them, or repeat
-    after RetryInfo's delay. Without one, waiting alone does not help: pins hold too much.
+    after RetryInfo's delay. Without one, waiting alone does not help: pins hold too much. Of a pinned
+    or leased model that a load measured above its prediction (`predictedBytes`): it was unloaded.
     """
     MODEL_TOO_LARGE: _Reason.ValueType  # 40
     """The model can never fit: `neededBytes` against the `budgetBytes` of the largest device that it
@@ -398,7 +399,8 @@ CheckStorage tells what is damaged.
 OUT_OF_DEVICE_MEMORY: Reason.ValueType  # 39
 """The model would fit, but pins, leases or busy models (`heldBy`) hold what is missing:
 `neededBytes` against `freeBytes` and `evictableBytes`. Unpin or unload one of them, or repeat
-after RetryInfo's delay. Without one, waiting alone does not help: pins hold too much.
+after RetryInfo's delay. Without one, waiting alone does not help: pins hold too much. Of a pinned
+or leased model that a load measured above its prediction (`predictedBytes`): it was unloaded.
 """
 MODEL_TOO_LARGE: Reason.ValueType  # 40
 """The model can never fit: `neededBytes` against the `budgetBytes` of the largest device that it

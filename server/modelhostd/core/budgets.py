@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.eviction import Holding, Policy
-from modelhostd.core.residency import DeviceView, choose_victims
+from modelhostd.core.residency import RETRY_S, DeviceView, choose_victims
 from modelhostd.core.resources import InstanceState
 
 NAMED_MAX = 8
@@ -63,12 +63,43 @@ def check_hold(view: DeviceView, budget_bytes: int, model: str) -> None:
     )
 
 
+def check_loaded(view: DeviceView, model: str, predicted_bytes: int) -> None:
+    """Raise OUT_OF_DEVICE_MEMORY for a load that took so much more than predicted that its device would be above its budget for
+    good: pinned or leased itself, beside what else is, so that no eviction would reach it.
+
+    One that nothing holds stays until the budget is enforced: others go before it.
+    """
+    own = next((h for h in view.holdings if h.model == model), None)
+    holding = [h for h in view.holdings if _stays(h) and h.model != model]
+    held = sum(h.bytes for h in holding)
+    if own is None or not own.held or held + own.bytes <= view.capacity_bytes:
+        return
+    beside = ", ".join(h.told for h in holding[:NAMED_MAX])
+    pinned = sum(h.bytes for h in holding if h.pinned)
+    larger = " or raise the budget" if view.total_bytes > view.budget_bytes else ""
+    raise ModelhostError(
+        Reason.OUT_OF_DEVICE_MEMORY,
+        f"model '{model}', which is {'pinned' if own.pinned else 'leased'}, took {own.bytes} bytes of devices/{view.id} "
+        f"where {predicted_bytes} were predicted, and {view.capacity_bytes} are there{' beside ' if beside else ''}{beside}; "
+        f"it was unloaded: {'free some of it, ' if beside else ''}use a smaller precision{larger}",
+        {
+            "model": model,
+            "device": view.id,
+            "neededBytes": str(own.bytes),
+            "predictedBytes": str(predicted_bytes),
+            "freeBytes": str(max(0, view.capacity_bytes - held)),
+            "heldBy": ",".join(h.model for h in holding[:NAMED_MAX]),
+        },
+        retry_delay_s=RETRY_S if own.bytes <= view.budget_bytes - pinned else None,
+    )
+
+
 def over_budget(device: DeviceView, now: float, policy: Policy, *, busy: bool) -> Sequence[Holding]:
     """Return whom to evict from a device that holds more than its budget.
 
     Idle ones, as few as suffice, or all that hold any bytes where they do not; then also ``busy`` ones, which
-    end their requests first. What is pinned or leased stays, where others took the memory or a load took more than was
-    predicted: the device stays above its budget.
+    end their requests first. What is pinned or leased stays where other processes took the memory: the device stays above its
+    budget. A load that took too much for that is refused (:func:`check_loaded`).
     """
     policy = replace(policy, min_residency_s=0.0)
     if (enough := choose_victims(device, 0, now, policy)) is not None:

@@ -152,7 +152,15 @@ REASONS: Mapping[Reason, ReasonSpec] = {
     Reason.STORAGE_ERROR: ReasonSpec(Code.UNAVAILABLE, ("path", "cause")),
     Reason.OUT_OF_DEVICE_MEMORY: ReasonSpec(
         Code.RESOURCE_EXHAUSTED,
-        ("model", "device", "neededBytes", "freeBytes", "evictableBytes", "heldBy"),
+        (
+            "model",
+            "device",
+            "neededBytes",
+            "freeBytes",
+            "evictableBytes",
+            "heldBy",
+            "predictedBytes",
+        ),
     ),
     Reason.MODEL_TOO_LARGE: ReasonSpec(
         Code.RESOURCE_EXHAUSTED, ("model", "neededBytes", "device", "budgetBytes", "deviceBytes")

@@ -11,6 +11,7 @@ from dataclasses import replace
 import structlog
 
 from modelhostd.core import residency as rules
+from modelhostd.core.budgets import check_loaded
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.estimates import missing_bytes
 from modelhostd.core.host_tier import HOST
@@ -28,7 +29,7 @@ from modelhostd.host.load_tasks import LoadTasks
 from modelhostd.host.occupancy import changed
 from modelhostd.host.routes import Route
 from modelhostd.host.wanted import Wanted
-from modelhostd.ports import LoadSpec
+from modelhostd.ports import Loaded, LoadSpec
 
 log = structlog.get_logger(__name__)
 
@@ -108,8 +109,10 @@ class Loading(LoadTasks):
                 loaded = await workers.load(
                     route.device, spec, lambda p: self._occupancy.report(wanted.operations, p)
                 )
+            if wanted.stopped_by is None:
+                wanted.stopped_by = self._measured(wanted, route, spec, loaded)
             if wanted.stopped_by is not None:
-                # It was stopped at the moment of its end.
+                # It was stopped at the moment of its end, or takes more than it can have.
                 await workers.unload(route.device, route.instance, route.generation)
                 raise wanted.stopped_by
         except TimeoutError:
@@ -124,10 +127,20 @@ class Loading(LoadTasks):
             log.exception("load failed unexpectedly", model=wanted.model)
             self._unmake(wanted, route, errors.unexpected(wanted))
         else:
-            self._occupancy.true_up(route.device, wanted.model, loaded, wanted.working_bytes)
-            self._occupancy.learned.loaded(spec, loaded)
             self._loaded(wanted, route, loaded)
         self._pump()
+
+    def _measured(
+        self, wanted: Wanted, route: Route, spec: LoadSpec, loaded: Loaded
+    ) -> ModelhostError | None:
+        """Note what a load really takes; return why it cannot stay, if it cannot."""
+        self._occupancy.true_up(route.device, wanted.model, loaded, wanted.working_bytes)
+        self._occupancy.learned.loaded(spec, loaded)
+        try:
+            check_loaded(self._occupancy.views()[route.device], wanted.model, wanted.bytes)
+        except ModelhostError as error:
+            return error
+        return None
 
     async def _swap_in(self, wanted: Wanted, route: Route) -> None:
         left = max(0.0, wanted.deadline - self._registry.clock.monotonic())
