@@ -27,7 +27,7 @@ from tests.gateway.truth import DEADLINE_S, Poll, State, Truth, watching
 from tests.host.support import Running, World
 from tests.worker.harness import CONFIG
 
-HASTY = replace(CONFIG, hang_timeout_s=2.0, escalation_s=1.0)
+HASTY = replace(CONFIG, hang_timeout_s=4.0, escalation_s=1.0)
 """Finds a hang soon. For those that want one: on a loaded machine it may find one where there is none."""
 
 

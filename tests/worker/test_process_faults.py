@@ -31,7 +31,7 @@ from tests.worker.harness import (
 )
 
 HOSTILE = Path(__file__).with_name("hostile_worker.py")
-HASTY = dataclasses.replace(CONFIG, hang_timeout_s=2.0, escalation_s=2.0)
+HASTY = dataclasses.replace(CONFIG, hang_timeout_s=4.0, escalation_s=2.0)
 """Finds a hang soon. For tests that want one: on a loaded machine it may find one where there is none."""
 
 

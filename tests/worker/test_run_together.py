@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from modelhostd.core.errors import ModelhostError, Reason
-from tests.support import wait_until_async
+from tests.support import DEADLINE_S, wait_until_async
 from tests.worker.harness import CONFIG, decode, encode, ignore, running, spec, started
 
 
@@ -199,10 +199,10 @@ async def test_another_model_waits_for_one_batch_at_most(tmp_path, queued):
 
 async def test_with_a_delay_the_first_waits_for_company_until_the_batch_is_full(scene):
     """Two requests make a full batch, which then goes without waiting for the end of the delay."""
-    await scene.workers.load("cpu", batched(limit=2, delay_s=10.0), ignore)
+    await scene.workers.load("cpu", batched(limit=2, delay_s=10 * DEADLINE_S), ignore)
     first = scene.send(1)
     await wait_until_async(lambda: scene.workers._workers()[0].in_flight == 1)
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(DEADLINE_S):
         assert sizes(await asyncio.gather(first, scene.send(2))) == [2, 2]
 
 
