@@ -19,7 +19,7 @@ from modelhostd.worker.imaging import Draft, Imaging
 from modelhostd.worker.jobs import Activity, Hosted
 from modelhostd.worker.keeping import Keeper
 from modelhostd.worker.own_threads import start_thread
-from modelhostd.worker.process import free_memory
+from modelhostd.worker.process import drop_spare, free_memory
 from modelhostd.worker.registry import Registry
 from modelhostd.worker.residents import Residents, let_go
 from modelhostd.worker.v1 import worker_pb2
@@ -84,6 +84,8 @@ class Loader:
         failure = self._try(load)
         if failure is not None:
             load.discard()
+            if failure.reason is Reason.OUT_OF_DEVICE_MEMORY:
+                drop_spare()
             free_memory()
         load.activity.end()
         self._loads.pop(load.request, None)

@@ -67,6 +67,20 @@ def give_back_heap() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
+_spare: list[Callable[[], object]] = []
+
+
+def drops_when_short(drop: Callable[[], object]) -> None:
+    """Have ``drop`` called where memory was short: it lets go of what is kept only to be faster."""
+    _spare.append(drop)
+
+
+def drop_spare() -> None:
+    """Let go of all that is kept only to be faster."""
+    for drop in _spare:
+        drop()
+
+
 def free_memory(*, thorough: bool = True) -> None:
     """Return what was dropped to the system, so that the ledger's figure is the true one.
 

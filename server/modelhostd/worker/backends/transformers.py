@@ -28,6 +28,7 @@ from modelhostd.worker.backends import files, text
 from modelhostd.worker.backends.building import build, compiled, find_device, prepare
 from modelhostd.worker.backends.pooling import read_recipe
 from modelhostd.worker.backends.tasks import FeatureExtraction, Task, TextClassification
+from modelhostd.worker.backends.tokenizing import SHELF, Taken
 from modelhostd.worker.team import take_team
 
 OPTIONS = {
@@ -61,6 +62,9 @@ class TransformersBackend(Backend):
         self._call: Any = None
         """The model, or what torch compiled of it."""
         self._tokenizer: Any = None
+        self._taken: Taken | None = None
+        self._well = False
+        """Whether the last canary was answered, so that what answered it can be kept."""
         self._task: Task
         self._limits: text.TextLimits
         self._max_batch_size = 0
@@ -89,7 +93,8 @@ class TransformersBackend(Backend):
         files.refuse_custom_code(context.model_dir)
         own = {"local_files_only": True, "trust_remote_code": False}
         config = transformers.AutoConfig.from_pretrained(context.model_dir, **own)
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(context.model_dir, **own)
+        self._taken = SHELF.take(context.model_dir)
+        self._tokenizer = self._taken.tokenizer
         if self._tokenizer.pad_token is None:
             # Generative models come without one; what pads is masked out, so any token will do.
             self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
@@ -176,6 +181,7 @@ class TransformersBackend(Backend):
 
     def health_check(self) -> HealthReport:
         """Answer one fixed text: finite numbers, and the same as the first time."""
+        self._well = False
         element = np.empty(1, object)
         element[0] = CANARY.encode()
         answer = self.infer({"text": Tensor("BYTES", element)}, InferContext())
@@ -192,11 +198,15 @@ class TransformersBackend(Backend):
                 if np.abs(part - first).max() > CANARY_TOLERANCE * np.abs(first).max():
                     return HealthReport(ok=False, message=f"The canary's {name} has changed.")
         self._canary = self._canary or numbers
+        self._well = True
         return HealthReport(ok=True, message="The canary was answered as the first time.")
 
     def unload(self) -> None:
         """Drop the model, and give device memory back to the driver."""
+        taken, self._taken = self._taken, None
         self._model = self._call = self._tokenizer = self._canary = None
+        if taken is not None and self._well:
+            SHELF.give_back(taken)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -33,6 +33,7 @@ from modelhostd.worker.backends.generation.generated import Generation
 from modelhostd.worker.backends.generation.lanes import Lane
 from modelhostd.worker.backends.generation.sampling import Sampler
 from modelhostd.worker.backends.generation.text_stream import TextStream
+from modelhostd.worker.backends.tokenizing import SHELF, Taken
 
 MAX_SEQUENCES_MOST = 256
 CACHE_TOKENS_MOST = 2**24
@@ -77,6 +78,7 @@ class TextGenerationBackend(Backend):
     def __init__(self) -> None:
         self._model: Any = None
         self._tokenizer: Any = None
+        self._taken: Taken | None = None
         self._engine: Engine | None = None
         self._chat: ChatTemplate | None = None
         self._defaults = parameters.Defaults()
@@ -101,7 +103,8 @@ class TextGenerationBackend(Backend):
         files.refuse_custom_code(context.model_dir)
         own = {"local_files_only": True, "trust_remote_code": False}
         config = transformers.AutoConfig.from_pretrained(context.model_dir, **own)
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(context.model_dir, **own)
+        self._taken = SHELF.take(context.model_dir)
+        self._tokenizer = self._taken.tokenizer
         self._defaults = parameters.read_defaults(
             files.read_object(context.model_dir, "generation_config.json"), config.to_dict()
         )
@@ -212,7 +215,10 @@ class TextGenerationBackend(Backend):
         """Drop the model, and give device memory back to the driver."""
         if self._chat is not None:
             self._chat.close()
+        taken, self._taken = self._taken, None
         self._model = self._tokenizer = self._engine = self._chat = self._canary = None
+        if taken is not None:
+            SHELF.give_back(taken)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
