@@ -102,6 +102,25 @@ async def test_what_is_kept_for_requests_goes_by_halves(world: World) -> None:
         assert not run.host.occupancy.learned.working
 
 
+async def test_what_one_version_lacked_is_nothing_of_another(world: World) -> None:
+    """A larger or smaller version beside the one that serves changes nothing of what is kept for that, and starts with nothing itself."""
+    async with world.host() as run:
+        await ready(run, "b", "c", "a")
+        for size in (600, 100):
+            short(run, 1)
+            assert await run.infer("a", 5.0) == b"x"
+            assert kept(run) >= 101
+            content = {"model.safetensors": b"%d" % size * 100}
+            run.world.downloads.add("hf://org/a", content, predicted_bytes=size)
+            await run.end(await run.host.transfers.download("a", refresh=True))
+            before = kept(run)
+            await quiet(run, HALVED_AFTER_S - 2.0)
+            assert kept(run) == before
+            assert run.host.residency.loads.plan("a")[1] == size
+            await quiet(run, 2.0)
+            assert kept(run) == before // 2
+
+
 async def quiet(run: Running, seconds: float) -> None:
     """Let the last shortage of ``a`` be so much longer ago: hours of ticks take minutes."""
     working = run.host.occupancy.learned.working

@@ -3,7 +3,7 @@
 Predictions come from its files' headers; what was measured replaces them, as long as it is the same model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from modelhostd.core.errors import ModelhostError
@@ -37,8 +37,23 @@ class Short(NamedTuple):
     config: ModelConfig
     device: str
     bytes: int
-    since: float = 0.0
+
+
+class Lacked(NamedTuple):
+    """What a model's requests are taken to need with its weights, after one found too little memory, and which model that was."""
+
+    version: int
+    config: ModelConfig
+    device: str
+    bytes: int
+    weights: int
+    """Of these bytes, those of the weights that were loaded then: another version has others."""
+    since: float
     """When a request last lacked memory, by the monotonic clock."""
+
+    def kept(self, size: int, now: float) -> int:
+        """Return what is still kept for requests of ``size`` bytes with the weights."""
+        return eased(max(0, size - self.weights), now - self.since)
 
 
 class Learned:
@@ -67,7 +82,7 @@ class Learned:
         """The last load of each model whose last load failed."""
         self.short: dict[str, Short] = {}
         """The corrected estimate of each model whose last load found too little memory."""
-        self.working: dict[str, Short] = {}
+        self.working: dict[str, Lacked] = {}
         """What requests take beside the weights of each model whose requests found too little memory."""
 
     # --- bytes ----------------------------------------------------------------------------------
@@ -86,30 +101,24 @@ class Learned:
 
     def working_bytes(self, model: Model, device: str = "") -> int:
         """Return what requests to the model are taken to need beside its weights."""
-        guess = self._guess(self.working, model, device)
-        return max(self._cache_bytes(model), self._eased(model, guess))
+        lacked, guess = self.working.get(model.id), self._guess(self.working, model, device)
+        extra = lacked.kept(guess, self._now()) if lacked is not None else 0
+        return max(self._cache_bytes(model), extra)
 
     def kept_bytes(self, model: Model) -> int:
         """Return the same without a look at what could be given now, which may be less than what is reserved already."""
         return max(self._cache_bytes(model), self.lacked_bytes(model))
 
     def lacked_bytes(self, model: Model) -> int:
-        """Return what is still kept of what the model's requests lacked."""
-        short = self.working.get(model.id)
-        return 0 if short is None else self._eased(model, short.bytes)
-
-    def _eased(self, model: Model, guess: int) -> int:
-        short = self.working.get(model.id)
-        extra = guess - self._weight_bytes(model)
-        if short is None or extra <= 0:
-            return 0
-        return eased(extra, self._now() - short.since)
+        """Return what is still kept of what the model's requests lacked, those to the version that it had then."""
+        lacked = self.working.get(model.id)
+        return 0 if lacked is None else lacked.kept(lacked.bytes, self._now())
 
     def _weight_bytes(self, model: Model) -> int:
         found = self._known(model)
         return found.bytes if found is not None else predicted_bytes(model)
 
-    def _guess(self, guesses: "dict[str, Short]", model: Model, device: str) -> int:
+    def _guess(self, guesses: "Mapping[str, Short | Lacked]", model: Model, device: str) -> int:
         """Return what is guessed of the model as it is now, as far as it could be given; 0 = nothing."""
         short, artifact = guesses.get(model.id), model.available
         if short is None or artifact is None or short.version != artifact.version:
@@ -133,17 +142,20 @@ class Learned:
         return corrected > size
 
     def request_fell_short(
-        self, model: Model, version: int, device: str, size: int, missing: int
+        self, model: Model, version: int, device: str, weights: int, size: int, missing: int
     ) -> int:
-        """Note that a request found too little memory beside the ``size`` bytes that its model holds; return what the
-        model is taken to need from now on.
+        """Note that a request found too little memory beside the ``size`` bytes that its model holds, so many of them
+        ``weights``; return what the model is taken to need from now on.
         """
-        needed = for_requests(
-            self._weight_bytes(model), size, missing, self._room(model.id, device)
-        )
-        if needed > size or model.id in self.working:
+        needed = for_requests(weights, size, missing, self._room(model.id, device))
+        known = self.working.get(model.id)
+        if needed > size or (known is not None and known.version == version):
+            loaded = self.measured.get(model.id)
+            config = loaded.spec.config if loaded is not None else model.config
             now = self._now()
-            self.working[model.id] = Short(version, model.config, device, max(needed, size), now)
+            self.working[model.id] = Lacked(
+                version, config, device, max(needed, size), weights, now
+            )
         return needed
 
     def loaded(self, spec: LoadSpec, loaded: Loaded) -> None:

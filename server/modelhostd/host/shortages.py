@@ -40,7 +40,8 @@ class Shortages:
         held = ledger.held(route.device, route.model)
         at = route.version, route.device
         missing = missing_bytes(error.metadata)
-        wanted = learned.request_fell_short(model, *at, held, missing)
+        weights = route.loaded.measured_bytes if route.loaded is not None else held
+        wanted = learned.request_fell_short(model, *at, weights, held, missing)
         # One that could not be had on an empty device is no reason that anybody leaves.
         view = self._occupancy.views()[route.device]
         possible = held + missing <= view.capacity_bytes
