@@ -96,6 +96,11 @@ def test_an_undefined_name_is_nothing(chat):
     assert render(chat("[{{ messages[0].name }}]")) == "[]"
 
 
+def test_half_characters_of_a_template_do_no_harm(chat):
+    """What a template writes is text: a half of a surrogate pair in it becomes a question mark."""
+    assert render(chat("<{{ '\\ud800' }}>")) == "<?>"
+
+
 def test_the_process_is_used_again_and_replaced_when_it_ended(chat):
     """One process serves many requests; one that was stopped is followed by another."""
     made = chat("{% if messages | length > 1 %}{% for x in range(90000) %}{% for y in range(90000) %}"
@@ -120,6 +125,7 @@ def test_the_process_is_used_again_and_replaced_when_it_ended(chat):
         (b"[]", "messages"),
         (b"{}", "messages"),
         (b"[" * 50_000, "messages"),
+        (b'[{"role": "user", "content": "\\ud800"}]', "messages"),
         (b"[" + b" " * MAX_MESSAGES_BYTES + b"]", "messages"),
         (json.dumps([{"role": "user", "content": "x"}] * 1025).encode(), "messages"),
         (b"[1]", "messages[0]"),

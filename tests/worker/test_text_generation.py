@@ -170,7 +170,9 @@ def test_unknown_parameters_are_refused(backend):
         begin(backend, "hello", temprature=1.0)
     assert caught.value.field == "parameters[temprature]"
     assert "temperature" in caught.value.expected
-    for encoded in ('{"n": 2}', "[1]", "{", "[" * 100_000, b"\xff", '"' + "x" * 70_000 + '"'):
+    half = '{"\\ud800": 2}', '{"stop": "\\ud800"}'
+    endless = "[" * 100_000, '"' + "x" * 70_000 + '"'
+    for encoded in ('{"n": 2}', *half, "[1]", "{", b"\xff", *endless):
         with pytest.raises(BadInputError):
             begin(backend, "hello", inputs={"sampling_parameters": texts(encoded)})
 
@@ -181,6 +183,9 @@ def test_prompts_that_cannot_be_used_are_refused(backend):
         begin(backend, "x" * CONTEXT)
     assert (caught.value.field, caught.value.actual) == ("text_input", CONTEXT)
     assert caught.value.expected == f"1 to {CONTEXT - 1} tokens"
+    with pytest.raises(BadInputError) as caught:
+        begin(backend, "x" * 2**20)
+    assert (caught.value.field, caught.value.actual) == ("text_input", f"more than {CONTEXT - 1}")
     with pytest.raises(BadInputError):
         begin(backend, "")
     with pytest.raises(BadInputError) as caught:

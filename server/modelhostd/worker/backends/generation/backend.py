@@ -245,15 +245,17 @@ class TextGenerationBackend(Backend):
                 raise BadInputError(name, "text_input: the model has no chat template", name)
             prompt = self._chat.render(inputs[name].array[0])
             # A template writes the special tokens itself.
-            tokens = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            special = False
         else:
             name = "text_input"
             (prompt,) = text.decode(inputs[name].array, name)
-            tokens = self._tokenizer(prompt)["input_ids"]
-        if not 0 < len(tokens) < self._context_tokens:
-            expected = f"1 to {self._context_tokens - 1} tokens{self._why_shorter}"
-            raise BadInputError(name, expected, len(tokens))
-        return prompt, list(tokens)
+            special = True
+        most = self._context_tokens - 1
+        tokens, whole = text.read_tokens(self._tokenizer, prompt, most, special=special)
+        if not 0 < len(tokens) <= most:
+            expected = f"1 to {most} tokens{self._why_shorter}"
+            raise BadInputError(name, expected, len(tokens) if whole else f"more than {most}")
+        return prompt, tokens
 
 
 class _Collected(Answer):

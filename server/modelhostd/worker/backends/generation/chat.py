@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modelhostd.worker.backend import BadInputError
+from modelhostd.worker.backends.generation.parameters import read_json
 
 log = logging.getLogger("modelhostd.worker")
 
@@ -56,7 +57,8 @@ class ChatTemplate:
         }
         answer = self._ask(json.dumps(request).encode() + b"\n")
         if "text" in answer:
-            return str(answer["text"])
+            # A template can write half a character, which no tokenizer takes.
+            return str(answer["text"]).encode(errors="replace").decode()
         kind = str(answer.get("error"))
         expected = _EXPECTED.get(kind, _EXPECTED["refused"])
         raise BadInputError("messages", expected, str(answer.get("message")))
@@ -87,12 +89,7 @@ class ChatTemplate:
 
 def read_messages(encoded: bytes) -> list[Any]:
     """Return the messages of a request, after checking what every template takes for granted."""
-    if len(encoded) > MAX_MESSAGES_BYTES:
-        raise BadInputError("messages", f"at most {MAX_MESSAGES_BYTES} bytes", len(encoded))
-    try:
-        found = json.loads(encoded)
-    except (ValueError, RecursionError) as error:
-        raise BadInputError("messages", "a JSON list", f"{error}"[:100]) from None
+    found = read_json("messages", encoded, MAX_MESSAGES_BYTES, "a JSON list")
     if not isinstance(found, list) or not 0 < len(found) <= MAX_MESSAGES:
         count = len(found) if isinstance(found, list) else type(found).__name__
         raise BadInputError("messages", f"a list of 1 to {MAX_MESSAGES} messages", count)

@@ -152,12 +152,22 @@ def read(
 
 def _decode(encoded: bytes) -> dict[str, object]:
     name = "sampling_parameters"
-    if len(encoded) > MAX_JSON_BYTES:
-        raise BadInputError(name, f"at most {MAX_JSON_BYTES} bytes", len(encoded))
-    try:
-        found = json.loads(encoded)
-    except (ValueError, RecursionError) as error:
-        raise BadInputError(name, "a JSON object", f"{error}"[:100]) from None
+    found = read_json(name, encoded, MAX_JSON_BYTES, "a JSON object")
     if not isinstance(found, dict):
         raise BadInputError(name, "a JSON object", type(found).__name__)
+    return found
+
+
+def read_json(name: str, encoded: bytes, most_bytes: int, expected: str) -> Any:
+    """Return what an input in JSON says. Raises :class:`BadInputError` naming it, also where a text of it is none."""
+    if len(encoded) > most_bytes:
+        raise BadInputError(name, f"at most {most_bytes} bytes", len(encoded))
+    try:
+        found = json.loads(encoded)
+        # JSON can name half a character, which neither a tokenizer takes nor a message holds.
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise BadInputError(name, "whole characters", "half of a surrogate pair") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(name, expected, f"{error}"[:100]) from None
     return found
