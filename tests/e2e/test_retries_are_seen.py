@@ -38,8 +38,8 @@ def hub() -> Iterator[LoopbackHub]:
 
 
 def unwell(hub: LoopbackHub) -> None:
-    """Let the hub answer a few times that it is busy."""
-    hub.fault(Fault("*resolve*", status=503, headers={"Retry-After": "1"}, times=3))
+    """Let the hub answer a few times that it is busy; for long enough that a slow client sees it, too."""
+    hub.fault(Fault("*resolve*", status=503, headers={"Retry-After": "3"}, times=3))
 
 
 def test_a_retry_is_seen_while_it_waits(make_daemon: Make, hub: LoopbackHub) -> None:

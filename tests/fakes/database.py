@@ -20,6 +20,7 @@ from modelhostd.adapters.codec import (
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import Event, Kind, Resource
 from modelhostd.ports import Batch, RequestRecord, Stored
+from tests.support import DEADLINE_S
 
 EVENTS_PER_READ = 256
 
@@ -105,7 +106,7 @@ class FakeDatabase:
         """Make the next commits fail, one with each of ``errors``; then they work again."""
         self._failures.extend(errors or (disk_full(),))
 
-    async def wait_for_waiting(self, count: int, timeout_s: float = 5.0) -> None:
+    async def wait_for_waiting(self, count: int, timeout_s: float = DEADLINE_S) -> None:
         """Return when at least ``count`` commits are waiting."""
         async with asyncio.timeout(timeout_s), self._changed:
             await self._changed.wait_for(lambda: self.waiting >= count)

@@ -14,6 +14,7 @@ from tests.fakes.clock import settle
 from tests.fakes.gates import Gate
 from tests.host.support import Running, World
 from tests.host.warm import true
+from tests.support import DEADLINE_S
 
 HOST_BUDGET = 900
 MODELS = {"a": 400, "b": 400, "c": 300, "d": 900, "e": 100}
@@ -126,7 +127,7 @@ async def test_random_work_never_breaks_the_ledger_or_hangs(tmp_path: Path, seed
             _check(run)
             host = run.host.occupancy.host
             assert host.used_bytes <= max(host.capacity_bytes, _bound(run))
-        done, waiting = await asyncio.wait(tasks, timeout=5.0)
+        done, waiting = await asyncio.wait(tasks, timeout=DEADLINE_S)
         assert not waiting
         for task in done:
             error = task.exception()

@@ -204,7 +204,7 @@ def _fsck(home: Path) -> None:
         [sys.executable, "-m", "modelhostd", "fsck", "--home", str(home), "--deep"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
         check=False,
     )
     expect(checked.returncode == 0, f"fsck after a restart: {checked.stdout}{checked.stderr}")
