@@ -91,6 +91,27 @@ async def test_what_outlived_a_worker_can_be_dropped_with_and_without_another(tm
         assert scene.memory.held_bytes == 0
 
 
+async def test_what_outlived_a_worker_is_free_when_a_cancelled_unload_says_so(tmp_path):
+    """With a worker that was told of it, and that is slow to free it: to the page, and no sooner."""
+    async with running(REAL) as (workers, listener):
+        scene = Scene(workers, listener, "sim-0", tmp_path)
+        await scene.load("a")
+        await scene.kill()
+        await wait_until_async(lambda: len(listener.ready) == 2, DEADLINE_S)
+        os.kill(scene.worker.pid, signal.SIGSTOP)
+        unload = asyncio.create_task(workers.unload("sim-0", "a-1", ord("a")))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            unload.cancel()
+        await asyncio.sleep(0)
+        assert not unload.done()
+        os.kill(scene.worker.pid, signal.SIGCONT)
+        with pytest.raises(asyncio.CancelledError):
+            await unload
+        assert scene.memory.held_bytes == 0
+
+
 async def test_a_dropped_copy_is_free_at_once_and_outlives_no_worker(tmp_path):
     """To the page, while requests run; what was told of it is void, and what is loaded in its place is adopted as ever."""
     async with running(REAL) as (workers, listener):

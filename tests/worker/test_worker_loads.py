@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import os
+import signal
 
 import pytest
 
@@ -285,6 +286,25 @@ async def test_a_model_of_its_own_process_ends_with_it():
         assert listener.exits == []
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+async def test_an_unload_that_is_cancelled_has_ended_when_it_says_so():
+    """However often: the memory is free by then, and a process that was the model's own has gone."""
+    async with running() as (workers, _):
+        await workers.load("cpu", spec(isolation=Isolation.PROCESS), ignore)
+        (pid,) = workers.pids()
+        os.kill(pid, signal.SIGSTOP)
+        unload = asyncio.create_task(workers.unload("cpu", "m-1", 1))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            unload.cancel()
+        await asyncio.sleep(0)
+        assert not unload.done()
+        os.kill(pid, signal.SIGCONT)
+        with pytest.raises(asyncio.CancelledError):
+            await unload
+        assert workers.pids() == {}
 
 
 def resident_bytes(pid: int) -> int:

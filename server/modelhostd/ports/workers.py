@@ -125,7 +125,7 @@ class Workers(Protocol):
 
     async def unload(self, device: str, instance: str, generation: int) -> None:
         """Free an instance, its image included; returns when its memory is free. Idempotent for unknown
-        instances.
+        instances. Cancelled, it goes on all the same, and raises when it is free; so do the two below.
         """
 
     async def demote(self, device: str, instance: str, generation: int) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from modelhostd.adapters.workers.config import WorkersConfig
 from modelhostd.adapters.workers.control import Control
+from modelhostd.adapters.workers.ends import to_its_end
 from modelhostd.adapters.workers.images import Leavings
 from modelhostd.core.resources import Health, Progress
 from modelhostd.ports import Loaded, LoadSpec
@@ -130,11 +131,8 @@ class Instances:
     ) -> None:
         """Cancel a command, and wait for its end."""
         self._control.cancel(number, command=True)
-        task = asyncio.get_running_loop().create_task(self._take_back(answer, undo))
-        while not task.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait((task,))
-        task.result()
+        with contextlib.suppress(asyncio.CancelledError):  # Its caller raises the first of them.
+            await to_its_end(self._take_back(answer, undo))
 
     async def _take_back(
         self, answer: "asyncio.Future[Loaded]", undo: Callable[[], Awaitable[object]]

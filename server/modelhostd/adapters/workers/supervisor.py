@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from modelhostd.adapters.workers import errors
 from modelhostd.adapters.workers.config import WorkersConfig
+from modelhostd.adapters.workers.ends import to_its_end
 from modelhostd.adapters.workers.seat import Seat
 from modelhostd.adapters.workers.worker import Worker
 from modelhostd.core.errors import ModelhostError
@@ -61,26 +62,16 @@ class ProcessWorkers:
         """Free an instance; see :meth:`modelhostd.ports.Workers.unload`."""
         key = device, instance, generation
         if key in self._kept:
-            await self._drop(*self._kept.pop(key))
-            return
-        worker, spec = self._held.pop(key, (None, None))
-        if worker is None or spec is None:
-            return
-        await worker.instances.unload(instance, generation)
-        await self._end_own(worker, spec)
+            await to_its_end(self._drop(*self._kept.pop(key)))
+        elif key in self._held:
+            await to_its_end(self._free(*self._held.pop(key)))
 
     async def demote(self, device: str, instance: str, generation: int) -> int:
         """Take an instance off its device; see :meth:`modelhostd.ports.Workers.demote`."""
         key = device, instance, generation
         if key in self._kept:
             return self._kept_bytes(key)
-        worker, spec = self._held.get(key, (None, None))
-        if worker is None or spec is None:
-            return 0
-        kept = await worker.instances.demote(instance, generation)
-        if not kept and self._held.pop(key, None) is not None:
-            await self._end_own(worker, spec)
-        return kept
+        return await to_its_end(self._demote(key, *self._held[key])) if key in self._held else 0
 
     async def drop_copy(self, device: str, instance: str, generation: int) -> int:
         """Give an instance's copy in host RAM back; see :meth:`modelhostd.ports.Workers.drop_copy`."""
@@ -88,7 +79,9 @@ class ProcessWorkers:
         if key in self._kept:
             return self._kept_bytes(key)
         worker, _ = self._held.get(key, (None, None))
-        return 0 if worker is None else await worker.instances.drop_copy(instance, generation)
+        if worker is None:
+            return 0
+        return await to_its_end(worker.instances.drop_copy(instance, generation))
 
     async def promote(
         self, device: str, instance: str, generation: int, report: Callable[[Progress], None]
@@ -227,6 +220,16 @@ class ProcessWorkers:
         if not wanted:
             raise asyncio.CancelledError
         return loaded
+
+    async def _free(self, worker: Worker, spec: LoadSpec) -> None:
+        await worker.instances.unload(spec.instance, spec.generation)
+        await self._end_own(worker, spec)
+
+    async def _demote(self, key: Key, worker: Worker, spec: LoadSpec) -> int:
+        kept = await worker.instances.demote(spec.instance, spec.generation)
+        if not kept and self._held.pop(key, None) is not None:
+            await self._end_own(worker, spec)
+        return kept
 
     async def _drop(self, seat: Seat, spec: LoadSpec) -> None:
         """Free what outlived its worker: by the worker that was told of it, if one was."""
