@@ -84,7 +84,7 @@ def _one_crash(at: Scene) -> dict[str, float]:
     """Kill the worker; return when what was seen, in seconds from the signal."""
     at.client.unblock("m")
     pid = at.pid("m")
-    since = len(at.watcher.seen)
+    since = at.told()
     failed: list[float] = []
     never = at.folder / "never"
     call = at.infer("m", f"advance:{never}")
@@ -120,7 +120,7 @@ def hang(kind: str, rounds: int) -> dict[str, object]:
         at.model("m")
         for _ in range(rounds):
             at.client.unblock("m")
-            since = len(at.watcher.seen)
+            since = at.told()
             begun = time.monotonic()
             at.infer("m", kind).exception()
             beyond.append(time.monotonic() - begun - HANG_TIMEOUT_S)
@@ -167,7 +167,7 @@ def leaks(crashes: int) -> dict[str, object]:
 def _kill_and_wait(at: Scene) -> None:
     # By the model's own word: a list of processes is of a moment, at which its worker need not be in it.
     pid = at.pid("m")
-    since = len(at.watcher.seen)
+    since = at.told()
     os.kill(pid, signal.SIGKILL)
     wait_for("READY", lambda: at.watcher.of("READY", since=since))
 

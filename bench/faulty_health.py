@@ -118,7 +118,7 @@ def lose(scene: Scene, model: str, harm: Callable[[int], object]) -> dict[str, f
     ``events`` is from the death until CRASHED came, or from the first request that was answered until READY came.
     """
     pid = scene.pid(model)
-    since = len(scene.watcher.seen)
+    since = scene.told()
     with asking(scene, model) as answers:
         wait_for("answers", lambda: all(said for said in answers.said.values()))
         pidfd = os.pidfd_open(pid)

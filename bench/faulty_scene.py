@@ -71,6 +71,7 @@ class Watcher:
 
     def __init__(self, channel: grpc.Channel) -> None:
         self.seen: list[Seen] = []
+        self.sequence = 0
         self._opened = threading.Event()
         self._call = EventServiceStub(channel).WatchEvents(event_service_pb2.WatchEventsRequest())
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
@@ -83,6 +84,8 @@ class Watcher:
             for message in self._call:
                 now = time.monotonic()
                 self.seen.extend(Seen(now, event) for event in message.events)
+                for told in (*message.events[-1:], message.bookmark):
+                    self.sequence = max(self.sequence, told.sequence)
                 self._opened.set()
         except grpc.RpcError:
             return
@@ -124,9 +127,15 @@ class Scene:
         """What the daemon and its workers wrote so far."""
         return (self.folder / "log").read_text(errors="replace")
 
+    def told(self) -> int:
+        """Return how many events were seen, once all that there are by now were: those behind them are newer."""
+        last = self.client.host().sequence
+        wait_for("all events", lambda: self.watcher.sequence >= last)
+        return len(self.watcher.seen)
+
     def model(self, name: str, *, alone: bool = False, **options: object) -> None:
         """Register, fetch and load a model, in the common worker or in one of its own; the watcher has seen it READY."""
-        since = len(self.watcher.seen)
+        since = self.told()
         config: dict[str, Any] = {"backend": "faulty", "backend_options": options}
         config["load_on_demand"] = False
         if alone:

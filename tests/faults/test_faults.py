@@ -92,7 +92,7 @@ def test_a_fault_costs_what_was_in_flight_and_no_more(
     """All in flight in the worker fails as WORKER_LOST, its models come back by last use; others see nothing."""
     gate = tmp_path / "gate"
     _use(at, "b", "a")
-    since = len(at.watcher.seen)
+    since = at.told()
     with Bystander(at, OTHER) as bystander:
         # One that runs and one that waits behind it.
         calls = [at.infer("c", f"advance:{gate}") for _ in range(2)]
@@ -126,7 +126,7 @@ def test_last_use_outlives_a_crash(at: Scene) -> None:
     """Crashes without a request in between do not turn the order round: coming back is no use."""
     _use(at, "b", "c", "a")
     for _ in range(2):
-        since = len(at.watcher.seen)
+        since = at.told()
         os.kill(_shared_worker(at), signal.SIGKILL)
         wait_until(lambda since=since: _ready(at, since), what="all models are back")
         crashed = [_model(seen) for seen in at.watcher.of("CRASHED", since=since)]
@@ -144,7 +144,7 @@ def test_memory_that_a_request_eats_fails_that_request(at: Scene) -> None:
             assert at.infer(name).exception() is None
         wait_until(lambda: bystander.answers, what="others are answered")
     assert bystander.errors == []
-    since = len(at.watcher.seen)
+    since = at.told()
     os.kill(_shared_worker(at), signal.SIGKILL)
     wait_until(lambda: _ready(at, since), what="all models are back")
 
@@ -161,7 +161,7 @@ def test_a_flood_of_log_lines_is_bounded(at: Scene) -> None:
 
 def test_a_device_fault_answers_its_request_before_the_worker_goes(at: Scene) -> None:
     """A poisoned worker ends with exit code 70 after the request that found it was told so."""
-    since = len(at.watcher.seen)
+    since = at.told()
     at.client.unblock("b")
     error = at.infer("b", "poison").exception()
     assert info_of(error).reason == "INFERENCE_FAILED"

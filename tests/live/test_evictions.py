@@ -105,7 +105,7 @@ def test_nothing_waits_behind_an_eviction_that_is_for_another(at: Scene, gate: P
 def test_a_victim_that_is_asked_while_it_drains_comes_back(at: Scene, gate: Path) -> None:
     """Its request waits, the load it made room for is served, and then it is: each model goes once, and no request fails."""
     held = busy(at, "a", gate)
-    before = len(at.watcher.seen)
+    before = at.told()
     other = at.infer("b")
     wait_for("a drains", lambda: at.watcher.of("EVICTED_WHEN_IDLE", "a", before))
     again = at.infer("a")

@@ -65,6 +65,7 @@ def test_a_model_whose_canary_fails_is_loaded_anew(at: Scene) -> None:
     at.infer("n", "sicken").result()
     after = ready(at, "n", before.generation)
     assert after.health.status == Health.HEALTHY
+    at.told()
     assert at.watcher.of("HEALTH", "n")[0].event.details["why"] == "As it was told."
     assert at.watcher.of("UNHEALTHY", "n")[0].event.details["reloads"] == "0 of 3"
     assert at.client.ready("n")
