@@ -39,14 +39,14 @@ def test_infer_sends_tensors_of_the_models_datatype(double: Double, run, tmp_pat
     (tmp_path / "c.json").write_text("[[1, 2]]")
     done = run(
         "infer", "m", "-i", "a=[1, 2.5]", "-i", "b=[true]", "-i", f"c:fp32=@{tmp_path}/c.json",
-        "-i", 'd=["x"]', "-i", "e=[3]", "-o", "y", "-p", "top=3", "-p", "way=left",
+        "-i", 'd=["x"]', "-i", "e=[3]", "-i", "f=[[3, 0.5]]", "-o", "y", "-p", "top=3", "-p", "way=left",
         "--version", "2", "--json",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     (sent,) = double.requests("ModelInfer")
     assert [(i.name, i.datatype, list(i.shape)) for i in sent.inputs] == [
         *(("a", "FP16", [2]), ("b", "BOOL", [1]), ("c", "FP32", [1, 2])),
-        *(("d", "BYTES", [1]), ("e", "INT64", [1])),
+        *(("d", "BYTES", [1]), ("e", "INT64", [1]), ("f", "FP32", [1, 2])),
     ]
     assert sent.parameters["top"].int64_param == 3
     assert sent.parameters["way"].string_param == "left"
@@ -72,6 +72,7 @@ def test_infer_refuses_files_and_options_that_are_none(double: Double, run, tmp_
         (["-i", "x:INT8=1", "-i", "x:INT8=2"], "twice"),
         (["-i", "x:INT8=1", "-p", "a=1", "-p", "a=2"], "twice"),
         (["-i", "x:INT8=1", "-p", "=1"], "not KEY=VALUE"),
+        (["-i", f"x={'[' * 100_000}"], "not JSON"),
     ):
         done = run("infer", "m", *words)
         assert done.exit_code == 2

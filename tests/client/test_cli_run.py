@@ -152,6 +152,54 @@ def test_a_model_without_a_chat_template_goes_on_from_the_text(double: Double, r
     assert "no chat template" in done.stderr
 
 
+def with_template_that_refuses(
+    request: pb.GenerateRequest, context: grpc.ServicerContext
+) -> Iterator[pb.GenerateResponse]:
+    """Answer as a model whose chat template raises an error."""
+    if request.messages:
+        context.abort(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "messages: expected messages that the model's chat template takes, got 'no system'",
+        )
+    yield pb.GenerateResponse(text="raw", finish_reason=STOP)
+
+
+def test_a_template_that_refuses_is_not_taken_for_none(double: Double, run) -> None:
+    """What a chat template does not take fails: the text does not go to the model in another form."""
+    of_task(double, "text-generation")
+    double.on("Generate", with_template_that_refuses)
+    done = run("run", "m", "hi", "--system", "be brief")
+    assert done.exit_code == 2
+    assert "no system" in done.stderr
+    assert len(double.requests("Generate")) == 1
+
+
+def test_a_text_may_stop_at_several(double: Double, run) -> None:
+    """Each `-p stop=` adds a text, as it is: what looks like a number too."""
+    of_task(double, "text-generation")
+    double.on("Generate", [pb.GenerateResponse(text="a", finish_reason=STOP)])
+    run("run", "m", "hi", "-p", "stop=END", "-p", "stop=3", "-p", "max_tokens=4")
+    (sent,) = double.requests("Generate")
+    assert (list(sent.sampling.stop), sent.sampling.max_tokens) == (["END", "3"], 4)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_a_terminal_cannot_show_is_written_out(double: Double, encoding: str) -> None:
+    """A text beyond the output's encoding is shown as far as may be; as JSON it is the same document."""
+    of_task(double, "text-generation")
+    double.on("Generate", [pb.GenerateResponse(text="é 東京 🙂", finish_reason=STOP)])
+
+    def shown(*more: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "modelhost.cli", "--target", double.target, "run", "m", "hi", *more],
+            env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=True,
+        )  # fmt: skip
+        return done.stdout.decode(encoding)
+
+    assert shown() == ("\\xe9" if encoding == "ascii" else "é") + " \\u6771\\u4eac \\U0001f642\n"
+    assert json.loads(shown("--json"))["text"] == "é 東京 🙂"
+
+
 # --- what is refused --------------------------------------------------------------------------------
 
 

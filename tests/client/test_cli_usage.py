@@ -15,7 +15,7 @@ USAGE = pb.ModelDescription(
 
 
 def test_a_loaded_model_is_shown_with_its_tensors_and_examples(told: Double, run) -> None:
-    """Tensors in a table, examples as they are; for scripts a line for each tensor, as JSON all of it."""
+    """Tensors in a table, examples as they are; for scripts a line for each tensor and examples if asked, as JSON all of it."""
     told.on("DescribeModel", USAGE)
     text = run("show", "mini", "--format", "table").stdout
     assert "UTF-8 texts" in text
@@ -23,6 +23,9 @@ def test_a_loaded_model_is_shown_with_its_tensors_and_examples(told: Double, run
     assert text.endswith("\npython:\n\nif a:\n    b()\n")
     assert run("show", "mini").stdout.endswith(
         "input\ttext\tBYTES\t[-1]\tUTF-8 texts\noutput\tembedding\tFP32\t[-1, 384]\t\n"
+    )
+    assert run("show", "mini", "--usage").stdout.endswith(
+        "[-1, 384]\t\n\npython:\n\nif a:\n    b()\n"
     )
     shown = json.loads(run("show", "mini", "--json").stdout)
     assert shown["usage"]["examples"] == [{"tool": "python", "text": "if a:\n    b()\n"}]

@@ -1,5 +1,6 @@
 """The command itself: its commands in sections, the global options, and what an error becomes."""
 
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -113,5 +114,8 @@ for _commands in SECTIONS.values():
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit."""
+    # What a terminal's encoding lacks is written out, as on stderr, rather than the end of the command.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     app.main(args=None if arguments is None else list(arguments), prog_name="modelhost")
     sys.exit(0)

@@ -56,7 +56,8 @@ class Talk:
             try:
                 return self._ask(text, [*self.said, {"role": "user", "content": text}], show=show)
             except InvalidArgument as error:
-                if "chat template" not in error.message:
+                # One that has a template, which refuses these messages, says so in other words.
+                if "no chat template" not in error.message:
                     raise
             self.raw = True
             note = "the model has no chat template: it goes on from each text by itself"

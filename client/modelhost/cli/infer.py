@@ -107,7 +107,7 @@ def _read_input(text: str) -> tuple[str, str, Any]:
             raise click.BadParameter(told, param_hint="--input") from None
     try:
         return name, datatype.upper(), json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"{name} is not JSON: {error}", param_hint="--input") from None
 
 
@@ -118,11 +118,18 @@ def _datatypes(metadata: "ModelMetadataResponse") -> dict[str, str]:
 
 def _guess(value: Any) -> str:
     """Return the datatype of JSON that nobody has named one for."""
-    while isinstance(value, list) and value:
-        value = value[0]
-    if isinstance(value, bool):
-        return "BOOL"
-    return {int: "INT64", float: "FP32"}.get(type(value), "BYTES")
+    kinds = _kinds(value)
+    if kinds == {int, float}:
+        return "FP32"
+    kind = kinds.pop() if len(kinds) == 1 else str
+    return {bool: "BOOL", int: "INT64", float: "FP32"}.get(kind, "BYTES")
+
+
+def _kinds(value: Any) -> set[type]:
+    """Return the types of what is in nested lists."""
+    if isinstance(value, list):
+        return {kind for item in value for kind in _kinds(item)}
+    return {type(value)}
 
 
 def _to_array(name: str, value: Any, datatype: str) -> "Array":

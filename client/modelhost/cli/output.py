@@ -136,7 +136,9 @@ def to_dict(message: "Message") -> dict[str, Any]:
 
 def dump(value: object, indent: int | None = None) -> str:
     """Return JSON that is safe to show, whatever is in its strings."""
-    return plain_json(json.dumps(value, indent=indent, ensure_ascii=False, default=str))
+    # Another encoding may lack a character, and what stands for it then is no JSON.
+    ascii_only = sys.stdout.encoding.lower() not in ("utf-8", "utf8")
+    return plain_json(json.dumps(value, indent=indent, ensure_ascii=ascii_only, default=str))
 
 
 def error_note(lines: Iterable[str]) -> None:

@@ -157,7 +157,7 @@ def show(session: Session, model: str, usage: bool) -> None:
         output.blank()
         output.rows(found.artifacts, views.ARTIFACT_COLUMNS)
     if description is not None:
-        show_usage(output, description)
+        show_usage(output, description, wanted=usage)
 
 
 @click.command(cls=Command)

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -30,7 +30,7 @@ TOP_K = 5
 @click.option("--top-k", type=click.IntRange(1, 1000), metavar="N",
               help="Classification: how many labels of each text (5).")  # fmt: skip
 @click.option("-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE",
-              help="Generation: max_tokens=100, temperature=0.7, stop=END, ...; repeatable.")  # fmt: skip
+              help="Generation: max_tokens=100, temperature=0.7, stop=END, ...; repeatable, stop with itself too.")  # fmt: skip
 @click.option("--system", metavar="TEXT", help="Generation: what the model is told first.")
 @click.option(
     "--raw", is_flag=True, help="Generation: go on from the text, without a chat template."
@@ -72,8 +72,7 @@ def run(
             },
         )
         if found.task == "text-generation":
-            sampling = {k: scalar(v) for k, v in to_pairs(parameters, "--parameter").items()}
-            talk = chat.Talk(client, model, sampling, system=system, raw=raw)
+            talk = chat.Talk(client, model, _sampling(parameters), system=system, raw=raw)
             if not inputs and sys.stdin.isatty():
                 if output.json:
                     raise click.UsageError("a chat has no --json; give a prompt")
@@ -88,6 +87,16 @@ def run(
         texts = _texts(inputs)
         for start in range(0, len(texts), at_once):
             show(client, model, texts[start : start + at_once], start, top_k or TOP_K, output)
+
+
+def _sampling(parameters: Sequence[str]) -> dict[str, Any]:
+    """Return ``KEY=VALUE`` texts as the client's sampling; there may be several texts to stop at."""
+    stops = [one.removeprefix("stop=") for one in parameters if one.startswith("stop=")]
+    others = tuple(one for one in parameters if not one.startswith("stop="))
+    sampling: dict[str, Any] = {
+        key: scalar(value) for key, value in to_pairs(others, "--parameter").items()
+    }
+    return {**sampling, "stop": stops} if stops else sampling
 
 
 def _refuse_options(

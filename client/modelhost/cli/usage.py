@@ -31,8 +31,8 @@ def find_usage(
         return None
 
 
-def show_usage(output: Output, found: "ModelDescription") -> None:
-    """Write inputs, outputs and examples; for scripts a line for each, the examples left out."""
+def show_usage(output: Output, found: "ModelDescription", *, wanted: bool) -> None:
+    """Write inputs, outputs and examples; for scripts a line for each, the examples only where they are ``wanted``."""
     columns: list[Column[tuple[str, ModelDescription.Tensor]]] = [
         Column("TENSOR", lambda row: row[0]),
         Column("NAME", lambda row: row[1].name),
@@ -46,12 +46,11 @@ def show_usage(output: Output, found: "ModelDescription") -> None:
         output.rows(rows, columns)
     else:
         output.say("It takes any tensors, and gives them back.")
-    if not output.table:
+    if not (output.table or wanted):
         return
     for example in found.examples:
-        output.blank()
-        output.say(f"{example.tool}:")
-        output.blank()
+        for line in ("", f"{example.tool}:", ""):
+            output.say(line)
         # As it is, not indented: it is there to be copied.
         for line in example.text.splitlines():
             output.say(line)
