@@ -513,7 +513,9 @@ class ModelInferRequest(_message.Message):
         """Its name, as the metadata has it. Twice the same is INVALID_ARGUMENT."""
         @_builtins.property
         def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-            """Parameters of the tensor; those of shared memory are INVALID_ARGUMENT."""
+            """Parameters of the tensor: `classification` (of each item so many of the highest elements come
+            back, as texts `value:index:label`). Those of shared memory are INVALID_ARGUMENT.
+            """
 
         def __init__(
             self,
@@ -563,8 +565,9 @@ class ModelInferRequest(_message.Message):
     """The caller's own mark; it comes back in the answer. At most 1,024 bytes."""
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-        """Parameters: `timeout` (microseconds in the queue), `priority`, and the backend's own. Others
-        that begin with `triton_` are INVALID_ARGUMENT, except `triton_enable_empty_final_response`.
+        """Parameters: `timeout` (microseconds for waiting and for the work together; 0 = none of its own),
+        `priority` (1 is the most urgent), and the backend's own. Others that begin with `triton_` are
+        INVALID_ARGUMENT, except `triton_enable_empty_final_response`.
         """
 
     @_builtins.property
@@ -883,7 +886,7 @@ class InferStatistics(_message.Message):
 
     @_builtins.property
     def fail(self) -> Global___StatisticDuration:
-        """Requests that failed."""
+        """Requests that failed. One that its client gave up counts as neither."""
 
     @_builtins.property
     def queue(self) -> Global___StatisticDuration:
