@@ -1,13 +1,14 @@
 """Many watchers of a real daemon: readers miss nothing, those that never read cost little and delay nobody."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import grpc
 import pytest
 
 from bench import attacks
+from bench.raw_connection import RawConnection
 from modelhost.v1 import event_service_pb2
 from modelhostd.api.held import STALL_S
 from tests import event_validators as validate
@@ -56,12 +57,23 @@ def at():
         yield made
 
 
+@pytest.fixture
+def held() -> Iterator[list[RawConnection]]:
+    """Connections that are closed at the end, however it comes: what is left open fails another test."""
+    made: list[RawConnection] = []
+    yield made
+    for connection in made:
+        connection.close()
+
+
 def _channels(at: Scene, count: int, *options: tuple[str, int]) -> Sequence[grpc.aio.Channel]:
     return [grpc.aio.insecure_channel(at.tcp, options=[*OWN, *options]) for _ in range(count)]
 
 
 @pytest.mark.timeout(450)  # 20,000 messages to one test process, beside whatever else runs
-async def test_readers_and_publishing_go_on_beside_watchers_that_never_read(at: Scene) -> None:
+async def test_readers_and_publishing_go_on_beside_watchers_that_never_read(
+    at: Scene, held: list[RawConnection]
+) -> None:
     """100 that read miss nothing beside 100 that never read; changes are acknowledged, memory is bounded."""
     Reader.parsed.clear()
     channels = _channels(at, 2)
@@ -70,7 +82,7 @@ async def test_readers_and_publishing_go_on_beside_watchers_that_never_read(at: 
     await asyncio.gather(*(reader.until(first) for reader in readers))
     before = at.rss_bytes()
     began = asyncio.get_running_loop().time()
-    held = await asyncio.to_thread(attacks.never_reading, at.tcp, NEVER_READERS)
+    held += await asyncio.to_thread(attacks.never_reading, at.tcp, NEVER_READERS)
     await wait_until_async(lambda: at.subscribers() == READERS + NEVER_READERS)
 
     # Each of these is answered, or the call's deadline would end the test.
@@ -85,8 +97,9 @@ async def test_readers_and_publishing_go_on_beside_watchers_that_never_read(at: 
     # Who reads nothing has had its share: more events take no more memory.
     assert at.rss_bytes() - stalled < CACHES_BYTES
     watching = at.subscribers()
-    if asyncio.get_running_loop().time() - began < STALL_S:
-        # Later, as on a slow machine, those that read nothing have been ended, as they should be.
+    if asyncio.get_running_loop().time() - began < STALL_S / 2:
+        # Later, as on a slow machine, those that read nothing have been ended, as they should be; how much
+        # earlier than after STALL_S depends on how old the time is that the daemon's loop had then.
         assert watching == READERS + NEVER_READERS
     for stream in streams:
         validate.check_contiguous(stream.events, 1, last)
