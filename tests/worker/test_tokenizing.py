@@ -1,5 +1,6 @@
 """A tokenizer is read once for a model that leaves and comes back, and reading it lets others run where it can."""
 
+import gc
 import io
 import json
 import math
@@ -13,6 +14,7 @@ from modelhostd.core.errors import Reason
 from modelhostd.worker import process
 from modelhostd.worker.backend import Backend
 from modelhostd.worker.backends import tokenizing
+from modelhostd.worker.backends.building import read_config
 from modelhostd.worker.backends.tokenizing import BYTES_PER_FILE_BYTE, Shelf, read_tokenizer
 from modelhostd.worker.executor import Executor
 from modelhostd.worker.imaging import Imaging
@@ -244,6 +246,18 @@ def test_the_library_reads_numbers_through_functions_of_ours(minilm, monkeypatch
     assert ours.backend_tokenizer.to_str() == plain.backend_tokenizer.to_str()
     assert {**ours.init_kwargs} == {**plain.init_kwargs}
     assert ours(TEXTS) == plain(TEXTS)
+
+
+def test_nothing_is_collected_while_the_library_reads_what_may_import(tiny, monkeypatch):
+    """A configuration or a tokenizer can be the first to need a thousand modules, all of which a collection looks at."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    on = []
+    for kind in (AutoConfig, AutoTokenizer):
+        monkeypatch.setattr(kind, "from_pretrained", lambda *_, **__: on.append(gc.isenabled()))
+    read_config(tiny)
+    read_tokenizer(tiny)
+    assert (on, gc.isenabled()) == ([False, False], True)
 
 
 VALUES = st.recursive(

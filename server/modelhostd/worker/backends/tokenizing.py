@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from modelhostd.core.values import dataclass
-from modelhostd.worker.process import drops_when_short
+from modelhostd.worker.process import drops_when_short, importing
 
 MAX_TOKENIZERS = 32
 MEMORY_SHARE = 64
@@ -92,8 +92,11 @@ def read_tokenizer(model_dir: Path) -> Any:
     import transformers
 
     _let_others_run()
-    return transformers.AutoTokenizer.from_pretrained(
-        model_dir, local_files_only=True, trust_remote_code=False
+    # A class of its own may be imported; and merges are lists, which the collector would look at again and again.
+    return importing(
+        lambda: transformers.AutoTokenizer.from_pretrained(
+            model_dir, local_files_only=True, trust_remote_code=False
+        )
     )
 
 

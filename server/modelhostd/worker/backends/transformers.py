@@ -25,7 +25,13 @@ from modelhostd.worker.backend import (
     Tensor,
 )
 from modelhostd.worker.backends import files, text
-from modelhostd.worker.backends.building import build, compiled, find_device, prepare
+from modelhostd.worker.backends.building import (
+    build,
+    compiled,
+    find_device,
+    prepare,
+    read_config,
+)
 from modelhostd.worker.backends.pooling import read_recipe
 from modelhostd.worker.backends.tasks import FeatureExtraction, Task, TextClassification
 from modelhostd.worker.backends.tokenizing import SHELF, Taken
@@ -84,15 +90,12 @@ class TransformersBackend(Backend):
 
     def load(self, context: LoadContext) -> None:
         """Load tokenizer, configuration and weights."""
-        import transformers
-
         unknown = set(context.options) - set(OPTIONS.get(context.task, ()))
         if unknown:
             known = ", ".join(OPTIONS.get(context.task, ())) or "none"
             raise BadInputError("backend_options", known, min(unknown))
         files.refuse_custom_code(context.model_dir)
-        own = {"local_files_only": True, "trust_remote_code": False}
-        config = transformers.AutoConfig.from_pretrained(context.model_dir, **own)
+        config = read_config(context.model_dir)
         self._taken = SHELF.take(context.model_dir)
         self._tokenizer = self._taken.tokenizer
         if self._tokenizer.pad_token is None:

@@ -25,7 +25,7 @@ from modelhostd.worker.backend import (
     TensorSpec,
 )
 from modelhostd.worker.backends import files, text
-from modelhostd.worker.backends.building import build, find_device, prepare
+from modelhostd.worker.backends.building import build, find_device, prepare, read_config
 from modelhostd.worker.backends.generation import parameters
 from modelhostd.worker.backends.generation.chat import ChatTemplate
 from modelhostd.worker.backends.generation.engine import Engine
@@ -101,8 +101,7 @@ class TextGenerationBackend(Backend):
 
         most, chosen = _read_options(context.options)
         files.refuse_custom_code(context.model_dir)
-        own = {"local_files_only": True, "trust_remote_code": False}
-        config = transformers.AutoConfig.from_pretrained(context.model_dir, **own)
+        config = read_config(context.model_dir)
         self._taken = SHELF.take(context.model_dir)
         self._tokenizer = self._taken.tokenizer
         self._defaults = parameters.read_defaults(
