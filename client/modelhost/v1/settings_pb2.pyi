@@ -48,16 +48,16 @@ class Settings(_message.Message):
     name: _builtins.str
     """Always `settings`. Output only."""
     max_concurrent_downloads: _builtins.int
-    """Downloads at the same time, from 1 to 64; 3 by default."""
+    """Downloads at the same time, from 1 to 64 (0 is refused); 3 by default."""
     download_rate_limit_bytes_per_second: _builtins.int
     """The most bytes a second that all downloads fetch together; 0 = no limit, the default."""
     max_concurrent_loads: _builtins.int
-    """Loads at the same time, from 1 to 64; 2 by default."""
+    """Loads at the same time, from 1 to 64 (0 is refused); 2 by default."""
     load_on_demand: _builtins.bool
     """Whether inference loads a model that is on disk, for models that do not say. True by default."""
     queue_limit: _builtins.int
     """How many requests may wait until one model is loaded, for models that do not say. From 1 to
-    65,536; 256 by default.
+    65,536 (0 is refused); 256 by default.
     """
     eviction_policy: _builtins.str
     """Which idle model goes first when memory is short: `lru`, the default, or `cost-aware`, which
@@ -84,7 +84,7 @@ class Settings(_message.Message):
     """
     verify_rate_bytes_per_second: _builtins.int
     """The most bytes a second that such a verification reads, a quarter of it while requests are
-    answered. At least 1 MiB; 64 MiB by default.
+    answered. At least 1 MiB (0 is refused); 64 MiB by default.
     """
     host_budget_bytes: _builtins.int
     """Bytes of host memory for weights beside those on devices: a model on a GPU keeps a copy there where
@@ -134,12 +134,12 @@ class Settings(_message.Message):
         self,
         *,
         name: _builtins.str = ...,
-        max_concurrent_downloads: _builtins.int = ...,
+        max_concurrent_downloads: _builtins.int | None = ...,
         download_rate_limit_bytes_per_second: _builtins.int = ...,
-        max_concurrent_loads: _builtins.int = ...,
+        max_concurrent_loads: _builtins.int | None = ...,
         keep_alive: _duration_pb2.Duration | None = ...,
         load_on_demand: _builtins.bool = ...,
-        queue_limit: _builtins.int = ...,
+        queue_limit: _builtins.int | None = ...,
         eviction_policy: _builtins.str = ...,
         min_residency: _duration_pb2.Duration | None = ...,
         drain_timeout: _duration_pb2.Duration | None = ...,
@@ -149,16 +149,33 @@ class Settings(_message.Message):
         storage_policy: _builtins.str = ...,
         storage_ttl: _duration_pb2.Duration | None = ...,
         verify_interval: _duration_pb2.Duration | None = ...,
-        verify_rate_bytes_per_second: _builtins.int = ...,
+        verify_rate_bytes_per_second: _builtins.int | None = ...,
         host_budget_bytes: _builtins.int | None = ...,
         host_keep_alive: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_host_budget_bytes", b"_host_budget_bytes", "drain_timeout", b"drain_timeout", "host_budget_bytes", b"host_budget_bytes", "host_keep_alive", b"host_keep_alive", "keep_alive", b"keep_alive", "min_residency", b"min_residency", "storage_ttl", b"storage_ttl", "verify_interval", b"verify_interval"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_host_budget_bytes", b"_host_budget_bytes", "_max_concurrent_downloads", b"_max_concurrent_downloads", "_max_concurrent_loads", b"_max_concurrent_loads", "_queue_limit", b"_queue_limit", "_verify_rate_bytes_per_second", b"_verify_rate_bytes_per_second", "drain_timeout", b"drain_timeout", "host_budget_bytes", b"host_budget_bytes", "host_keep_alive", b"host_keep_alive", "keep_alive", b"keep_alive", "max_concurrent_downloads", b"max_concurrent_downloads", "max_concurrent_loads", b"max_concurrent_loads", "min_residency", b"min_residency", "queue_limit", b"queue_limit", "storage_ttl", b"storage_ttl", "verify_interval", b"verify_interval", "verify_rate_bytes_per_second", b"verify_rate_bytes_per_second"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_host_budget_bytes", b"_host_budget_bytes", "disk_budget_bytes", b"disk_budget_bytes", "download_rate_limit_bytes_per_second", b"download_rate_limit_bytes_per_second", "drain_timeout", b"drain_timeout", "etag", b"etag", "eviction_policy", b"eviction_policy", "host_budget_bytes", b"host_budget_bytes", "host_keep_alive", b"host_keep_alive", "keep_alive", b"keep_alive", "load_on_demand", b"load_on_demand", "log_level", b"log_level", "max_concurrent_downloads", b"max_concurrent_downloads", "max_concurrent_loads", b"max_concurrent_loads", "min_residency", b"min_residency", "name", b"name", "queue_limit", b"queue_limit", "storage_policy", b"storage_policy", "storage_ttl", b"storage_ttl", "verify_interval", b"verify_interval", "verify_rate_bytes_per_second", b"verify_rate_bytes_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_host_budget_bytes", b"_host_budget_bytes", "_max_concurrent_downloads", b"_max_concurrent_downloads", "_max_concurrent_loads", b"_max_concurrent_loads", "_queue_limit", b"_queue_limit", "_verify_rate_bytes_per_second", b"_verify_rate_bytes_per_second", "disk_budget_bytes", b"disk_budget_bytes", "download_rate_limit_bytes_per_second", b"download_rate_limit_bytes_per_second", "drain_timeout", b"drain_timeout", "etag", b"etag", "eviction_policy", b"eviction_policy", "host_budget_bytes", b"host_budget_bytes", "host_keep_alive", b"host_keep_alive", "keep_alive", b"keep_alive", "load_on_demand", b"load_on_demand", "log_level", b"log_level", "max_concurrent_downloads", b"max_concurrent_downloads", "max_concurrent_loads", b"max_concurrent_loads", "min_residency", b"min_residency", "name", b"name", "queue_limit", b"queue_limit", "storage_policy", b"storage_policy", "storage_ttl", b"storage_ttl", "verify_interval", b"verify_interval", "verify_rate_bytes_per_second", b"verify_rate_bytes_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__host_budget_bytes: _TypeAlias = _typing.Literal["host_budget_bytes"]  # noqa: Y015
     _WhichOneofArgType__host_budget_bytes: _TypeAlias = _typing.Literal["_host_budget_bytes", b"_host_budget_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__max_concurrent_downloads: _TypeAlias = _typing.Literal["max_concurrent_downloads"]  # noqa: Y015
+    _WhichOneofArgType__max_concurrent_downloads: _TypeAlias = _typing.Literal["_max_concurrent_downloads", b"_max_concurrent_downloads"]  # noqa: Y015
+    _WhichOneofReturnType__max_concurrent_loads: _TypeAlias = _typing.Literal["max_concurrent_loads"]  # noqa: Y015
+    _WhichOneofArgType__max_concurrent_loads: _TypeAlias = _typing.Literal["_max_concurrent_loads", b"_max_concurrent_loads"]  # noqa: Y015
+    _WhichOneofReturnType__queue_limit: _TypeAlias = _typing.Literal["queue_limit"]  # noqa: Y015
+    _WhichOneofArgType__queue_limit: _TypeAlias = _typing.Literal["_queue_limit", b"_queue_limit"]  # noqa: Y015
+    _WhichOneofReturnType__verify_rate_bytes_per_second: _TypeAlias = _typing.Literal["verify_rate_bytes_per_second"]  # noqa: Y015
+    _WhichOneofArgType__verify_rate_bytes_per_second: _TypeAlias = _typing.Literal["_verify_rate_bytes_per_second", b"_verify_rate_bytes_per_second"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__host_budget_bytes) -> _WhichOneofReturnType__host_budget_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_concurrent_downloads) -> _WhichOneofReturnType__max_concurrent_downloads | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_concurrent_loads) -> _WhichOneofReturnType__max_concurrent_loads | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__queue_limit) -> _WhichOneofReturnType__queue_limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__verify_rate_bytes_per_second) -> _WhichOneofReturnType__verify_rate_bytes_per_second | None: ...
 
 Global___Settings: _TypeAlias = Settings  # noqa: Y015
