@@ -16,6 +16,7 @@ class Weight:
 
 @pytest.fixture(autouse=True)
 def _all_is_collected_again():
+    gc.unfreeze()  # what another test put aside may go meanwhile, and is not to be counted
     yield
     gc.unfreeze()
     gc.collect()
