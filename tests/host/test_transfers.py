@@ -334,6 +334,32 @@ async def test_another_source_needs_another_download(world: World) -> None:
         assert [job.source.uri for job in world.downloads.jobs] == ["hf://org/a", "hf://org/b"]
 
 
+@pytest.mark.parametrize("refresh", [False, True])
+async def test_unsafe_files_come_beside_what_is_on_disk_without(
+    world: World, refresh: bool
+) -> None:
+    """The same revision is fetched once more for them, without `refresh`, too; once they are there, or are none, nothing is."""
+    async with world.host() as run:
+        for model, extra in (("a", {"more.pt": b"x"}), ("b", {})):
+            await run.add(model)
+            files = {"config.json": b"{}", "model.gguf": b"GGUF", **extra}
+            world.downloads.repos[f"hf://org/{model}"] = FakeRepo(files, "r1")
+            await run.end(await run.host.transfers.download(model))
+            jobs = len(world.downloads.jobs)
+            for times in (1, 1):
+                operation = await run.host.transfers.download(
+                    model, allow_unsafe=True, refresh=refresh
+                )
+                await run.end(operation)
+                newest = run.host.models.get(model).newest
+                assert newest is not None
+                assert newest.version == (2 if extra else 1)
+                _, there = await run.host.models.files(model, newest.version)
+                assert {file.path for file in there} == set(files)
+                if not refresh:
+                    assert len(world.downloads.jobs) == jobs + times
+
+
 async def test_unsafe_files_come_for_the_download_that_may(world: World) -> None:
     """Refused without, fetched with, also by the next daemon; one without is not joined."""
     async with world.host() as run:

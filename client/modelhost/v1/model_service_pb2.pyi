@@ -552,7 +552,9 @@ class DownloadModelRequest(_message.Message):
     rate_limit_bytes_per_second: _builtins.int
     """The most bytes a second for this download; 0 = as much as `Settings` allow."""
     allow_unsafe: _builtins.bool
-    """Whether files that can run code when loaded (pickles) may come, too. Needs the right OPERATE."""
+    """Whether files that can run code when loaded (pickles) may come, too: the source is asked for them
+    also where its revision is on disk without. Needs the right OPERATE.
+    """
     request_id: _builtins.str
     """Makes the call safe to repeat; see CreateModelRequest."""
     refresh: _builtins.bool

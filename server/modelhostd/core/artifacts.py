@@ -56,13 +56,15 @@ def artifact_of(state: State, operation: str) -> tuple[Model, Artifact] | None:
     return (model, found) if found is not None else None
 
 
-def fetched_already(model: Model) -> Artifact | None:
+def fetched_already(model: Model, *, allow_unsafe: bool = False) -> Artifact | None:
     """Return the newest artifact if it came whole from the model's source; None = there is a reason to
-    fetch, also where a newer one was found damaged.
+    fetch, also where a newer one was found damaged, or the newest one came without what ``allow_unsafe`` brings.
     """
     have, last = model.newest, model.artifacts[-1] if model.artifacts else None
     damaged = last is not None and last.state is ArtifactState.QUARANTINED
-    return have if have is not None and have.source == model.source and not damaged else None
+    if have is None or have.source != model.source or damaged:
+        return None
+    return have if have.allow_unsafe or not allow_unsafe else None
 
 
 def wanted(model: Model, operation: Operation, *, allow_unsafe: bool = False) -> Sequence[Edit]:
@@ -175,7 +177,8 @@ def accepted(
 ) -> tuple[Model, Artifact, Sequence[int]]:
     """Return the model with its new artifact, that artifact, and the versions whose files may go.
 
-    The revision that is there already is not kept twice. The operation must have an artifact.
+    The revision that is there already is not kept twice, unless files came that may only now. The operation must have
+    an artifact.
     """
     found = artifact_of(state, operation)
     assert found is not None
@@ -183,12 +186,11 @@ def accepted(
     if artifact.state is ArtifactState.DOWNLOADING:
         model = rules.with_artifact(model, artifact.version, ArtifactState.VERIFYING)
     before = model.newest
-    if (
-        before is not None
-        and before.revision == arrived.revision
-        and before.source == artifact.source
-    ):
-        kept = tuple(a for a in model.artifacts if a.version != artifact.version)
+    if before is not None and _same(before, artifact, arrived):
+        # From now on it is known that there are no others.
+        before = replace(before, allow_unsafe=before.allow_unsafe or artifact.allow_unsafe)
+        others = (a for a in model.artifacts if a.version != artifact.version)
+        kept = tuple(before if a.version == before.version else a for a in others)
         return replace(model, artifacts=kept), before, [artifact.version]
     model = rules.with_artifact(
         model,
@@ -212,6 +214,15 @@ def accepted(
     newest = model.newest
     assert newest is not None
     return model, newest, gone
+
+
+def _same(before: Artifact, artifact: Artifact, arrived: Arrived) -> bool:
+    """Whether what arrived is there already."""
+    if (before.revision, before.source) != (arrived.revision, artifact.source):
+        return False
+    if before.allow_unsafe or not artifact.allow_unsafe:
+        return True
+    return (before.file_count, before.size_bytes) == (arrived.file_count, arrived.size_bytes)
 
 
 def superfluous(state: State) -> tuple[Sequence[tuple[str, int]], Sequence[Edit]]:

@@ -59,7 +59,8 @@ class Transfers(TransferTasks):
 
         Files that are on disk from the model's source are left alone and the operation has SUCCEEDED,
         unless ``refresh`` asks the source for a newer revision. With ``allow_unsafe`` files that can
-        run code when loaded may come, too; one that runs without them is not joined.
+        run code when loaded may come, too, also of a revision that is there without them; one that runs without them
+        is not joined.
         """
         answered = await self._registry.answered(request)
         if answered is not None:
@@ -67,7 +68,7 @@ class Transfers(TransferTasks):
         decided = self._registry.decided
         model = decided.model(model_id)
         op_rules.refuse_while_deleted(decided.operations.values(), model_id)
-        have = None if refresh else artifacts.fetched_already(model)
+        have = None if refresh else artifacts.fetched_already(model, allow_unsafe=allow_unsafe)
         if have is not None:
             return await self._done_already(model, have, principal, request)
         if allow_unsafe:
