@@ -60,10 +60,13 @@ class Running:
 
 
 @contextmanager
-def running(*flags: str, endpoint: str = "", below: Path | None = None) -> Iterator[Running]:
+def running(
+    *flags: str, endpoint: str = "", below: Path | None = None, watched: bool = True
+) -> Iterator[Running]:
     """Start the unchanged daemon with ``flags`` on a home of its own; ``endpoint`` is its hub.
 
-    ``below`` is where the home is made, by default where temporary files are.
+    ``below`` is where the home is made, by default where temporary files are. ``watched`` = its loop's lag is noted, which
+    costs 200 wake-ups a second: not beside servers that have no such thing.
     """
     with (
         tempfile.TemporaryDirectory(prefix="mh-bench-", dir=below) as scratch,
@@ -75,7 +78,8 @@ def running(*flags: str, endpoint: str = "", below: Path | None = None) -> Itera
         if endpoint:
             environment["HF_ENDPOINT"] = endpoint
         lag = folder / "lag"
-        command = [sys.executable, loop_lag.__file__, str(lag), "--home", str(folder / "home")]
+        daemon = [loop_lag.__file__, str(lag)] if watched else ["-m", "modelhostd"]
+        command = [sys.executable, *daemon, "--home", str(folder / "home")]
         command += ["--grpc", users, "--grpc", "127.0.0.1:0", "--http", "off"]
         command += ["--log-level", "warning", *flags]
         log = folder / "log"

@@ -88,7 +88,7 @@ def _ours() -> Iterator[Peer]:
     files = {"config.json": b"{}", "model.safetensors": hot_path.safetensors()}
     with (
         LoopbackHub({f"bench/{hot_path.MODEL}": Repo(files)}) as hub,
-        running(endpoint=hub.endpoint) as daemon,
+        running(endpoint=hub.endpoint, watched=False) as daemon,
     ):
         hot_path.with_model(daemon.users)
         yield Peer(OURS, daemon.tcp, (daemon.pid, *daemon.workers()))

@@ -148,7 +148,7 @@ def _ours() -> Iterator[Peer]:
     threads = f"worker.threads={servers.THREADS}"
     with (
         LoopbackHub({f"bench/{MODEL}": repo}) as hub,
-        running("--set", threads, endpoint=hub.endpoint) as daemon,
+        running("--set", threads, endpoint=hub.endpoint, watched=False) as daemon,
         Client(daemon.users) as host,
     ):
         host.add(f"hf://bench/{MODEL}", MODEL, config={"device": "devices/cpu"})
