@@ -15,7 +15,7 @@ from modelhostd.worker import process
 from modelhostd.worker.backend import Backend
 from modelhostd.worker.backends import tokenizing
 from modelhostd.worker.backends.building import read_config
-from modelhostd.worker.backends.tokenizing import BYTES_PER_FILE_BYTE, Shelf, read_tokenizer
+from modelhostd.worker.backends.tokenizing import Shelf, memory_of, read_tokenizer
 from modelhostd.worker.executor import Executor
 from modelhostd.worker.imaging import Imaging
 from modelhostd.worker.loader import Loader
@@ -45,7 +45,7 @@ def shelf(read, monkeypatch):
         read.append(folder)
         return read_tokenizer(folder)
 
-    shelf = Shelf(reads, 64 * MB)
+    shelf = Shelf(reads, memory_of, 64 * MB)
     monkeypatch.setattr("modelhostd.worker.backends.transformers.SHELF", shelf)
     return shelf
 
@@ -64,8 +64,10 @@ def spare(monkeypatch):
 
 
 def objects(max_bytes=MB, most=4):
-    """Return a shelf whose tokenizers are mere objects."""
-    return Shelf(lambda folder: object(), max_bytes, most)
+    """Return a shelf whose tokenizers are what their file has, and take as many bytes."""
+    return Shelf(
+        lambda folder: list((folder / "tokenizer.json").read_bytes()), len, max_bytes, most
+    )
 
 
 # --- what is kept ---------------------------------------------------------------------------------
@@ -120,7 +122,7 @@ def test_the_tokenizer_of_a_model_that_is_not_well_goes_with_it(tiny, shelf, rea
 
 def test_how_it_was_called_does_not_show_when_it_comes_back(tiny):
     """Texts that one model had cut and padded are whole for the next one."""
-    shelf = Shelf(read_tokenizer, 64 * MB)
+    shelf = Shelf(read_tokenizer, memory_of, 64 * MB)
     taken = shelf.take(tiny)
     expected = read_tokenizer(tiny)(TEXTS)["input_ids"]
     taken.tokenizer(TEXTS, truncation=True, max_length=3, padding="max_length")
@@ -136,6 +138,7 @@ def test_weights_have_no_part_in_what_a_tokenizer_is(tmp_path):
     one, other, third = (folder_of(tmp_path, name) for name in ("one", "other", "third"))
     (other / "model.safetensors").write_text("weights")
     (third / "tokenizer.json").rename(third / "tekken.json")
+    (third / "tokenizer.json").touch()
     taken = shelf.take(one)
     shelf.give_back(taken)
     assert shelf.take(third) is not taken
@@ -148,12 +151,12 @@ def test_weights_have_no_part_in_what_a_tokenizer_is(tmp_path):
 def test_so_many_are_kept_and_the_one_that_left_first_goes(tmp_path):
     """Neither number nor bytes pass their limit."""
     folders = [folder_of(tmp_path, str(number), f"{number}" * 100) for number in range(4)]
-    by_number, by_bytes = objects(most=2), objects(max_bytes=250 * BYTES_PER_FILE_BYTE)
+    by_number, by_bytes = objects(most=2), objects(max_bytes=250)
     for shelf in (by_number, by_bytes):
         taken = [shelf.take(folder) for folder in folders]
         for one in taken:
             shelf.give_back(one)
-        assert shelf.held_bytes == 200 * BYTES_PER_FILE_BYTE
+        assert shelf.held_bytes == 200
         assert [shelf.take(folder) is one for folder, one in zip(folders, taken, strict=True)] == [
             False, False, True, True,
         ]  # fmt: skip
@@ -162,7 +165,7 @@ def test_so_many_are_kept_and_the_one_that_left_first_goes(tmp_path):
 
 def test_what_is_larger_than_all_the_room_drives_nothing_out(tmp_path, monkeypatch):
     """It goes with its model; so does one whose files are too many bytes to be looked at."""
-    shelf = objects(max_bytes=250 * BYTES_PER_FILE_BYTE)
+    shelf = objects(max_bytes=250)
     small, large = folder_of(tmp_path, "small", "w" * 100), folder_of(tmp_path, "large", "w" * 300)
     kept = shelf.take(small)
     shelf.give_back(kept)
@@ -170,7 +173,7 @@ def test_what_is_larger_than_all_the_room_drives_nothing_out(tmp_path, monkeypat
     monkeypatch.setattr(tokenizing, "MAX_FILE_BYTES", 99)
     unknown = shelf.take(small)
     shelf.give_back(unknown)
-    assert shelf.held_bytes == 100 * BYTES_PER_FILE_BYTE
+    assert shelf.held_bytes == 100
     monkeypatch.undo()
     assert shelf.take(small) is kept is not unknown
 
@@ -183,6 +186,13 @@ def test_where_memory_was_short_none_is_kept(tmp_path, spare):
     assert shelf.held_bytes
     drop_spare()
     assert not shelf.held_bytes
+
+
+def test_the_memory_of_a_tokenizer_is_told_by_its_kind_and_its_words(minilm):
+    """What the library names as no kind that was measured counts as the largest."""
+    tokenizer = read_tokenizer(minilm)
+    assert memory_of(tokenizer) == 30_522 * 400
+    assert memory_of(["word"] * 10) == 13_000
 
 
 class Poor(Backend):
