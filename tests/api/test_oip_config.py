@@ -1,5 +1,6 @@
 """RepositoryModelLoad with ``config``: the model's config is changed, and what is loaded is so with it."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from modelhostd.core.resources import OperationKind
 from tests.api.oip_scene import OipScene, oip_scene, request
 from tests.api.serving import info_of
 from tests.host.support import World
+from tests.support import DEADLINE_S, wait_until_async
 
 
 class Once(dict[str, ModelhostError]):
@@ -101,6 +103,35 @@ async def test_a_config_that_cannot_be_loaded_is_taken_back(tmp_path: Path) -> N
         assert caught.value.details() == "load failed for model 'a': no"
         config = at.run.host.models.get("a").config
         assert (config.max_batch_size, config.backend_options) == (4, {})
+        assert (await at.infer(request())).model_name == "a"
+
+
+async def test_a_config_is_taken_back_for_a_client_that_gave_up_too(tmp_path: Path) -> None:
+    """The load goes on without it, and what the model could not be loaded with is not what stays."""
+    async with oip_scene(World(tmp_path)) as at:
+        await at.run.have("a")
+        await load(at, {"max_batch_size": 4})
+        gate = at.run.workers.load_gate("a")
+        gate.close()
+        asked = oip.RepositoryModelLoadRequest(model_name="a")
+        asked.parameters[
+            "config"
+        ].string_param = '{"max_batch_size": 8, "backend_options": {"x": 1}}'
+        call = at.stub.RepositoryModelLoad(asked)
+        await gate.reached()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await wait_until_async(lambda: not at.serving.calls, DEADLINE_S)
+        assert at.run.host.models.get("a").config.max_batch_size == 8
+        at.run.workers.crash("sim-0")
+        broken = ModelhostError(Reason.LOAD_FAILED, "no", {"model": "a", "backend": "identity"})
+        at.run.workers.load_errors = Once(a=broken)
+        gate.open()
+        await wait_until_async(
+            lambda: at.run.host.models.get("a").config.max_batch_size == 4, DEADLINE_S
+        )
+        assert at.run.host.models.get("a").config.backend_options == {}
         assert (await at.infer(request())).model_name == "a"
 
 

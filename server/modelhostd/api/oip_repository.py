@@ -1,5 +1,6 @@
 """The repository calls of the protocol: models listed, loaded and unloaded as Triton's clients know it."""
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -36,6 +37,8 @@ class Repository:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._loads: set[asyncio.Task[None]] = set()
+        """Loads with a config: each goes on when its caller has gone, so that a config that fails is taken back."""
 
     async def repository_index(
         self, request: _oip.RepositoryIndexRequest, call: Call
@@ -49,25 +52,20 @@ class Repository:
     ) -> _oip.RepositoryModelLoadResponse:
         """Load a model, with another config if one is given; answers when it is loaded.
 
-        A config with which the model cannot be loaded is taken back.
+        A config with which the model cannot be loaded is taken back, also where the caller has gone by then.
         """
         _check_repository(request.repository_name)
         _check_load_parameters(request.parameters)
-        model = changed = self._registered(request.model_name)
-        was_loaded = self._host.routes.get(model.id) is not None
-        stale = False
+        model = self._registered(request.model_name)
         try:
             if "config" in request.parameters:
-                changed = await self._configured(request, model, call)
-                instance = self._host.registry.committed.instance_of(model.id)
-                stale = instance is not None and instance.config_stale
-            load = self._host.reloads.reload if stale else self._host.residency.load
-            await self._finished(await load(model.id, principal=call.principal), call)
+                await self._load_with(request, model, call)
+            else:
+                load = self._host.residency.load
+                await self._finished(await load(model.id, principal=call.principal), call)
         except ModelhostError as error:
             if error.reason is Reason.SHUTTING_DOWN:
                 raise
-            if error.reason in _OF_CONFIG and changed.config != model.config:
-                await self._taken_back(model, changed, call, load=was_loaded)
             raise ModelhostError(
                 error.reason,
                 f"load failed for model '{request.model_name}': {error.message}",
@@ -108,13 +106,52 @@ class Repository:
         device = self._host.registry.committed.devices.get(route.device)
         return oip_answers.config(name, route, loaded, device)
 
-    async def _configured(
+    async def _load_with(
         self, request: _oip.RepositoryModelLoadRequest, model: Model, call: Call
-    ) -> Model:
-        """Change a model's config; returns the model after it."""
+    ) -> None:
+        """Change a model's config and load it with that; the caller may go, which ends neither."""
         change = oip_config.read(request.parameters["config"].string_param)
         if change.as_is_names:
             change.check(await self.config(request.model_name, "", call))
+        work = asyncio.create_task(self._reconfigure(change, model, call.principal))
+        self._loads.add(work)
+        work.add_done_callback(self._loaded_with)
+        try:
+            async with asyncio.timeout(call.remaining_s()):
+                await call.or_shutdown(asyncio.shield(work))
+        except TimeoutError:
+            raise _goes_on(f"the load of '{model.id}'", call) from None
+
+    def _loaded_with(self, work: "asyncio.Task[None]") -> None:
+        self._loads.discard(work)
+        if not work.cancelled():
+            work.exception()  # Looked at: its caller may have gone.
+
+    async def _reconfigure(
+        self, change: oip_config.ConfigChange, model: Model, principal: str
+    ) -> None:
+        was_loaded = self._host.routes.get(model.id) is not None
+        changed = await self._configured(change, model, principal)
+        instance = self._host.registry.committed.instance_of(model.id)
+        stale = instance is not None and instance.config_stale
+        load = self._host.reloads.reload if stale else self._host.residency.load
+        try:
+            operation = await load(model.id, principal=principal)
+            done = await self._host.operations.wait(operation.id, None)
+            if done.error is not None:
+                raise raised(done.error)
+            if done.state is not OperationState.SUCCEEDED:
+                why = f"operations/{operation.id} was cancelled"
+                raise ModelhostError(Reason.CANCELLED, why, {"operation": operation.id})
+        except ModelhostError as error:
+            if error.reason in _OF_CONFIG and changed.config != model.config:
+                await self._taken_back(model, changed, principal, load=was_loaded)
+            raise
+
+    async def _configured(
+        self, change: oip_config.ConfigChange, model: Model, principal: str
+    ) -> Model:
+        """Change a model's config; returns the model after it."""
         paths = [f"config.{name}" for name in change.names]
 
         def changed(current: ModelSpec) -> ModelSpec:
@@ -122,9 +159,11 @@ class Repository:
 
         with change.named_as_sent():
             config = convert_from.config(change.config)
-            return await self._host.models.update(model.id, changed, "", call.principal)
+            return await self._host.models.update(model.id, changed, "", principal)
 
-    async def _taken_back(self, before: Model, changed: Model, call: Call, *, load: bool) -> None:
+    async def _taken_back(
+        self, before: Model, changed: Model, principal: str, *, load: bool
+    ) -> None:
         """Give a model its config again, unless somebody has changed it since, and begin to load it with that."""
 
         def again(current: ModelSpec) -> ModelSpec:
@@ -132,9 +171,9 @@ class Repository:
             return replace(current, config=before.config) if same else current
 
         with suppress(ModelhostError):
-            await self._host.models.update(before.id, again, "", call.principal)
+            await self._host.models.update(before.id, again, "", principal)
             if load:
-                await self._host.residency.load(before.id, principal=call.principal)
+                await self._host.residency.load(before.id, principal=principal)
 
     def _registered(self, name: str) -> Model:
         try:
@@ -154,11 +193,15 @@ class Repository:
         if done.error is not None:
             raise raised(done.error)
         if done.state is not OperationState.SUCCEEDED:
-            raise ModelhostError(
-                Reason.DEADLINE_EXCEEDED,
-                f"operations/{operation.id} goes on beyond the call's deadline; look at its state",
-                {"method": call.method.rpartition("/")[2]},
-            )
+            raise _goes_on(f"operations/{operation.id}", call)
+
+
+def _goes_on(work: str, call: Call) -> ModelhostError:
+    return ModelhostError(
+        Reason.DEADLINE_EXCEEDED,
+        f"{work} goes on beyond the call's deadline; look at its state",
+        {"method": call.method.rpartition("/")[2]},
+    )
 
 
 def _check_repository(name: str) -> None:
