@@ -1,6 +1,7 @@
 """What the supervisor decides and passes on: hangs, blame, environment, command line, delays."""
 
 import asyncio
+import contextvars
 
 import pytest
 from hypothesis import given
@@ -142,3 +143,32 @@ async def test_a_load_is_refused_while_the_next_start_is_far_off():
         await seat.ready()
     assert caught.value.reason is Reason.WORKER_LOST
     assert 5 < caught.value.retry_delay_s <= 40
+
+
+async def test_a_worker_does_not_belong_to_the_call_that_started_it(monkeypatch):
+    """What it does and logs for hours is not under the request id of the load that was first."""
+    call = contextvars.ContextVar("call", default="none")
+    call.set("a load")
+    seen = []
+
+    class Started:
+        def __init__(self, *_):
+            self.exited = asyncio.get_running_loop().create_future()
+
+        async def launch(self):
+            seen.append(call.get())
+
+        async def greet(self):
+            pass
+
+    monkeypatch.setattr(seats, "Worker", Started)
+    ready = asyncio.Event()
+
+    def on_ready(_):
+        seen.append(call.get())
+        ready.set()
+
+    seat = seats.Seat(WorkersConfig(), "cpu", "", on_ready, *[lambda *_: None] * 2)
+    await seat.ready()
+    await ready.wait()
+    assert seen == ["none", "none"]

@@ -1,6 +1,7 @@
 """One place for a worker: keeps a process there, with back-off, as long as it is wanted."""
 
 import asyncio
+import contextvars
 import logging
 import random
 from collections.abc import Callable, Iterable
@@ -72,8 +73,10 @@ class Seat:
 
     def _start(self) -> "asyncio.Task[Worker]":
         if self._attempt is None:
-            self._attempt = self._loop.create_task(self._try())
-            self._attempt.add_done_callback(self._tried)
+            # Not in the context of the call that happened to be first: all that is logged of the worker would name it.
+            context = contextvars.Context()
+            self._attempt = self._loop.create_task(self._try(), context=context)
+            self._attempt.add_done_callback(self._tried, context=context)
         return self._attempt
 
     async def _try(self) -> Worker:
