@@ -1,9 +1,10 @@
 """Switches of models as a client sees them, on devices/sim-0 (a GPU's code path, its memory in RAM).
 
 A request to a model whose weights are in host memory, beside one to a resident model; small requests to an identity
-model while another model is loaded from disk in the same worker, beside the same without that; and a trace of Zipf
-0.9 over 12 models against a daemon and against the simulator of `policies.py`, which learns what a swap-in takes from
-the first fifth of the trace and is held against the rest.
+model while another model is loaded from disk in the same worker, one whose files no worker has seen and then one that
+was there before, beside the same without that; and a trace of Zipf 0.9 over 12 models against a daemon and against the
+simulator of `policies.py`, which learns what a swap-in takes from the first fifth of the trace and is held against the
+rest.
 """
 
 import json
