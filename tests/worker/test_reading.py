@@ -13,6 +13,8 @@ from modelhostd.worker.backends import files
 from modelhostd.worker.image import reading
 from modelhostd.worker.image.images import Images
 from modelhostd.worker.image.layout import ALIGNMENT
+from modelhostd.worker.image.reading import LARGE_BYTES, NEAR_BYTES, Plan, Stored
+from modelhostd.worker.wire.images import PAGE_BYTES
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
@@ -72,6 +74,71 @@ def test_every_tensor_is_what_was_written(tmp_path_factory, shapes, chunk, vecto
     del found
     images.close(image)
     assert images._arena.taken_bytes == 0
+
+
+class Listening(files.OwnMemory):
+    """Memory that begins a page and notes what it is told is filled."""
+
+    def __init__(self, size):
+        super().__init__(size + PAGE_BYTES)
+        begin = -self.tensor.data_ptr() % PAGE_BYTES
+        self.tensor = self.tensor[begin : begin + size]
+        self.told = []
+
+    def filled(self, start, length):
+        self.told.append((start, start + length))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([0, 8, 4000, 64 * 1024, 100_008]), max_size=8),
+    begin=st.sampled_from([*range(4032, 4097, 8), 4100, 1864]),
+    converted=st.booleans(),
+)
+def test_large_tensors_keep_away_from_where_they_are_copied_slowly(
+    tmp_path_factory, lengths, begin, converted
+):
+    """Wherever a file's bytes begin: aligned in order, none just behind its place in a page, all of memory told once."""
+    path = tmp_path_factory.mktemp("weights") / "file"
+    numbers = torch.arange(sum(lengths) // 4, dtype=torch.float32)
+    path.write_bytes(bytes(begin) + numbers.numpy().tobytes())
+    to = torch.float64 if converted else torch.float32
+    starts = [begin + sum(lengths[:index]) for index in range(len(lengths))]
+    stored = [
+        Stored(f"{start}-{index}", torch.float32, to, (length // 4,), 0, start, length)
+        for index, (start, length) in enumerate(zip(starts, lengths, strict=True))
+    ]
+    plan = Plan(stored)
+    memory = Listening(plan.total_bytes)
+    with (
+        open(path, "rb") as file,
+        plan.reading(["file"], [file.fileno()], memory, lambda _: None) as found,
+    ):
+        offsets = [tensor.data_ptr() - memory.tensor.data_ptr() for tensor in found.values()]
+    for tensor, offset, start in zip(found.values(), offsets, starts, strict=True):
+        wanted = path.read_bytes()[start : start + tensor.numel() * 4]
+        read = torch.frombuffer(bytearray(wanted), dtype=torch.float32) if wanted else tensor
+        assert torch.equal(tensor, read.to(to))
+        if tensor.numel() * 4 >= LARGE_BYTES and not converted:
+            assert not 0 < (offset - start) % PAGE_BYTES < NEAR_BYTES
+    real = [offset for offset, length in zip(offsets, lengths, strict=True) if length]
+    assert real == sorted(real)
+    assert all(offset % ALIGNMENT == 0 for offset in real)
+    assert plan.total_bytes <= sum(2 * ALIGNMENT + one.final_bytes for one in stored)
+    ends = [0, *(end for _, end in sorted(memory.told))]
+    assert [start for start, _ in sorted(memory.told)] == ends[:-1]
+    assert ends[-1] == plan.total_bytes
+
+
+@given(
+    left=st.integers(1, 10**11),
+    threads=st.integers(1, 16),
+)
+def test_chunks_become_small_towards_the_end(left, threads):
+    """No thread has more than half of its share to read when the others may be done, but for what is least."""
+    size = reading.chunk_bytes(left, threads)
+    assert reading.LAST_BYTES <= size <= reading.CHUNK_BYTES
+    assert size in (reading.LAST_BYTES, reading.CHUNK_BYTES) or size * 2 * threads <= left
 
 
 def test_progress_counts_every_byte_of_the_file(tmp_path):

@@ -20,6 +20,8 @@ HEADER_BYTES_MAX = 25_000_000
 TENSORS_MAX = 200_000
 RANK_MAX = 16
 NAME_CHARS_MAX = 1024
+SIZE_MAX = (1 << 63) - 1
+_FIELDS = frozenset({"dtype", "shape", "data_offsets"})
 
 # Bits, because some are packed two to a byte.
 DTYPE_BITS: Mapping[str, int] = {
@@ -148,7 +150,7 @@ def _entry(key: str, value: Any, data_bytes: int, name: str) -> TensorEntry:
     shown = ascii(key[:80])
     if not key.isprintable() or len(key) > NAME_CHARS_MAX:
         raise malformed(name, f"tensor name {shown} is unprintable or too long")
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(value, dict) or value.keys() != _FIELDS:
         raise malformed(name, f"tensor {shown} has other fields than dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
@@ -172,8 +174,11 @@ def _entry(key: str, value: Any, data_bytes: int, name: str) -> TensorEntry:
 
 
 def _is_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        type(item) is int and 0 <= item <= (1 << 63) - 1 for item in value
+    # No generator: it would take longer than all else of reading a header.
+    return (
+        isinstance(value, list)
+        and set(map(type, value)) <= {int}
+        and 0 <= min(value, default=0) <= max(value, default=0) <= SIZE_MAX
     )
 
 

@@ -123,8 +123,8 @@ def read_weights(context: LoadContext, dtype: torch.dtype | None) -> dict[str, t
             done += header.data_offset
         plan = Plan(stored)
         memory = (context.memory or OwnMemory)(plan.total_bytes)
-        tensors = plan.read(names, files, memory, advance)
-        memory.describe(describe(memory.tensor, tensors, str(dtype)))
+        with plan.reading(names, files, memory, advance) as tensors:
+            memory.describe(describe(memory.tensor, tensors, str(dtype)))
     context.report(total, total)
     return tensors
 

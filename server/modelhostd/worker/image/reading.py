@@ -1,10 +1,11 @@
 """Reads the tensors of safetensors files into one piece of memory, with several threads.
 
 A file's bytes are cut into chunks that the threads claim in order; one ``preadv`` scatters a chunk over the aligned
-places of its tensors, so that aligning costs nothing. Where the precision differs, a chunk is read beside and
-converted into its place. Buffered reads: the page cache is a tier for free.
+places of its tensors. Where the precision differs, a chunk is read beside and converted into its place. Buffered reads: the
+page cache is a tier for free.
 """
 
+import contextlib
 import itertools
 import os
 import threading
@@ -15,10 +16,17 @@ import torch
 
 from modelhostd.core.values import dataclass
 from modelhostd.worker.backend import LoadError
-from modelhostd.worker.image.layout import align
+from modelhostd.worker.image.layout import ALIGNMENT, align
 from modelhostd.worker.own_threads import start_thread
+from modelhostd.worker.wire.images import PAGE_BYTES
 
 CHUNK_BYTES = 16 * 2**20
+LAST_BYTES = 2**20
+"""Of the last chunks, which are smaller than those before: else one thread reads for a while after the others ended."""
+NEAR_BYTES = 64
+LARGE_BYTES = 64 * 2**10
+"""Bytes that go to less than ``NEAR_BYTES`` behind where they lie in their page are copied at a quarter to half of the rate (AMD's
+``rep movsb``, which is the kernel's copy; bench/RESULTS.md): tensors from ``LARGE_BYTES`` on keep away from there."""
 MAX_VECTORS = 1024
 """Of one preadv, as the kernel has it."""
 MAX_THREADS = 16
@@ -73,69 +81,95 @@ class _Chunk:
 
 
 class Plan:
-    """Where each tensor goes, before a byte is read. ``total_bytes`` is what ``read`` needs."""
+    """Where each tensor goes, before a byte is read. ``total_bytes`` is what ``reading`` needs."""
 
     def __init__(self, tensors: Sequence[Stored]) -> None:
-        """Place tensors, those of a file in the order of their bytes."""
+        """Place tensors, those of a file in the order of their bytes, in memory that begins a page."""
         self._tensors = tensors
         self._offsets: list[int] = []
         total = 0
         for tensor in tensors:
+            if _is_near(total, tensor):
+                total += ALIGNMENT
             self._offsets.append(total)
             total += align(tensor.final_bytes)
         self.total_bytes = total
+        # What lies between two tensors belongs to the first of them.
+        self._ends: list[int] = []
+        for tensor, offset in zip(reversed(tensors), reversed(self._offsets), strict=True):
+            self._ends.append(total)
+            total = offset if tensor.length else total
+        self._ends.reverse()
+        self._lead = total
 
-    def read(
+    @contextlib.contextmanager
+    def reading(
         self,
         names: Sequence[str],
         files: Sequence[int],
         memory: Memory,
         advance: Callable[[int], None],
-    ) -> dict[str, torch.Tensor]:
-        """Read everything and return the tensors by name, as views of ``memory``.
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """Give the tensors by name, as views of ``memory``, and read meanwhile; the end waits until they are whole.
 
         ``files`` are descriptors, ``names`` what errors call them. ``advance`` is told the bytes that were read, one call at
-        a time; what it raises ends the reading. Raises :class:`LoadError` for a file that became shorter, ``OSError`` and
-        ``MemoryError``.
+        a time; what it raises ends the reading. The end raises :class:`LoadError` for a file that became shorter,
+        ``OSError`` and ``MemoryError``.
         """
-        chunks = iter(list(self._chunks()))
-        state = _Reading(names, files, memory, advance)
         count = min(MAX_THREADS, len(os.sched_getaffinity(0)))
-        threads = [start_thread(state.run, chunks, name=f"read-{n}") for n in range(count)]
+        chunks = iter(list(self._chunks(count)))
+        state = _Reading(names, files, memory, advance)
+        threads: list[threading.Thread] = []
+        try:
+            if self._lead:
+                memory.filled(0, self._lead)
+            threads.extend(start_thread(state.run, chunks, name=f"read-{n}") for n in range(count))
+            yield {
+                tensor.name: _view(memory.tensor, offset, tensor)
+                for tensor, offset in zip(self._tensors, self._offsets, strict=True)
+            }
+        except BaseException as error:
+            state.stop(error)
         for thread in threads:
             thread.join()
         if state.error is not None:
             raise state.error
-        return {
-            tensor.name: _view(memory.tensor, offset, tensor)
-            for tensor, offset in zip(self._tensors, self._offsets, strict=True)
-        }
 
-    def _chunks(self) -> Iterator[_Chunk]:
+    def _chunks(self, threads: int) -> Iterator[_Chunk]:
         places: list[tuple[int, int]] = []
-        begin = file = length = end = 0
-        for tensor, offset in zip(self._tensors, self._offsets, strict=True):
+        begin = file = length = end = limit = 0
+        left = sum(tensor.length for tensor in self._tensors)
+        for tensor, offset, following in zip(self._tensors, self._offsets, self._ends, strict=True):
             plain = tensor.stored is tensor.dtype
             if places and (not plain or file != tensor.file or begin + length != tensor.start):
                 yield _Chunk(file, begin, length, tuple(places), end)
                 places, length = [], 0
             if not plain:
-                yield from _converting(tensor, offset)
+                yield from _converting(tensor, offset, following, chunk_bytes(left, threads))
+                left -= tensor.length
                 continue
             done = 0
             while done < tensor.length:
                 if not places:
                     file, begin, length = tensor.file, tensor.start + done, 0
-                part = min(tensor.length - done, CHUNK_BYTES - length)
+                    limit = chunk_bytes(left, threads)
+                part = min(tensor.length - done, limit - length)
                 places.append((offset + done, part))
                 length += part
                 done += part
-                end = _end(tensor, offset, done)
-                if length == CHUNK_BYTES or len(places) == MAX_VECTORS:
+                left -= part
+                end = following if done == tensor.length else offset + done
+                if length == limit or len(places) == MAX_VECTORS:
                     yield _Chunk(file, begin, length, tuple(places), end)
                     places = []
         if places:
             yield _Chunk(file, begin, length, tuple(places), end)
+
+
+def chunk_bytes(left: int, threads: int) -> int:
+    """Return of how many bytes the next chunk is, where so many are left for so many threads."""
+    share = left // (2 * threads) // PAGE_BYTES * PAGE_BYTES
+    return min(CHUNK_BYTES, max(LAST_BYTES, share))
 
 
 class _Reading:
@@ -156,6 +190,11 @@ class _Reading:
         self._advance = advance
         self._lock = threading.Lock()
 
+    def stop(self, error: BaseException) -> None:
+        """Have no more be read, for an error of which none is the first."""
+        with self._lock:
+            self.error = self.error or error
+
     def run(self, chunks: Iterator[_Chunk]) -> None:
         """Read chunks until there are no more, or one thread failed."""
         beside: torch.Tensor | None = None
@@ -169,8 +208,10 @@ class _Reading:
                     self._read(chunk, [self._bytes[o : o + n] for o, n in self._prepared(chunk)])
                 else:
                     if beside is None:
-                        beside = torch.empty(CHUNK_BYTES, dtype=torch.uint8)
-                    source = beside[: chunk.length]
+                        beside = torch.empty(CHUNK_BYTES + PAGE_BYTES, dtype=torch.uint8)
+                    # As in its page, by what every type needs.
+                    begin = (chunk.start - beside.data_ptr()) % PAGE_BYTES // 8 * 8
+                    source = beside[begin : begin + chunk.length]
                     self._read(chunk, [source.numpy().data])
                     self._convert(chunk, chunk.converted, source)
                 first = chunk.places[0][0]
@@ -178,8 +219,7 @@ class _Reading:
                 with self._lock:
                     self._advance(chunk.length)
             except BaseException as error:
-                with self._lock:
-                    self.error = self.error or error
+                self.stop(error)
                 return
 
     def _prepared(self, chunk: _Chunk) -> tuple[tuple[int, int], ...]:
@@ -207,20 +247,20 @@ class _Reading:
         target.copy_(source.view(tensor.stored))
 
 
-def _converting(tensor: Stored, offset: int) -> Iterator[_Chunk]:
-    step = CHUNK_BYTES // tensor.stored.itemsize
+def _is_near(offset: int, tensor: Stored) -> bool:
+    plain = tensor.stored is tensor.dtype and tensor.length >= LARGE_BYTES
+    return plain and 0 < (offset - tensor.start) % PAGE_BYTES < NEAR_BYTES
+
+
+def _converting(tensor: Stored, offset: int, following: int, limit: int) -> Iterator[_Chunk]:
+    step = max(1, limit // tensor.stored.itemsize)
     elements = tensor.length // tensor.stored.itemsize
     for first in range(0, elements, step):
         count = min(step, elements - first)
         place = offset + first * tensor.dtype.itemsize, count * tensor.dtype.itemsize
         start = tensor.start + first * tensor.stored.itemsize
-        end = _end(tensor, offset, (first + count) * tensor.dtype.itemsize)
+        end = following if first + count == elements else sum(place)
         yield _Chunk(tensor.file, start, count * tensor.stored.itemsize, (place,), end, tensor)
-
-
-def _end(tensor: Stored, offset: int, done: int) -> int:
-    """Return where in memory the bytes end of which ``done`` of a tensor are the last, its padding included."""
-    return offset + (align(done) if done == tensor.final_bytes else done)
 
 
 def _view(memory: torch.Tensor, offset: int, tensor: Stored) -> torch.Tensor:
