@@ -13,6 +13,7 @@ from modelhost._text import plain, plain_json
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+    from rich.console import Console
     from rich.table import Table
 
 T = TypeVar("T")
@@ -22,6 +23,10 @@ TABLE_WIDTH = 160
 PROSE_WIDTH = 24
 """Columns that a sentence keeps, however narrow the terminal."""
 BOUNDLESS = 10_000
+GAP = 2
+"""Columns between two of a table."""
+NOTHING = frozenset({"", "-", "0", "for ever"})
+"""What a cell has that tells nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,8 @@ class Column(Generic[T]):
     right: bool = False
     prose: bool = False
     """Whether it may be broken between words, where the terminal is narrow."""
+    extra: int = 0
+    """Whether it is left out where a terminal has no room for it, and how soon: the lower, the later; 0 = never."""
 
 
 class Output:
@@ -56,17 +63,26 @@ class Output:
 
         table = Table(box=None, pad_edge=False, header_style="bold")
         shown = [[plain(c.show(c.value(item))) for c in columns] for item in items]
+        widths = []
         for index, column in enumerate(columns):
             widest = max(map(cell_len, (column.title, *(row[index] for row in shown))))
+            widths.append(min(widest, PROSE_WIDTH) if column.prose else widest)
+        telling = [any(row[index] not in NOTHING for row in shown) for index in range(len(columns))]
+        room = self._console().width if sys.stdout.isatty() else BOUNDLESS
+        chosen = fitting(columns, widths, telling, room)
+        for index in chosen:
             table.add_column(
-                column.title,
-                justify="right" if column.right else "left",
+                columns[index].title,
+                justify="right" if columns[index].right else "left",
                 overflow="fold",
-                min_width=min(widest, PROSE_WIDTH) if column.prose else widest,
+                min_width=widths[index],
             )
         for row in shown:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(row[index]) for index in chosen))
         self._print(table)
+        left_out = [c.title for n, c in enumerate(columns) if n not in chosen and telling[n]]
+        if left_out and items:
+            error_note([f"a wider terminal also shows {', '.join(left_out)}"])
 
     def pairs(self, pairs: Iterable[tuple[str, object]]) -> None:
         """Write names and values, those that are empty left out."""
@@ -113,18 +129,40 @@ class Output:
 
     def _print(self, table: "Table") -> None:
         """Write a table as wide as it needs: a terminal wraps a line better than we cut a name."""
-        from rich.console import Console
         from rich.measure import Measurement
 
-        console = Console(
+        console = self._console()
+        boundless = console.options.update(width=BOUNDLESS)
+        width = max(console.width, Measurement.get(console, boundless, table).minimum)
+        console.size = (
+            width,
+            console.height,
+        )  # Both: a dumb terminal has 80 columns whatever its width is.
+        console.print(table)
+
+    def _console(self) -> "Console":
+        from rich.console import Console
+
+        return Console(
             file=sys.stdout,
             width=None if sys.stdout.isatty() else TABLE_WIDTH,
             no_color=self._no_color or None,
             highlight=False,
         )
-        boundless = console.options.update(width=BOUNDLESS)
-        console.width = max(console.width, Measurement.get(console, boundless, table).minimum)
-        console.print(table)
+
+
+def fitting(
+    columns: Sequence[Column[T]], widths: Sequence[int], telling: Sequence[bool], room: int
+) -> list[int]:
+    """Return which columns ``room`` is enough for: those that never go, then the others, the more telling first."""
+    chosen = [index for index, column in enumerate(columns) if not column.extra]
+    left = room + GAP - sum(widths[index] + GAP for index in chosen)
+    others = (index for index, column in enumerate(columns) if column.extra)
+    for index in sorted(others, key=lambda n: (not telling[n], columns[n].extra)):
+        if widths[index] + GAP <= left:
+            left -= widths[index] + GAP
+            chosen.append(index)
+    return sorted(chosen)
 
 
 def to_dict(message: "Message") -> dict[str, Any]:

@@ -101,12 +101,12 @@ def model_columns(loaded: Loaded) -> list[Column[Model]]:
 
     return [
         Column("MODEL", lambda m: short(m.name)),
-        Column("TASK", lambda m: m.task, word),
+        Column("TASK", lambda m: m.task, word, extra=2),
         Column("FILES", state_of, str.lower),
         Column("SIZE", artifact_size, size, right=True),
-        Column("INSTANCE", instance, lambda v: word(v).lower()),
-        Column("PINNED", lambda m: m.pinned, yes),
-        Column("SOURCE", source_of, word),
+        Column("INSTANCE", instance, lambda v: word(v).lower(), extra=1),
+        Column("PINNED", lambda m: m.pinned, yes, extra=4),
+        Column("SOURCE", source_of, word, extra=3),
     ]
 
 
@@ -167,13 +167,13 @@ SLOT_COLUMNS: list[Column[Slot]] = [
 
 OPERATION_COLUMNS: list[Column[Operation]] = [
     Column("OPERATION", lambda o: short(o.name)),
-    Column("KIND", lambda o: name_of(Operation.Kind, o.kind), str.lower),
+    Column("KIND", lambda o: name_of(Operation.Kind, o.kind), str.lower, extra=1),
     Column("MODEL", lambda o: short(o.model), word),
     Column("STATE", lambda o: name_of(Operation.State, o.state), str.lower),
-    Column("PROGRESS", amounts, word),
-    Column("CREATED", lambda o: when(o.create_time), ago),
-    Column("ERROR", lambda o: o.error.reason, word),
-    Column("QUEUE", lambda o: str(o.queue_position or ""), word, right=True),
+    Column("PROGRESS", amounts, word, extra=2),
+    Column("CREATED", lambda o: when(o.create_time), ago, extra=4),
+    Column("ERROR", lambda o: o.error.reason, word, extra=3),
+    Column("QUEUE", lambda o: str(o.queue_position or ""), word, right=True, extra=5),
 ]
 
 

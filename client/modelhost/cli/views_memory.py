@@ -25,19 +25,24 @@ def why_kept(instance: Instance) -> str:
 
 INSTANCE_COLUMNS: list[Column[Instance]] = [
     Column("MODEL", lambda i: short(i.model)),
-    Column("DEVICE", lambda i: short(i.device), word),
+    Column("DEVICE", lambda i: short(i.device), word, extra=1),
     Column("STATE", lambda i: name_of(Instance.State, i.state), str.lower),
-    Column("TIER", lambda i: name_of(Instance.Tier, i.tier), str.lower),
-    Column("PREDICTED", lambda i: i.predicted_bytes, size, right=True),
+    Column("TIER", lambda i: name_of(Instance.Tier, i.tier), str.lower, extra=4),
+    Column("PREDICTED", lambda i: i.predicted_bytes, size, right=True, extra=10),
     Column("MEMORY", lambda i: i.measured_bytes, size, right=True),
-    Column("HOST", lambda i: i.host_bytes, size, right=True),
-    Column("HEALTH", lambda i: name_of(Health.Status, i.health.status), str.lower),
-    Column("IN FLIGHT", lambda i: i.activity.in_flight, right=True),
-    Column("QUEUED", lambda i: i.activity.queued, right=True),
-    Column("LAST USED", lambda i: when(i.activity.last_used_time), ago),
-    Column("UNTIL", lambda i: when(i.activity.expire_time), lambda v: ago(v) if v else "for ever"),
-    Column("RANK", lambda i: i.activity.eviction_rank or "", word, right=True),
-    Column("KEPT BY", why_kept, word, prose=True),
+    Column("HOST", lambda i: i.host_bytes, size, right=True, extra=6),
+    Column("HEALTH", lambda i: name_of(Health.Status, i.health.status), str.lower, extra=7),
+    Column("IN FLIGHT", lambda i: i.activity.in_flight, right=True, extra=2),
+    Column("QUEUED", lambda i: i.activity.queued, right=True, extra=8),
+    Column("LAST USED", lambda i: when(i.activity.last_used_time), ago, extra=3),
+    Column(
+        "UNTIL",
+        lambda i: when(i.activity.expire_time),
+        lambda v: ago(v) if v else "for ever",
+        extra=11,
+    ),
+    Column("RANK", lambda i: i.activity.eviction_rank or "", word, right=True, extra=9),
+    Column("KEPT BY", why_kept, word, prose=True, extra=5),
 ]
 
 
@@ -71,14 +76,14 @@ def _prediction(instance: Instance) -> str:
 
 DEVICE_COLUMNS: list[Column[devices_pb2.Device]] = [
     Column("DEVICE", lambda d: short(d.name)),
-    Column("HARDWARE", lambda d: d.display_name, word, prose=True),
-    Column("TOTAL", lambda d: d.total_bytes, size, right=True),
+    Column("HARDWARE", lambda d: d.display_name, word, prose=True, extra=2),
+    Column("TOTAL", lambda d: d.total_bytes, size, right=True, extra=3),
     Column("BUDGET", lambda d: d.budget_bytes, size, right=True),
     Column("RESIDENT", lambda d: d.resident_bytes, size, right=True),
-    Column("RESERVED", lambda d: d.reserved_bytes, size, right=True),
-    Column("FOREIGN", lambda d: d.foreign_bytes, size, right=True),
+    Column("RESERVED", lambda d: d.reserved_bytes, size, right=True, extra=4),
+    Column("FOREIGN", lambda d: d.foreign_bytes, size, right=True, extra=5),
     Column("FREE", lambda d: d.free_bytes, size, right=True),
-    Column("HEALTH", lambda d: name_of(Health.Status, d.health.status), str.lower),
+    Column("HEALTH", lambda d: name_of(Health.Status, d.health.status), str.lower, extra=1),
 ]
 
 
