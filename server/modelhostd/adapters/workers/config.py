@@ -29,6 +29,7 @@ PASSED_ON = frozenset(
         "OMP_NUM_THREADS",
         "MKL_NUM_THREADS",
         "OPENBLAS_NUM_THREADS",
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
     }
 )
 """Variables of the daemon that its workers see. No tokens, no proxies, no endpoints: a worker talks to nobody."""

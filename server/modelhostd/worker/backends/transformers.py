@@ -32,6 +32,7 @@ from modelhostd.worker.backends.building import (
     prepare,
     read_config,
 )
+from modelhostd.worker.backends.linear import use_onednn
 from modelhostd.worker.backends.pooling import read_recipe
 from modelhostd.worker.backends.tasks import FeatureExtraction, Task, TextClassification
 from modelhostd.worker.backends.tokenizing import SHELF, Taken
@@ -127,6 +128,8 @@ class TransformersBackend(Backend):
                 take_team(context.compute_threads)
             self._call = compiled(self._model.to(self._device))
             warm_up(self, context)
+        else:
+            use_onednn(self._model, self._device)
 
     def signature(self) -> Signature:
         """Return text in, the task's outputs out."""

@@ -33,6 +33,7 @@ from modelhostd.worker.backends.generation.generated import Generation
 from modelhostd.worker.backends.generation.lanes import Lane
 from modelhostd.worker.backends.generation.sampling import Sampler
 from modelhostd.worker.backends.generation.text_stream import TextStream
+from modelhostd.worker.backends.linear import use_onednn
 from modelhostd.worker.backends.tokenizing import SHELF, Taken
 
 MAX_SEQUENCES_MOST = 256
@@ -125,6 +126,7 @@ class TextGenerationBackend(Backend):
             self._chat = ChatTemplate(template, _special_tokens(self._tokenizer))
         self._model = build(context, config, transformers.MODEL_FOR_CAUSAL_LM_MAPPING)
         self._device = find_device(context.device)
+        use_onednn(self._model, self._device)
         self._engine = Engine(
             Lane(self._model, tokens, text.pass_price(self._device, context.compute_threads)),
             max_sequences=most,
