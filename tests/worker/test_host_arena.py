@@ -7,7 +7,7 @@ import sys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelhostd.worker.image.arena import PAGE_BYTES, HostArena
+from modelhostd.worker.image.arena import HUGE_BYTES, PAGE_BYTES, HostArena
 from tests.support import wait_until
 
 PAGES = 64
@@ -41,6 +41,32 @@ def test_blocks_are_apart_and_memory_is_what_is_held(ready, steps):
         assert memory_of(arena) == taken + arena.ready_bytes
         for mark, block in held.items():
             assert (block.tensor == mark).all()
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 7 * HUGE_BYTES), min_size=1, max_size=3), seed=st.integers(0, 9)
+)
+def test_what_was_faulted_ahead_is_given_back_to_the_page(sizes, seed):
+    """Of huge pages or not: blocks that begin and end within one keep their contents, and RAM is what is held."""
+    arena = HostArena("test", 4 * HUGE_BYTES)
+    arena.fault_ahead()
+    wait_until(lambda: arena.ready_bytes == 4 * HUGE_BYTES)
+    blocks = [arena.take(size) for size in sizes]
+    for number, block in enumerate(blocks):
+        block.prepare(0, block.size)
+        block.tensor.fill_(number + 1)
+        block.protect()
+    blocks = blocks[seed % len(blocks) :] + blocks[: seed % len(blocks)]
+    marks = [int(block.tensor[0]) for block in blocks]
+    while blocks:
+        assert memory_of(arena) == arena.taken_bytes + arena.ready_bytes
+        for mark, block in zip(marks, blocks, strict=True):
+            assert (block.tensor == mark).all()
+        marks.pop()
+        assert blocks.pop().free()
+        del block
+    assert memory_of(arena) == arena.ready_bytes <= 4 * HUGE_BYTES
 
 
 def test_what_is_ready_is_taken_first():
