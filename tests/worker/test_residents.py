@@ -1,5 +1,8 @@
 """Instances that two commands want to move at a time."""
 
+import gc
+import weakref
+
 import pytest
 
 from modelhostd.worker.backend import LoadContext
@@ -72,3 +75,21 @@ def test_a_demotion_that_waited_for_an_unload_is_answered(residents, channel):
     resident.lock = Lock(lambda: residents._free(resident, unload))
     demote(residents)
     assert channel.sent == [Kind.DEMOTED] * 2
+
+
+@pytest.mark.parametrize("cycle", [False, True])
+def test_an_unload_looks_for_cycles_only_where_there_are_some(residents, cycle, monkeypatch):
+    """A look at all objects holds every request of the worker: not for a backend that is gone without it."""
+    looks = []
+    real = gc.collect
+    monkeypatch.setattr(gc, "collect", lambda *generation: looks.append(1) or real(*generation))
+    (resident,) = residents._residents.values()
+    backend = resident.hosted.backend
+    if cycle:
+        backend.itself = backend
+    gone = weakref.ref(backend)
+    del resident, backend
+    header = worker_pb2.UnloadHeader(instance="a").SerializeToString()
+    residents._unload(Frame(Kind.UNLOAD, 0, 1, 1, header, b""))
+    assert gone() is None
+    assert len(looks) == cycle

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
@@ -126,12 +127,14 @@ class Residents:
         self._executor.remove(resident.key)
         activity = self._endings[frame.request] = self._activity(frame, loading=False)
         activity.begin(resident.hosted.model)
+        backend = weakref.ref(resident.hosted.backend)
         let_go(resident.hosted.backend)
         # Not only from the list: whoever waits for the lock has the resident in its hands.
         image = resident.image
         del resident.hosted, resident.image
         self._imaging.close(image)
-        free_memory(thorough=image is None)
+        # What is still there is in a cycle, or in somebody's hands.
+        free_memory(thorough=image is None, looking=backend() is not None)
         activity.end()
         del self._endings[frame.request]
 
