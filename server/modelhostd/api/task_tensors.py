@@ -88,6 +88,24 @@ def _add_text(request: _oip.ModelInferRequest, name: str, text: str) -> None:
     request.raw_input_contents.append(pack_texts([text]))
 
 
+def own_words(error: ModelhostError) -> ModelhostError:
+    """Return a worker's refusal in the names of the request's own fields, where it names tensors or parameters."""
+    field = error.metadata.get("field", "")
+    name, bracket, rest = field.partition("[")
+    own = {
+        "text": f"texts{bracket}{rest}",
+        "text_input": "prompt",
+        "messages": field,
+        "parameters": f"sampling.{rest.removesuffix(']')}",
+    }.get(name)
+    if own is None or error.reason is not Reason.INVALID_ARGUMENT:
+        return error
+    expected = error.metadata.get("expected", "")
+    told = expected.replace("text_input", "prompt")
+    message = own + error.message.removeprefix(field).replace(expected, told)
+    return ModelhostError(error.reason, message, {**error.metadata, "field": own, "expected": told})
+
+
 # --- answers --------------------------------------------------------------------------------------
 
 

@@ -83,9 +83,12 @@ class TaskService:
         name = self._model(request.model, "text-generation")
         asked = task_tensors.generate_request(name, request)
         replies = self._inference.stream(_head(name, request), asked, call)
-        async with aclosing(replies):
-            async for _, reply in replies:
-                yield task_tensors.generate_response(task_tensors.Answer(name, reply.payload))
+        try:
+            async with aclosing(replies):
+                async for _, reply in replies:
+                    yield task_tensors.generate_response(task_tensors.Answer(name, reply.payload))
+        except ModelhostError as error:
+            raise task_tensors.own_words(error) from None
 
     async def describe_model(
         self, request: _pb.DescribeModelRequest, call: Call
@@ -111,7 +114,10 @@ class TaskService:
         )
 
     async def _ask(self, head: RequestHead, asked: bytes, call: Call) -> task_tensors.Answer:
-        answer = await self._inference.infer(head, asked, call)
+        try:
+            answer = await self._inference.infer(head, asked, call)
+        except ModelhostError as error:
+            raise task_tensors.own_words(error) from None
         return task_tensors.Answer(head.model_name, answer)
 
     def _model(self, name: str, task: str) -> str:
