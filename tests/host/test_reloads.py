@@ -198,6 +198,45 @@ async def test_what_cannot_be_reloaded_stays_in_service(world: World) -> None:
         assert [verb for verb, *_ in run.workers.log if verb != "infer"] == ["load"]
 
 
+class Once(dict[str, ModelhostError]):
+    """Errors of which each is raised once."""
+
+    def get(self, key: str, default: object = None) -> object:  # type: ignore[override]
+        """Return an error that is not there afterwards."""
+        return self.pop(key, default)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("newer", [False, True])
+async def test_what_served_before_a_reload_that_fails_serves_again(
+    world: World, newer: bool
+) -> None:
+    """With its config and its files; who waited meanwhile is answered, and the operation tells why it failed."""
+    async with world.host() as run:
+        await run.have("a")
+        await run.load("a")
+        await (refresh(run, "a") if newer else run.host.models.update("a", fp16))
+        error = ModelhostError(Reason.LOAD_FAILED, "no", {"model": "a"})
+        run.workers.load_errors = Once(a=error)
+        gate = run.workers.load_gate("a")
+        gate.close()
+        operation = await run.host.reloads.reload("a")
+        request = asyncio.ensure_future(run.host.inference.infer("a", "", b"x", None))
+        await gate.reached()
+        assert (await run.failed(operation)).error is not None
+        assert not request.done()
+        gate.open()
+        assert (await request).payload == b"x"
+        await run.host.registry.flush()
+        found = instance(run, "a")
+        assert (found.artifact_version, found.config_stale) == (1, not newer)
+        assert run.host.occupancy.ledger.used("sim-0") == 400
+        assert [verb for verb, *_ in run.workers.log if verb == "load"] == ["load"] * 3
+        # What is wanted is what stands in the registry: it is tried again when somebody asks for it.
+        await run.end(await run.host.reloads.reload("a"))
+        found = instance(run, "a")
+        assert (found.artifact_version, found.config_stale) == (1 + newer, False)
+
+
 async def test_a_failed_reload_tells_who_waits(world: World) -> None:
     """When the new load fails, the operation and the requests that waited carry its reason."""
     async with world.host() as run:

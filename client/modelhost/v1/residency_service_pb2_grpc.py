@@ -172,7 +172,8 @@ class ResidencyServiceServicer(object):
         """Replaces a model's instance by one of the newest artifact and the present config: drains,
         unloads, loads. Requests wait meanwhile, none is refused. A model that is not loaded is loaded.
 
-        Fails as LoadModel does.
+        Fails as LoadModel does. Where the load fails, what served before is loaded again, with its files
+        and its config (`config_stale`), and the requests that waited are answered by that.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -67,7 +67,8 @@ class ResidencyServiceStub:
     """Replaces a model's instance by one of the newest artifact and the present config: drains,
     unloads, loads. Requests wait meanwhile, none is refused. A model that is not loaded is loaded.
 
-    Fails as LoadModel does.
+    Fails as LoadModel does. Where the load fails, what served before is loaded again, with its files
+    and its config (`config_stale`), and the requests that waited are answered by that.
     """
     PlanLoad: _grpc.UnaryUnaryMultiCallable[_residency_service_pb2.PlanLoadRequest, _residency_service_pb2.PlanLoadResponse]
     """Says what LoadModel would do now: where the model would go and who would have to leave, or why
@@ -161,7 +162,8 @@ class ResidencyServiceAsyncStub(ResidencyServiceStub):
     """Replaces a model's instance by one of the newest artifact and the present config: drains,
     unloads, loads. Requests wait meanwhile, none is refused. A model that is not loaded is loaded.
 
-    Fails as LoadModel does.
+    Fails as LoadModel does. Where the load fails, what served before is loaded again, with its files
+    and its config (`config_stale`), and the requests that waited are answered by that.
     """
     PlanLoad: _aio.UnaryUnaryMultiCallable[_residency_service_pb2.PlanLoadRequest, _residency_service_pb2.PlanLoadResponse]  # type: ignore[assignment]
     """Says what LoadModel would do now: where the model would go and who would have to leave, or why
@@ -270,7 +272,8 @@ class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
         """Replaces a model's instance by one of the newest artifact and the present config: drains,
         unloads, loads. Requests wait meanwhile, none is refused. A model that is not loaded is loaded.
 
-        Fails as LoadModel does.
+        Fails as LoadModel does. Where the load fails, what served before is loaded again, with its files
+        and its config (`config_stale`), and the requests that waited are answered by that.
         """
 
     @_abc_1.abstractmethod

@@ -15,6 +15,7 @@ from modelhostd.host.learned import load_timeout_s
 from modelhostd.host.occupancy import Occupancy
 from modelhostd.host.routes import Route
 from modelhostd.host.wanted import Wanted
+from modelhostd.ports import LoadSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,12 @@ class LoadPlans:
             deadline=now + load_timeout_s(model, size),
             generation=warm.generation if warm is not None else 0,
         )
+
+    def loaded(self, route: Route) -> LoadSpec | None:
+        """Return how the instance behind a route was loaded; None = that is not known any more."""
+        found = self._occupancy.learned.measured.get(route.model)
+        same = found is not None and found.spec.generation == route.generation
+        return found.spec if found is not None and same else None
 
     def _ready_result(self, route: Route) -> dict[str, object]:
         return {

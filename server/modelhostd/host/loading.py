@@ -16,6 +16,7 @@ from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.estimates import missing_bytes
 from modelhostd.core.host_tier import HOST
 from modelhostd.core.lifecycle import INSTANCE, step
+from modelhostd.core.registry import needs_reload
 from modelhostd.core.resources import (
     Artifact,
     DeviceKind,
@@ -54,7 +55,7 @@ class Loading(LoadTasks):
             working_bytes=wanted.working_bytes,
             artifact_version=artifact.version,
             config_edit=model.edit,
-            config_stale=False,
+            config_stale=needs_reload(self._registry.decided.model(model.id).config, model.config),
             operation=wanted.operations[0] if wanted.operations else "",
         )
         if isolated is not None:

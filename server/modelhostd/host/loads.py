@@ -35,6 +35,7 @@ from modelhostd.host.registry import Request
 from modelhostd.host.retiring import Retiring
 from modelhostd.host.routes import Route
 from modelhostd.host.wanted import Wanted
+from modelhostd.ports import LoadSpec
 
 log = structlog.get_logger(__name__)
 
@@ -108,9 +109,18 @@ class Loads(LoadPlans):
         return operation.id, done
 
     def want_for(
-        self, model_id: str, operation: str, *, device: str = "", priority: int | None = None
+        self,
+        model_id: str,
+        operation: str,
+        *,
+        device: str = "",
+        priority: int | None = None,
+        before: LoadSpec | None = None,
     ) -> None:
-        """Want a load on behalf of an operation that is there already; raises as ``want`` does."""
+        """Want a load on behalf of an operation that is there already; raises as ``want`` does.
+
+        Where it fails, what was loaded ``before`` it is loaded again.
+        """
         model = self._registry.decided.model(model_id)
         route = self._occupancy.routes.get(model_id)
         if model_id not in self._wanted and route is not None and route.open:
@@ -119,6 +129,7 @@ class Loads(LoadPlans):
             return
         wanted = self._wanted.get(model_id) or self._admitted(model, device, priority, False)
         wanted.on_demand = False
+        wanted.before = before or wanted.before
         self._attach(wanted, operation)
 
     def want_for_queue(self, model_id: str, principal: str, lost: Route | None = None) -> None:
@@ -218,6 +229,7 @@ class Loads(LoadPlans):
             return
         new = self._new(self._registry.decided.model(model_id), old.device, old.priority)
         new.operations, old.operations = old.operations, []
+        new.before = old.before
         self._wanted[model_id] = new
         old.stopped_by = errors.cancelled(old)
         old.task.cancel()
@@ -268,6 +280,8 @@ class Loads(LoadPlans):
         if model is None or model.available is None:
             self._ended(wanted, errors.no_files(wanted, model))
             return
+        if wanted.instead is not None and wanted.instead.edit == model.edit:
+            model = wanted.instead
         warm = self._occupancy.host.warm.get(model.id)
         if warm is not None and self._occupancy.host.usable(model) is None:
             self._replace(wanted)
@@ -299,6 +313,25 @@ class Loads(LoadPlans):
         assert instance is not None
         self.running.begin(wanted, model, artifact, replace(instance, device=device))
 
+    def _restored(self, wanted: Wanted) -> bool:
+        """Want again what served until a reload that failed; whether it can be had."""
+        spec, model = wanted.before, self._registry.decided.models.get(wanted.model)
+        if spec is None or model is None or wanted.stopped_by is not None or self._stopping:
+            return False
+        old = replace(model, config=spec.config, chosen_version=spec.version)
+        if old.available is None or old.available.version != spec.version:
+            return False
+        try:
+            again = self._new(old, "", None)
+        except ModelhostError:
+            return False  # It is blocked, or being deleted.
+        again.instead = old
+        self._wanted[model.id] = again
+        if self._occupancy.routes.get(model.id) is None:
+            self._registry.record(instances.queued(self._occupancy, self._crashes, again, old, ""))
+        self.pump()
+        return True
+
     def _ended(self, wanted: Wanted, error: ModelhostError | None) -> None:
         """Take a load that is over out of the table, and tell who waited for it."""
         another = self._wanted.get(wanted.model)
@@ -311,7 +344,7 @@ class Loads(LoadPlans):
         edits = [e for key in wanted.operations for e in self._operations.failed(key, error)]
         edits += instances.remains(self._occupancy, self._crashes, wanted, error)
         self._registry.record(edits)
-        if another is not None:
+        if another is not None or self._restored(wanted):
             return  # who waits for the model waits for that one
         if wanted.stays and self._occupancy.routes.queued(wanted.model):
             self.want_for_queue(wanted.model, "inference")

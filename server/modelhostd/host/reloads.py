@@ -1,7 +1,7 @@
 """Reloads: a model's instance replaced by one of another artifact, or of the present config.
 
 Requests wait meanwhile and none is refused: the new load is wanted in the same step that takes the old
-instance out of service.
+instance out of service. Where that load fails, what served before is loaded again.
 """
 
 from collections.abc import Sequence
@@ -87,10 +87,11 @@ class Reloads:
             if wanted is not None and wanted.task is not None and self._outdated(model_id):
                 loads.restart(model_id)
             route = self._residency.routes.get(model_id)
+            before = loads.loaded(route) if route is not None and route.open else None
             if route is not None and route.open:
                 self._residency.drain(route, "RELOADED", {})
             self._residency.drop(model_id, "RELOADED", {})
-            loads.want_for(model_id, operation.id)
+            loads.want_for(model_id, operation.id, before=before)
         except ModelhostError as error:
             # What it needs has gone between the decision and its commit.
             self._registry.record(self._operations.failed(operation.id, error))

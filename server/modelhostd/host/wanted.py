@@ -11,6 +11,7 @@ from modelhostd.core.registry import not_downloaded
 from modelhostd.core.resources import Model
 from modelhostd.core.values import dataclass
 from modelhostd.host.routes import Route
+from modelhostd.ports import LoadSpec
 
 WORKER_LOST_RETRIES = 1
 MEMORY_RETRIES = 1
@@ -55,6 +56,10 @@ class Wanted:
     stays: bool = False
     """Whether the requests that wait for the model go on waiting when this load is stopped."""
     evicted: list[str] = field(default_factory=list)
+    before: LoadSpec | None = None
+    """Of a reload: how what served until then was loaded, and is loaded again where this fails."""
+    instead: Model | None = None
+    """The model as it was then, to be loaded in place of the model as it is; until that is changed once more."""
     lost: Route | None = None
     """The way to the instance that went with its worker, where this load brings it back."""
 
