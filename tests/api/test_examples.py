@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from typing import Any
 
 import pytest
 from google.protobuf import json_format
@@ -48,6 +49,17 @@ def test_examples_for_any_tensors_are_well_formed(
         request.SerializeToString(), name="m", version="1", signature=Signature(specs, specs)
     )
     assert list(parsed.inputs) == [one.name for one in inputs]
+
+
+@pytest.mark.parametrize("datatype", DATATYPES)
+def test_triton_takes_the_arrays_of_its_example(datatype: str) -> None:
+    """Of each datatype: what comes before the call runs."""
+    tensor = TensorSpec("x", datatype, (-1, 2))
+    program = examples("m", "", [tensor], [tensor], "127.0.0.1:7411")["tritonclient"]
+    known: dict[str, Any] = {}
+    exec(program.partition("result =")[0], known)
+    known["client"].close()
+    assert known["inputs"][0].datatype() == datatype
 
 
 @pytest.mark.parametrize(

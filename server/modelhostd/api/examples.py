@@ -103,7 +103,10 @@ def _python(model: str, method: str, sent: Sequence[TensorSpec]) -> str:
 def _triton(
     model: str, sent: Sequence[TensorSpec], outputs: Sequence[TensorSpec], address: str
 ) -> str:
+    # It takes no other array for BF16, and brings this library.
+    bf16 = ["import ml_dtypes"] if any(one.datatype == "BF16" for one in sent) else []
     lines = [
+        *bf16,
         "import numpy as np",
         "import tritonclient.grpc as triton",
         "",
@@ -112,7 +115,10 @@ def _triton(
     ]
     for one in sent:
         tensor = f"triton.InferInput({json.dumps(one.name)}, {list(one.shape)}, {json.dumps(one.datatype)})"
-        lines += [f"inputs.append({tensor})", f"inputs[-1].set_data_from_numpy({_array(one)})"]
+        array = _array(one)
+        if one.datatype == "BF16":
+            array = array.replace("np.float32", "ml_dtypes.bfloat16")
+        lines += [f"inputs.append({tensor})", f"inputs[-1].set_data_from_numpy({array})"]
     lines.append(f"result = client.infer({json.dumps(model)}, inputs)")
     lines += [f"print(result.as_numpy({json.dumps(one.name)}))" for one in outputs]
     return "\n".join(lines) + "\n"
