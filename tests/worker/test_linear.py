@@ -27,21 +27,22 @@ pytestmark = [
 
 @pytest.fixture
 def wanted(monkeypatch):
-    """Have any CPU be one on which oneDNN is faster."""
+    """Have any CPU be one on which oneDNN is faster, and any layer large enough."""
     monkeypatch.setattr(linear, "is_of_use", lambda: True)
+    monkeypatch.setattr(linear, "MIN_WEIGHTS", 0)
 
 
 def layer(inputs=48, outputs=96, *, bias=True, dtype=torch.float32):
     """Return an adapted layer with random weights, in a module of its own."""
     module = torch.nn.Sequential(torch.nn.Linear(inputs, outputs, bias=bias, dtype=dtype))
-    adapt(module.requires_grad_(False).eval())
+    adapt(module.requires_grad_(False).eval(), 0)
     return module
 
 
 def intermediate(kind=transformers.models.bert.modeling_bert.BertIntermediate, **config):
     """Return the adapted part of a BERT that is GELU of a linear layer."""
     module = torch.nn.Sequential(kind(tiny_config(**config))).requires_grad_(False).eval()
-    adapt(module)
+    adapt(module, 0)
     return module
 
 
@@ -93,6 +94,14 @@ def test_other_precisions_are_left_alone(dtype):
     assert type(layer(dtype=dtype)[0]) is torch.nn.Linear
 
 
+def test_shapes_with_few_weights_are_left_alone():
+    """A program is worth its making where many weights share it: of several layers, or of one large one."""
+    sizes = [(8, 8), (8, 8), (8, 4), (16, 8)]
+    module = torch.nn.Sequential(*(torch.nn.Linear(*size) for size in sizes))
+    adapt(module, 128)
+    assert [type(layer) is OneDnnLinear for layer in module] == [True, True, False, True]
+
+
 def test_layers_of_other_classes_are_left_alone():
     """A class derived from torch's may compute otherwise."""
 
@@ -101,7 +110,7 @@ def test_layers_of_other_classes_are_left_alone():
             return 2 * super().forward(input)
 
     module = torch.nn.Sequential(Doubled(4, 4))
-    adapt(module)
+    adapt(module, 0)
     assert type(module[0]) is Doubled
 
 
@@ -124,20 +133,28 @@ def test_other_activations_are_left_alone(act):
     assert not isinstance(intermediate(hidden_act=act)[0], linear._WithGelu)
 
 
-def test_a_module_that_does_more_is_left_alone():
-    """The same parts do not suffice: the answer must be GELU of the linear layer."""
+class Scaled(transformers.models.bert.modeling_bert.BertIntermediate):
+    """Answers more than GELU of its layer."""
 
-    class Scaled(transformers.models.bert.modeling_bert.BertIntermediate):
-        def forward(self, hidden_states):
-            return 1.5 * super().forward(hidden_states)
+    def forward(self, hidden_states):
+        return 1.5 * super().forward(hidden_states)
 
-    module = intermediate(Scaled)
-    rows = torch.randn(200, 32)
-    expected = functional.gelu(
-        functional.linear(rows, module[0].dense.weight, module[0].dense.bias)
-    )
-    assert type(module[0]) is Scaled
-    torch.testing.assert_close(module(rows), 1.5 * expected, atol=1e-5, rtol=1e-5)
+
+class Shifting(transformers.models.bert.modeling_bert.BertIntermediate):
+    """Has a weight of its own, which does nothing yet."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.shift = torch.nn.Parameter(torch.zeros(64))
+
+    def forward(self, hidden_states):
+        return super().forward(hidden_states) + self.shift
+
+
+@pytest.mark.parametrize("kind", [Scaled, Shifting])
+def test_a_module_that_does_more_is_left_alone(kind):
+    """The same parts do not suffice: there is nothing else, and the answer is GELU of the linear layer."""
+    assert type(intermediate(kind)[0]) is kind
 
 
 def test_swaps_change_no_bit():
@@ -174,6 +191,7 @@ def test_a_served_model_answers_as_before(tiny, monkeypatch):
     """Embeddings of a batch with many tokens are within 1e-5 of those without oneDNN, and its modules have been adapted."""
     texts = ["the cat sits on the mat . " * 3] * 31 + ["a cat"]
     answers = []
+    monkeypatch.setattr(linear, "MIN_WEIGHTS", 0)
     for wanted in (False, True):
         monkeypatch.setattr(linear, "is_of_use", lambda wanted=wanted: wanted)
         backend = load(tiny)

@@ -92,6 +92,16 @@ def test_half_precision_halves_the_bytes(tiny, precision, tolerance):
     assert np.abs(answers[0] - answers[1]).max() < tolerance * 10
 
 
+def test_a_language_model_that_embeds_keeps_nothing_of_a_pass(llama):
+    """Keys and values of all tokens in each layer are not held; the tokens' embeddings are the same without."""
+    model = load(llama).torch_module()
+    ids = torch.arange(6).reshape(2, 3)
+    with torch.inference_mode():
+        found, kept = model(input_ids=ids), model(input_ids=ids, use_cache=True)
+    assert (found.past_key_values is None, kept.past_key_values is None) == (True, False)
+    assert torch.equal(found.last_hidden_state, kept.last_hidden_state)
+
+
 def test_token_tensors_are_the_alternative_to_text(minilm):
     """Ids and mask from the model's tokenizer give the same embedding as the text."""
     backend = load(minilm)

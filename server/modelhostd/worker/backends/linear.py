@@ -13,8 +13,9 @@ torch's operator is private. So it is tried once, and where it is absent or answ
 import functools
 import logging
 import os
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.nn import functional
@@ -24,6 +25,8 @@ log = logging.getLogger("modelhost.worker")
 MIN_ROWS = 128
 """Of a product (items x tokens). One thread, oneDNN's time beside MKL's: 0.8x to 1.0x below 64 rows, 1.0x to 1.1x at 128, 1.05x to 1.2x
 from 256 on."""
+MIN_WEIGHTS = 2 * 2**20
+"""Of all layers of a model that share a shape, and so its programs: with fewer, a program for 128 rows costs more than it saves once."""
 CAPACITY, TORCH_CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"
 """Variables of oneDNN and of the layer that torch has before it; each of them keeps half of a program. An operator sets the first for both:
 0 leaves all products to MKL."""
@@ -39,7 +42,7 @@ def use_onednn(model: torch.nn.Module, device: torch.device) -> None:
     For models that are not compiled, as their weights lie in RAM. Their tensors stay the same objects, looked up at each pass.
     """
     if device.type == "cpu" and is_of_use():
-        adapt(model)
+        adapt(model, MIN_WEIGHTS)
 
 
 @functools.cache
@@ -93,17 +96,23 @@ def works() -> bool:
     return all(near)
 
 
-def adapt(model: torch.nn.Module) -> None:
-    """Have the FP32 layers of a model compute by oneDNN from ``MIN_ROWS`` rows on.
+def adapt(model: torch.nn.Module, min_weights: int) -> None:
+    """Have the FP32 layers of a model compute by oneDNN from ``MIN_ROWS`` rows on, those of shapes with ``min_weights`` together.
 
     A layer's class is changed, not its ``forward``: a method kept in a layer would be a cycle that holds the weights after an unload.
     """
+    weights: Counter[torch.Size] = Counter()
+    layers = {module for module in model.modules() if _is_plain(module)}
+    for layer in layers:
+        weights[layer.weight.shape] += layer.weight.numel()
+    layers = {layer for layer in layers if weights[layer.weight.shape] >= min_weights}
     proven: dict[type, bool] = {}
+    # What holds a layer comes before it: it is looked at while that is what it was.
     for module in model.modules():
         kind: Any = type(module)
-        if kind is torch.nn.Linear and module.weight.dtype == torch.float32:
+        if module in layers:
             module.__class__ = OneDnnLinear
-        elif _looks_like_gelu_of_linear(module):
+        elif _looks_like_gelu_of_linear(module) and module.dense in layers:
             if kind not in proven:
                 proven[kind] = _is_gelu_of_linear(module)
             if proven[kind]:
@@ -142,15 +151,15 @@ def _looks_like_gelu_of_linear(module: torch.nn.Module) -> bool:
     from transformers.activations import GELUActivation
 
     parts = dict(module.named_children())
-    if parts.keys() != {"dense", "intermediate_act_fn"} or any(module.parameters(recurse=False)):
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    if own or parts.keys() != {"dense", "intermediate_act_fn"}:
         return False
-    dense, act = parts["dense"], parts["intermediate_act_fn"]
-    return (
-        type(dense) is torch.nn.Linear
-        and dense.weight.dtype == torch.float32
-        and type(act) is GELUActivation
-        and act.act is functional.gelu
-    )
+    act = parts["intermediate_act_fn"]
+    return _is_plain(parts["dense"]) and type(act) is GELUActivation and act.act is functional.gelu
+
+
+def _is_plain(module: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
+    return type(module) is torch.nn.Linear and module.weight.dtype == torch.float32
 
 
 def _is_gelu_of_linear(module: Any) -> bool:

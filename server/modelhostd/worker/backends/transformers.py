@@ -97,6 +97,8 @@ class TransformersBackend(Backend):
             raise BadInputError("backend_options", known, min(unknown))
         files.refuse_custom_code(context.model_dir)
         config = read_config(context.model_dir)
+        # A language model would keep keys and values of every layer for a next token that nobody asks for.
+        config.use_cache = False
         self._taken = SHELF.take(context.model_dir)
         self._tokenizer = self._taken.tokenizer
         if self._tokenizer.pad_token is None:
