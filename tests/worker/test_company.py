@@ -3,8 +3,8 @@
 import pytest
 
 from modelhostd.worker import entries
+from modelhostd.worker.checks import CheckJob
 from modelhostd.worker.entries import Entry
-from modelhostd.worker.jobs import CheckJob
 from tests.worker.executor_scene import KEY, Channel, executor, hosted, job
 from tests.worker.test_executor import GateBackend
 

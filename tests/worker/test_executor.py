@@ -9,7 +9,7 @@ import pytest
 from modelhostd.core.errors import Reason
 from modelhostd.worker.backend import Signature
 from modelhostd.worker.backends.identity import IdentityBackend
-from modelhostd.worker.jobs import CheckJob
+from modelhostd.worker.checks import CheckJob
 from tests.support import wait_until
 from tests.worker.executor_scene import KEY, Channel, executor, hosted, job
 from tests.worker.harness import DEADLINE_S

@@ -13,8 +13,9 @@ from modelhostd.core.values import dataclass
 from modelhostd.worker import oip
 from modelhostd.worker.backend import Cancelled, InferContext, Output, Tensor
 from modelhostd.worker.batching import Candidate, choose
+from modelhostd.worker.checks import CheckJob
 from modelhostd.worker.fairqueue import Entry as Place
-from modelhostd.worker.jobs import Activity, CheckJob, Hosted, InferJob
+from modelhostd.worker.jobs import Activity, Hosted, InferJob
 from modelhostd.worker.tensors import as_tensor
 from modelhostd.worker.v1 import worker_pb2
 

@@ -7,8 +7,9 @@ from functools import partial
 
 from modelhostd.worker import batches, failures
 from modelhostd.worker.backend import compute_here
+from modelhostd.worker.checks import CheckJob
 from modelhostd.worker.entries import Entry
-from modelhostd.worker.jobs import Activity, CheckJob, Hosted, InferJob
+from modelhostd.worker.jobs import Activity, Hosted, InferJob
 from modelhostd.worker.schedule import Job, Schedule
 from modelhostd.worker.stepping import JobAnswer, StepJob
 

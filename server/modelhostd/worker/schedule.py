@@ -7,9 +7,10 @@ from typing import Protocol, TypeGuard
 
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.worker import batches, failures
+from modelhostd.worker.checks import CHECK_PRIORITY, CheckJob
 from modelhostd.worker.entries import Entry
 from modelhostd.worker.fairqueue import FairQueue
-from modelhostd.worker.jobs import CHECK_PRIORITY, CheckJob, InferJob
+from modelhostd.worker.jobs import InferJob
 from modelhostd.worker.stepping import JobAnswer, StepJob
 from modelhostd.worker.wire.frames import Key
 

@@ -18,9 +18,10 @@ from google.protobuf.message import DecodeError
 from modelhostd.core.values import dataclass
 from modelhostd.worker import registry
 from modelhostd.worker.channel import Channel, DataChannel
+from modelhostd.worker.checks import CheckJob
 from modelhostd.worker.executor import Executor, exit_now
 from modelhostd.worker.imaging import Imaging
-from modelhostd.worker.jobs import CheckJob, InferJob
+from modelhostd.worker.jobs import InferJob
 from modelhostd.worker.keeping import from_hello
 from modelhostd.worker.loader import Loader
 from modelhostd.worker.own_threads import look_for_lost, start_thread
