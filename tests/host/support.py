@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from modelhostd.core import registry as rules
@@ -51,10 +51,12 @@ class World:
         failing: Sequence[ModelhostError] = (),
         downloads_per_host: int = 0,
         health_interval_s: float = 60.0,
+        drain_timeout_s: float = 3600.0,
     ) -> AsyncIterator["Running"]:
         """Start a host on this world and stop it at the end; fakes idle beside real ones.
 
         ``budget`` 0 = none is configured; ``host_budget`` is that of host memory. The first commits fail with ``failing``.
+        What drains is not on the clock of the world: it is given longer than any test takes.
         """
         database = FakeDatabase(self.disk)
         if failing:
@@ -68,6 +70,7 @@ class World:
                 history=history or History(),
                 downloads_per_host=downloads_per_host,
                 health_interval_s=health_interval_s,
+                settings_over=lambda stored: replace(stored, drain_timeout_s=drain_timeout_s),
             ),
             clock=real_clock or self.clock,
             database=database,

@@ -10,6 +10,7 @@ from modelhostd.core.resources import InstanceState, OperationState
 from modelhostd.host.wanted import ABANDONED_S
 from tests.fakes.clock import settle
 from tests.host.support import Running, World
+from tests.support import DEADLINE_S
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ async def test_one_that_comes_again_has_not_lost_its_place(world: World) -> None
         assert state(run, "b") is InstanceState.DRAINING
         run.workers.infer_gate("b").open()
         assert await request == b"x"
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
 
 
 async def test_one_that_a_client_asked_for_goes_on(world: World) -> None:

@@ -11,6 +11,7 @@ from modelhostd.core.resources import Settings
 from tests.fakes.clock import settle
 from tests.fakes.devices import FakeDevices
 from tests.host.support import Running, World
+from tests.support import DEADLINE_S
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ async def test_what_was_measured_is_what_the_next_load_takes(world: World) -> No
         await world.clock.advance(1.0)
         assert not run.workers.resident
         with pytest.raises(ModelhostError) as caught:
-            await run.host.inference.infer("a", "", b"x", 5.0)
+            await run.host.inference.infer("a", "", b"x", DEADLINE_S)
         assert caught.value.reason is Reason.MODEL_TOO_LARGE
         assert caught.value.metadata["neededBytes"] == "1200"
         await run.host.models.update("a", _fp16)

@@ -6,6 +6,7 @@ import pytest
 
 from modelhostd.core.resources import Instance, Settings
 from tests.host.support import Running, World
+from tests.support import DEADLINE_S
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ async def world(tmp_path: Path) -> World:
 async def use(run: Running, *models: str) -> None:
     """Send a request to each of the models, a second apart."""
     for model in models:
-        await run.infer(model, 5.0)
+        await run.infer(model, DEADLINE_S)
         await run.world.clock.advance(1.0)
 
 

@@ -8,6 +8,7 @@ import pytest
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.resources import ModelConfig
 from tests.host.support import Running, World
+from tests.support import DEADLINE_S
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def loads(run: Running, model: str = "a") -> int:
 async def refused(run: Running, model: str = "a") -> ModelhostError:
     """Return what a request is refused with."""
     with pytest.raises(ModelhostError) as caught:
-        await run.infer(model, 5.0)
+        await run.infer(model, DEADLINE_S)
     return caught.value
 
 
@@ -70,7 +71,7 @@ async def test_what_changed_is_tried_again(world: World, what: str) -> None:
                 await run.load("a")
             case "unblock":
                 await run.host.residency.unblock("a")
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
 
 
 async def test_a_failed_load_is_tried_ever_less_often(world: World) -> None:
@@ -90,7 +91,7 @@ async def test_a_failed_load_is_tried_ever_less_often(world: World) -> None:
         assert (await refused(run)).reason is Reason.LOAD_FAILED
         run.workers.load_errors.clear()
         await world.clock.advance(60.0)
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
 
 
 async def test_a_load_without_memory_is_tried_again_after_an_eviction(world: World) -> None:

@@ -7,6 +7,7 @@ import pytest
 from modelhostd.core.errors import ModelhostError, Reason
 from modelhostd.core.stand_ins import mark
 from tests.host.support import Running, World
+from tests.support import DEADLINE_S
 
 
 @pytest.fixture
@@ -28,12 +29,12 @@ async def test_a_fallback_answers_and_says_so(world: World) -> None:
         await run.have("b")
         failing(run, "a")
         for _ in range(3):
-            assert await run.infer("a", 5.0) == b"x" + mark("b")
+            assert await run.infer("a", DEADLINE_S) == b"x" + mark("b")
         assert run.host.inference.ready("a")
-        assert await run.infer("b", 5.0) == b"x"
+        assert await run.infer("b", DEADLINE_S) == b"x"
         run.workers.load_errors.clear()
         await run.load("a")
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
 
 
 async def test_a_model_that_can_be_loaded_needs_no_fallback(world: World) -> None:
@@ -41,7 +42,7 @@ async def test_a_model_that_can_be_loaded_needs_no_fallback(world: World) -> Non
     async with world.host() as run:
         await run.have("a", fallback_model="b")
         await run.have("b")
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
         assert set(run.workers.resident) == {"a"}
 
 
@@ -57,7 +58,7 @@ async def test_there_is_no_second_fallback(world: World, case: str) -> None:
         await run.have("c")
         failing(run, "a", "b")
         with pytest.raises(ModelhostError) as caught:
-            await run.infer("a", 5.0)
+            await run.infer("a", DEADLINE_S)
         assert caught.value.message == "not a"
         assert "c" not in run.workers.resident
         assert not run.host.inference.ready("a")
@@ -70,7 +71,7 @@ async def test_an_error_of_the_request_is_no_case_for_a_fallback(world: World) -
         await run.have("b")
         run.workers.infer_errors["a"] = ModelhostError(Reason.INVALID_ARGUMENT, "no", {})
         with pytest.raises(ModelhostError) as caught:
-            await run.infer("a", 5.0)
+            await run.infer("a", DEADLINE_S)
         assert caught.value.reason is Reason.INVALID_ARGUMENT
         await run.end(await run.host.residency.unload("a"))
         run.workers.load_gate("a").close()
@@ -88,10 +89,10 @@ async def test_a_refused_load_falls_back(world: World) -> None:
     async with world.host(budget=1000) as run:
         await run.have("huge", 2000, fallback_model="b")
         await run.have("b")
-        assert await run.infer("huge", 5.0) == b"x" + mark("b")
+        assert await run.infer("huge", DEADLINE_S) == b"x" + mark("b")
         await run.host.models.pin("b", pinned=True)
         await run.have("large", 800, fallback_model="b")
-        assert await run.infer("large", 5.0) == b"x" + mark("b")
+        assert await run.infer("large", DEADLINE_S) == b"x" + mark("b")
 
 
 async def test_a_stream_falls_back_too(world: World) -> None:
@@ -100,5 +101,5 @@ async def test_a_stream_falls_back_too(world: World) -> None:
         await run.have("a", fallback_model="b")
         await run.have("b")
         failing(run, "a")
-        found = [r async for r in run.host.inference.stream("a", "", b"x", 5.0)]
+        found = [r async for r in run.host.inference.stream("a", "", b"x", DEADLINE_S)]
         assert [(several, reply.payload) for several, reply in found] == [(False, b"x" + mark("b"))]

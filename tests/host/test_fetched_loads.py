@@ -72,7 +72,7 @@ async def test_a_request_that_loads_first_ends_both(world: World) -> None:
         load, download = await fetching(run, "a")
         release(run, "a")
         await run.host.operations.wait(download.id, timeout_s=DEADLINE_S)
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
         await run.end(load)
         assert [verb for verb, *_ in run.workers.log if verb == "load"] == ["load"]
 

@@ -13,7 +13,7 @@ from modelhostd.core.resources import Health, Instance, InstanceState
 from tests.fakes.clock import settle
 from tests.fakes.devices import FakeDevices
 from tests.host.support import BUDGET, Running, World
-from tests.support import wait_until_async
+from tests.support import DEADLINE_S, wait_until_async
 
 INTERVAL_S = 60.0
 FAULT = ModelhostError(Reason.INFERENCE_FAILED, "no", {"model": "a"})
@@ -54,7 +54,7 @@ async def requests(run: Running, count: int) -> None:
     """Send requests, whatever becomes of them."""
     for _ in range(count):
         with contextlib.suppress(ModelhostError):
-            await run.host.inference.infer("a", "", b"x", 5.0)
+            await run.host.inference.infer("a", "", b"x", DEADLINE_S)
 
 
 async def test_idle_instances_get_canaries_and_that_is_no_use(world: World) -> None:

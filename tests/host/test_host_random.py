@@ -7,6 +7,7 @@ import pytest
 from tests.fakes.clock import settle
 from tests.host.chaos import BUDGET, HOST_BUDGET, SIZES, Chaos
 from tests.host.support import World
+from tests.support import DEADLINE_S
 
 RUNS = 4
 STEPS = 60
@@ -35,5 +36,5 @@ async def test_nothing_is_lost_and_everything_ends(tmp_path: Path, seed: int) ->
                     await run.host.residency.unblock(model)
             for model in run.host.models.list():
                 if model.available is not None:
-                    assert await run.infer(model.id, 5.0) == b"x"
+                    assert await run.infer(model.id, DEADLINE_S) == b"x"
         chaos.check_disk()

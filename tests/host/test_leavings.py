@@ -22,6 +22,7 @@ from modelhostd.core.state import Edit
 from tests.fakes.clock import settle
 from tests.host.support import Running, World
 from tests.host.warm import evicted, state, true, verbs
+from tests.support import DEADLINE_S
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ async def test_what_was_warm_stays_and_what_was_ready_comes_back(world: World) -
         details = (await told(run, "READY", start))["b"].details
         assert (details["adoptedBytes"], details["sourceTier"]) == ("400", "HOST")
         assert "loadSeconds" in details
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
         after = [run.host.registry.decided.instance_of(model) for model in "ab"]
         ids = [[(i.id, i.generation) for i in each if i] for each in (before, after)]
         assert ids[0] == ids[1]
@@ -69,8 +70,8 @@ async def test_what_does_not_hold_is_loaded_from_disk(world: World) -> None:
         await evicted(run, "a", "b")
         run.workers.leavings.outliving, run.workers.leavings.damaged = {"a", "b"}, {"a", "b"}
         run.workers.crash("sim-0")
-        assert await run.infer("b", 5.0) == b"x"
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("b", DEADLINE_S) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
         for model in "ab":
             assert verbs(run, model)[-3:].count("unload") >= 1
             assert verbs(run, model).count("load") == 2
@@ -154,7 +155,7 @@ async def test_on_the_cpu_it_is_counted_once(world: World) -> None:
         assert (state(run, "a"), run.workers.unowned_bytes()) == (InstanceState.WARM, 400)
         assert (ledger.used("cpu"), ledger.used(HOST)) == (0, 400)
         gate.open()
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
         assert (ledger.used("cpu"), ledger.used(HOST)) == (400, 0)
         assert verbs(run, "a") == ["load", "load", "load"]
 
@@ -181,7 +182,7 @@ async def test_where_the_machine_is_short_of_memory_what_was_left_goes(
         details = (await told(run, "OVER_HOST_BUDGET", 1))["a"].details
         assert {"overBytes": "400", "freedBytes": "400"}.items() <= details.items()
         run.host.occupancy.foreign["cpu"] = 0
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
         assert run.workers.leavings.taken_models == {"b", "c"}
         ledger = run.host.occupancy.ledger
         assert (ledger.used("cpu"), ledger.used(HOST)) == (1200, 0)

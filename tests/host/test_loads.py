@@ -13,6 +13,7 @@ from modelhostd.core.resources import (
 )
 from tests.fakes.clock import settle
 from tests.host.support import Running, World
+from tests.support import DEADLINE_S
 
 
 @pytest.fixture
@@ -257,7 +258,7 @@ async def test_requests_load_a_model_though_commits_fail(world: World) -> None:
     async with world.host() as run:
         await run.have("a")
         run.database.fail_commits(*[_full() for _ in range(3)])
-        assert (await run.host.inference.infer("a", "", b"x", 5.0)).payload == b"x"
+        assert (await run.host.inference.infer("a", "", b"x", DEADLINE_S)).payload == b"x"
         await world.clock.advance(5.0)
         await run.host.registry.flush()
         assert run.reasons("instances")[-1] == "READY"

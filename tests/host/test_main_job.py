@@ -13,6 +13,7 @@ from modelhostd.core.resources import (
     OperationState,
 )
 from tests.host.support import Running, World
+from tests.support import DEADLINE_S
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ async def test_a_model_is_downloaded_loaded_and_answers(world: World) -> None:
         await run.end(await run.host.transfers.download("a"))
         assert run.host.models.get("a").state is ArtifactState.AVAILABLE
         await run.load("a")
-        reply = await run.host.inference.infer("a", "", b"hello", 5.0)
+        reply = await run.host.inference.infer("a", "", b"hello", DEADLINE_S)
         assert reply.payload == b"hello"
         assert run.reasons("models") == [
             "CREATED",
@@ -49,7 +50,7 @@ async def test_the_least_recently_used_model_makes_room(world: World) -> None:
         await world.clock.advance(1.0)
         await run.load("b")
         await world.clock.advance(1.0)
-        await run.host.inference.infer("a", "", b"x", 5.0)
+        await run.host.inference.infer("a", "", b"x", DEADLINE_S)
         await world.clock.advance(1.0)
         await run.load("c")
         assert set(run.workers.resident) == {"a", "c"}
@@ -68,7 +69,7 @@ async def test_an_evicted_model_comes_back_on_demand(world: World) -> None:
             await run.load(model)
             await world.clock.advance(1.0)
         assert set(run.workers.resident) == {"b", "c"}
-        reply = await run.host.inference.infer("a", "", b"again", 5.0)
+        reply = await run.host.inference.infer("a", "", b"again", DEADLINE_S)
         assert reply.payload == b"again"
         assert set(run.workers.resident) == {"a", "c"}
 
@@ -145,8 +146,8 @@ async def test_a_crash_fails_only_what_was_in_flight(world: World) -> None:
             await request
         assert caught.value.reason is Reason.WORKER_LOST
         gate.open()
-        assert (await run.host.inference.infer("b", "", b"2", 5.0)).payload == b"2"
-        assert (await run.host.inference.infer("a", "", b"3", 5.0)).payload == b"3"
+        assert (await run.host.inference.infer("b", "", b"2", DEADLINE_S)).payload == b"2"
+        assert (await run.host.inference.infer("a", "", b"3", DEADLINE_S)).payload == b"3"
         assert "CRASHED" in run.reasons("instances")
 
 
@@ -156,15 +157,15 @@ async def test_five_crashes_block_a_model(world: World) -> None:
         await run.have("a")
         await run.load("a")
         for _ in range(5):
-            await run.host.inference.infer("a", "", b"x", 5.0)
+            await run.host.inference.infer("a", "", b"x", DEADLINE_S)
             run.blame("a", stderr_tail="boom")
             await run.host.registry.flush()
         with pytest.raises(ModelhostError) as caught:
-            await run.host.inference.infer("a", "", b"x", 5.0)
+            await run.host.inference.infer("a", "", b"x", DEADLINE_S)
         assert caught.value.reason is Reason.MODEL_BLOCKED
         assert "boom" in caught.value.metadata["stderr"]
         await run.host.residency.unblock("a")
-        assert (await run.host.inference.infer("a", "", b"x", 5.0)).payload == b"x"
+        assert (await run.host.inference.infer("a", "", b"x", DEADLINE_S)).payload == b"x"
 
 
 async def test_keep_alive_ends_idle_instances(world: World) -> None:
@@ -173,7 +174,7 @@ async def test_keep_alive_ends_idle_instances(world: World) -> None:
         await run.have("a", keep_alive_s=10.0)
         await run.load("a")
         await world.clock.advance(9.0)
-        await run.host.inference.infer("a", "", b"x", 5.0)
+        await run.host.inference.infer("a", "", b"x", DEADLINE_S)
         await world.clock.advance(9.0)
         assert set(run.workers.resident) == {"a"}
         await world.clock.advance(2.0)
@@ -341,7 +342,7 @@ async def test_a_failed_load_tells_everybody_who_waits(world: World) -> None:
             Reason.LOAD_FAILED, "no", {"model": "a", "backend": "x", "cause": "y"}
         )
         with pytest.raises(ModelhostError) as caught:
-            await run.host.inference.infer("a", "", b"x", 5.0)
+            await run.host.inference.infer("a", "", b"x", DEADLINE_S)
         assert caught.value.reason is Reason.LOAD_FAILED
         await run.host.registry.flush()
         instance = run.host.registry.committed.instance_of("a")

@@ -194,7 +194,7 @@ async def test_what_cannot_be_reloaded_stays_in_service(world: World) -> None:
             with pytest.raises(ModelhostError) as caught:
                 await run.host.reloads.reload("a", version=version)
             assert caught.value.reason is reason
-        assert (await run.host.inference.infer("a", "", b"x", 5.0)).payload == b"x"
+        assert (await run.host.inference.infer("a", "", b"x", DEADLINE_S)).payload == b"x"
         assert [verb for verb, *_ in run.workers.log if verb != "infer"] == ["load"]
 
 
@@ -271,7 +271,7 @@ async def test_a_reload_is_cancelled(world: World) -> None:
         done = await run.host.operations.cancel(operation.id)
         assert done.state is OperationState.CANCELLED
         gate.open()
-        assert (await run.host.inference.infer("a", "", b"x", 5.0)).payload == b"x"
+        assert (await run.host.inference.infer("a", "", b"x", DEADLINE_S)).payload == b"x"
 
 
 async def test_a_reload_whose_commit_fails_changes_nothing(world: World) -> None:

@@ -12,6 +12,7 @@ from modelhostd.core.resources import (
 )
 from tests.fakes.clock import settle
 from tests.host.support import World
+from tests.support import DEADLINE_S
 
 
 @pytest.fixture
@@ -63,10 +64,10 @@ async def test_a_wrong_version_loads_nothing(world: World) -> None:
     async with world.host() as run:
         await run.have("a")
         with pytest.raises(ModelhostError) as caught:
-            await run.host.inference.infer("a", "7", b"x", 5.0)
+            await run.host.inference.infer("a", "7", b"x", DEADLINE_S)
         assert caught.value.reason is Reason.MODEL_NOT_FOUND
         assert not run.workers.log
-        assert (await run.host.inference.infer("a", "1", b"x", 5.0)).payload == b"x"
+        assert (await run.host.inference.infer("a", "1", b"x", DEADLINE_S)).payload == b"x"
 
 
 async def test_without_load_on_demand_a_drain_is_an_end(world: World) -> None:
@@ -79,7 +80,7 @@ async def test_without_load_on_demand_a_drain_is_an_end(world: World) -> None:
         unload = await run.host.residency.unload("a")
         await gate.reached()
         with pytest.raises(ModelhostError) as caught:
-            await run.host.inference.infer("a", "", b"x", 5.0)
+            await run.host.inference.infer("a", "", b"x", DEADLINE_S)
         assert caught.value.reason is Reason.MODEL_NOT_LOADED
         gate.open()
         await run.end(unload)
@@ -117,7 +118,7 @@ async def test_a_deleted_model_leaves_no_figures(world: World) -> None:
         for _ in range(3):
             await run.have("a")
             await run.load("a")
-            await run.host.inference.infer("a", "", b"x", 5.0)
+            await run.host.inference.infer("a", "", b"x", DEADLINE_S)
             run.workers.crash("sim-0", blamed="a")
             await run.load("a")
             await run.end(await run.host.models.delete("a", force=True))

@@ -135,4 +135,4 @@ async def test_random_work_never_breaks_the_ledger_or_hangs(tmp_path: Path, seed
         assert all(o.state in FINAL_STATES for o in run.host.operations.list())
         true(run)
         for model in MODELS:
-            assert (await run.host.inference.infer(model, "", b"y", 5.0)).payload == b"y"
+            assert (await run.host.inference.infer(model, "", b"y", DEADLINE_S)).payload == b"y"

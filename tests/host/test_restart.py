@@ -181,7 +181,7 @@ async def test_an_instance_is_gone_from_each_state(world: World, moment: str) ->
         assert [key.split("/")[0] for key in gone if key.startswith("a")] == ["a"]
         assert all(e.resource is None for e in events if e.kind.value == "instances")
         assert run.host.operations.get(operation.id).state in FINAL_STATES
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
 
 
 async def test_other_work_ends_with_its_daemon(world: World) -> None:
@@ -221,7 +221,7 @@ async def test_a_deletion_cut_off_before_its_row(world: World) -> None:
         await run.crash()
     assert await restarted_error(world, operation) == "DAEMON_RESTARTED"
     async with world.host() as run:
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
         await run.end(await run.host.models.delete("a", force=True))
         assert not world.files.trees
 
@@ -253,7 +253,7 @@ async def test_a_deletion_cut_off_after_its_row(
         check = await run.end(await run.host.storage.check(deep=False, repair=False))
         assert not check.result["findings"]
         await run.have("a")
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
 
 
 async def test_what_was_acknowledged_is_there(world: World) -> None:

@@ -12,7 +12,7 @@ from modelhostd.core.resources import Kind, Operation, OperationState, Settings,
 from modelhostd.host.registry import Request
 from tests.fakes.clock import settle
 from tests.host.support import Running, World
-from tests.support import wait_until_async
+from tests.support import DEADLINE_S, wait_until_async
 
 
 @pytest.fixture
@@ -50,14 +50,14 @@ async def test_a_switch_loads_first_and_then_changes_the_name(world: World) -> N
         gate.close()
         operation = await switch(run, "new")
         await gate.reached()
-        assert await run.infer("role", 5.0) == b"x"
+        assert await run.infer("role", DEADLINE_S) == b"x"
         assert slot(run).model == "old"
         assert answered(run, "old") == 1
         gate.open()
         done = await run.end(operation)
         assert done.result == {"slot": "role", "model": "new", "previous_model": "old"}
         assert slot(run).model == "new"
-        await run.infer("role", 5.0)
+        await run.infer("role", DEADLINE_S)
         assert answered(run, "new") == 1
         assert set(run.workers.resident) == {"old", "new"}
 
@@ -158,7 +158,7 @@ async def test_a_request_s_deadline_holds_while_it_waits(world: World) -> None:
         requests = [run.infer("role", 0.2) for _ in range(2)]
         await settle()
         with pytest.raises(ModelhostError) as caught:
-            await run.infer("role", 5.0)
+            await run.infer("role", DEADLINE_S)
         assert caught.value.reason is Reason.QUEUE_FULL
         for request in requests:
             with pytest.raises(ModelhostError) as caught:
@@ -166,7 +166,7 @@ async def test_a_request_s_deadline_holds_while_it_waits(world: World) -> None:
             assert caught.value.reason is Reason.DEADLINE_EXCEEDED
         gate.open()
         await run.end(operation)
-        assert await run.infer("role", 5.0) == b"x"
+        assert await run.infer("role", DEADLINE_S) == b"x"
 
 
 async def test_the_old_model_is_unloaded_where_asked(world: World) -> None:
@@ -244,7 +244,7 @@ async def test_a_slot_in_use_keeps_its_model(world: World) -> None:
         await run.end(await run.host.models.delete("old", force=True))
         assert not run.host.registry.committed.slots
         with pytest.raises(ModelhostError) as caught:
-            await run.infer("role", 5.0)
+            await run.infer("role", DEADLINE_S)
         assert caught.value.reason is Reason.MODEL_NOT_FOUND
 
 
@@ -270,4 +270,4 @@ async def test_a_slot_s_model_is_there_after_a_restart(world: World) -> None:
     async with world.host() as run:
         assert slot(run).model == "old"
         await wait_until_async(lambda: set(run.workers.resident) == {"old"})
-        assert await run.infer("role", 5.0) == b"x"
+        assert await run.infer("role", DEADLINE_S) == b"x"

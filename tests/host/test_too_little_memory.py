@@ -11,6 +11,7 @@ from modelhostd.core.resources import Settings
 from modelhostd.ports import LoadSpec
 from tests.fakes.clock import settle
 from tests.host.support import Running, World
+from tests.support import DEADLINE_S
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ async def test_a_request_is_repeated_after_an_eviction(world: World) -> None:
     async with world.host(host_budget=2000) as run:
         await ready(run, "b", "c", "a")
         asked = short(run, 1)
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
         assert asked == ["a", "a"]
         assert set(run.workers.resident) == {"c", "a"}
         assert set(run.workers.warm) == {"b"}
@@ -60,7 +61,7 @@ async def test_its_model_is_planned_with_more_from_then_on(world: World) -> None
     async with world.host() as run:
         await ready(run, "b", "c", "a")
         short(run, 1)
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
         found = run.host.registry.decided.instance_of("a")
         assert found is not None
         # 100 of 1000 bytes were free, and not enough.
@@ -81,7 +82,7 @@ async def test_what_is_kept_for_requests_goes_by_halves(world: World) -> None:
     async with world.host() as run:
         await ready(run, "b", "c", "a")
         short(run, 1)
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
         await quiet(run, HALVED_AFTER_S - 2.0)
         assert (kept(run), run.host.residency.loads.plan("a")[1]) == (101, 401)
         await quiet(run, 2.0)
@@ -92,7 +93,7 @@ async def test_what_is_kept_for_requests_goes_by_halves(world: World) -> None:
         await run.host.models.pin("c", pinned=True)
         short(run, 1)
         with pytest.raises(ModelhostError):
-            await run.infer("a", 5.0)
+            await run.infer("a", DEADLINE_S)
         grown = kept(run)
         assert grown > 50
         await quiet(run, HALVED_AFTER_S - 2.0)
@@ -108,7 +109,7 @@ async def test_what_one_version_lacked_is_nothing_of_another(world: World) -> No
         await ready(run, "b", "c", "a")
         for size in (600, 100):
             short(run, 1)
-            assert await run.infer("a", 5.0) == b"x"
+            assert await run.infer("a", DEADLINE_S) == b"x"
             assert kept(run) >= 101
             content = {"model.safetensors": b"%d" % size * 100}
             run.world.downloads.add("hf://org/a", content, predicted_bytes=size)
@@ -143,7 +144,7 @@ async def test_what_nobody_could_give_takes_nobody_away(world: World) -> None:
         error = ModelhostError(Reason.OUT_OF_DEVICE_MEMORY, "no room", facts)
         run.workers.infer_errors["a"] = error
         with pytest.raises(ModelhostError):
-            await run.infer("a", 5.0)
+            await run.infer("a", DEADLINE_S)
         assert set(run.workers.resident) == {"a", "b"}
         assert run.host.occupancy.ledger.held("sim-0", "a") == 300
         assert run.host.residency.loads.plan("a")[1] == 300
@@ -154,7 +155,7 @@ async def test_requests_that_fail_together_are_one_lesson(world: World) -> None:
     async with world.host() as run:
         await ready(run, "b", "c", "a")
         short(run, 2)
-        requests = [run.infer("a", 5.0) for _ in range(2)]
+        requests = [run.infer("a", DEADLINE_S) for _ in range(2)]
         for request in requests:
             assert await request == b"x"
         assert set(run.workers.resident) == {"c", "a"}
@@ -170,7 +171,7 @@ async def test_it_never_grows_above_what_can_be_had(world: World) -> None:
         short(run, 100)
         for _ in range(20):
             with pytest.raises(ModelhostError):
-                await run.infer("a", 5.0)
+                await run.infer("a", DEADLINE_S)
             assert run.host.occupancy.ledger.used("sim-0") <= 1000
         await run.end(await run.host.residency.unload("a"))
         await run.load("b")
@@ -185,7 +186,7 @@ async def test_it_is_repeated_once(world: World) -> None:
         await ready(run, "b", "c", "a")
         asked = short(run, 2)
         with pytest.raises(ModelhostError) as caught:
-            await run.infer("a", 5.0)
+            await run.infer("a", DEADLINE_S)
         assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
         assert asked == ["a", "a"]
         assert set(run.workers.resident) == {"c", "a"}
@@ -202,7 +203,7 @@ async def test_where_nobody_can_go_it_is_refused_at_once(world: World) -> None:
         await run.host.models.pin("b", pinned=True)
         asked = short(run, 1)
         with pytest.raises(ModelhostError):
-            await run.infer("a", 5.0)
+            await run.infer("a", DEADLINE_S)
         assert asked == ["a"]
         assert set(run.workers.resident) == {"a", "b"}
 
@@ -221,7 +222,7 @@ async def test_it_is_told_when_to_repeat_where_that_may_help(world: World) -> No
             error = ModelhostError(Reason.OUT_OF_DEVICE_MEMORY, "no room", told)
             run.workers.infer_errors["a"] = error
             with pytest.raises(ModelhostError) as caught:
-                await run.infer("a", 5.0)
+                await run.infer("a", DEADLINE_S)
             return caught.value.retry_delay_s
 
         assert await delay() == RETRY_S
@@ -273,9 +274,9 @@ async def test_who_came_just_now_stays(world: World) -> None:
         await run.host.update_settings(Settings(min_residency_s=2.5), ["min_residency_s"])
         run.host.routes.get("b").last_used = world.clock.monotonic()  # type: ignore[union-attr]
         short(run, 1)
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
         assert set(run.workers.resident) == {"c", "a"}
         short(run, 1)
         with pytest.raises(ModelhostError):
-            await run.infer("a", 5.0)
+            await run.infer("a", DEADLINE_S)
         assert set(run.workers.resident) == {"c", "a"}

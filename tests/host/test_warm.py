@@ -24,6 +24,7 @@ from tests.fakes.clock import settle
 from tests.fakes.workers import not_loaded, worker_lost
 from tests.host.support import World
 from tests.host.warm import evicted, state, true, verbs
+from tests.support import DEADLINE_S
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ async def test_what_is_evicted_stays_warm_and_comes_back(world: World) -> None:
         assert warm is not None
         assert (warm.state, warm.tier, warm.host_bytes) == (InstanceState.WARM, Tier.HOST, 400)
         true(run)
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
         after = run.host.registry.decided.instance_of("a")
         assert after is not None
         assert (after.id, after.generation) == (before.id, before.generation)
@@ -148,7 +149,7 @@ async def test_a_lost_copy_is_loaded_from_disk(world: World, error: ModelhostErr
         await evicted(run, "a", "b")
         before = run.host.registry.decided.instance_of("a")
         run.workers.promote_errors["a"] = error
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
         after = run.host.registry.decided.instance_of("a")
         assert before is not None
         assert after is not None
@@ -169,7 +170,7 @@ async def test_a_crash_takes_the_warm_copies_along(world: World) -> None:
         crashed = [e.key.partition("/")[0] for e in events if e.reason == "CRASHED"]
         assert sorted(crashed) == ["a", "b"]
         true(run)
-        assert await run.infer("a", 5.0) == b"x"
+        assert await run.infer("a", DEADLINE_S) == b"x"
 
 
 async def test_a_crash_during_the_swap_in_costs_a_load(world: World) -> None:
@@ -255,7 +256,7 @@ async def test_no_memory_for_a_swap_in_leaves_the_model_warm(world: World) -> No
             Reason.OUT_OF_DEVICE_MEMORY, "no", {"model": "a"}
         )
         with pytest.raises(ModelhostError) as caught:
-            await run.infer("a", 5.0)
+            await run.infer("a", DEADLINE_S)
         assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
         assert state(run, "a") is InstanceState.WARM
         true(run)
@@ -307,4 +308,4 @@ async def test_a_copy_belongs_to_its_own_worker(world: World) -> None:
         await settle()
         assert not run.host.occupancy.host.warm
         true(run)
-        assert await run.infer("own", 5.0) == b"x"
+        assert await run.infer("own", DEADLINE_S) == b"x"
