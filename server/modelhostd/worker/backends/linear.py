@@ -14,7 +14,6 @@ import functools
 import logging
 import os
 from collections import Counter
-from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
@@ -32,6 +31,7 @@ CAPACITY, TORCH_CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACIT
 0 leaves all products to MKL."""
 PROGRAMS = "128"
 """Kept of all models of a worker: 73 MiB."""
+CPUINFO_CHARACTERS = 256
 TOLERANCE = 1e-4
 """Of the trial, absolute, for sums of a hundred products of about 1."""
 
@@ -50,7 +50,9 @@ def is_of_use() -> bool:
     """Whether this is a CPU where oneDNN is the faster one, and torch has the operator."""
     backends: Any = torch.backends
     try:
-        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        # Its beginning is the first CPU; the kernel asks each one whose lines are read.
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            cpuinfo = file.read(CPUINFO_CHARACTERS)
     except OSError:
         return False
     if not mkl_is_slower(cpuinfo, backends.cpu.get_cpu_capability()):
