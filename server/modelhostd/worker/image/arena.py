@@ -3,7 +3,7 @@
 One sparse memfd, mapped once and far larger than any memory: an image is a range of it, so there is no
 fragmentation to care about, and what is freed is a hole again. Fresh pages cost five times what filling warm ones does
 (measured on two cores: 1.3 to 2 GB/s against 10 to 13), so an operator may have some kept ready. That is of huge pages where the
-kernel gives them: what is filled while it is scattered over small ones takes a fifth longer (bench/RESULTS.md).
+kernel gives them: small ones that lie scattered take up to a fifth longer to fill (bench/RESULTS.md).
 """
 
 import contextlib
