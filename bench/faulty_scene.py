@@ -84,8 +84,8 @@ class Watcher:
             for message in self._call:
                 now = time.monotonic()
                 self.seen.extend(Seen(now, event) for event in message.events)
-                for told in (*message.events[-1:], message.bookmark):
-                    self.sequence = max(self.sequence, told.sequence)
+                last = message.events[-1].sequence if message.events else 0
+                self.sequence = max(self.sequence, message.bookmark.sequence, last)
                 self._opened.set()
         except grpc.RpcError:
             return

@@ -79,7 +79,7 @@ class World:
             "backend": self.backend,
             "backend_options": {"bytes": SIZES[name]},
             "device": f"devices/{self.device}",
-            "load_timeout": 30.0,
+            "load_timeout": 280.0,  # the first load of a worker may import a library
         }
         self.scene.client.add(f"hf://org/{name}", name, config=config)
 
