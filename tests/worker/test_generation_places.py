@@ -9,6 +9,7 @@ import torch
 from modelhostd.core.text_memory import read_config
 from modelhostd.worker.backend import BadInputError, Cancelled
 from modelhostd.worker.backends.generation import engine, lanes
+from tests.support import DEADLINE_S
 from tests.worker.generation_models import (
     CONFIGS,
     CONTEXT,
@@ -142,8 +143,10 @@ def test_no_text_loses_its_place_in_vain(llama, monkeypatch):
     assert [resting.row for resting in backend._engine._resting] == [None]
 
 
-def test_a_short_stall_costs_no_place(llama):
+def test_a_short_stall_costs_no_place(llama, monkeypatch):
     """Who waits is patient for a moment with a reader that stalls."""
+    assert engine.REST_S > 1
+    monkeypatch.setattr(engine, "REST_S", DEADLINE_S)  # as long as that moment may be here
     backend = load(llama, options={"max_sequences": 1})
     slow = begin(backend, "hello", Reader(room=1), max_tokens=10)
     other = begin(backend, "x", max_tokens=10)
