@@ -98,29 +98,6 @@ async def test_a_budget_below_what_is_pinned_is_refused(tmp_path: Path) -> None:
         assert it.host.registry.decided.devices["sim-0"].budget_bytes == 1000
 
 
-async def test_zero_is_a_value_of_a_setting_or_refused(tmp_path: Path) -> None:
-    """Never the default, which is the field in the mask without a value."""
-    numbers = ("max_concurrent_downloads", "max_concurrent_loads", "queue_limit")
-    async with served(tmp_path) as it:
-
-        def update(name: str, **value: int) -> Any:
-            settings = settings_pb2.Settings(**value)  # type: ignore[arg-type]
-            mask = FieldMask(paths=[name])
-            request = pb.UpdateSettingsRequest(settings=settings, update_mask=mask)
-            return it.admin.host.UpdateSettings(request, timeout=CALL_S)
-
-        before = await it.user.host.GetSettings(pb.GetSettingsRequest(), timeout=CALL_S)
-        for name, value in (*((n, 7) for n in numbers), ("verify_rate_bytes_per_second", 2**21)):
-            assert getattr(await update(name, **{name: value}), name) == value
-            error = await failure(update(name, **{name: 0}))
-            assert error.reason == "INVALID_ARGUMENT", name
-            assert error.metadata["field"] == f"settings.{name}"
-            assert getattr(await update(name), name) == getattr(before, name)
-        for name in ("download_rate_limit_bytes_per_second", "disk_budget_bytes"):
-            assert getattr(await update(name, **{name: 2**30}), name) == 2**30
-            assert getattr(await update(name, **{name: 0}), name) == 0
-
-
 async def test_settings_act_at_once_and_go_back(tmp_path: Path) -> None:
     """A named field is written, one named without a value goes back to the configuration's."""
     async with served(tmp_path) as it:
