@@ -151,12 +151,19 @@ def datatype_of(name: str, array: Array) -> str:
 
 def _array(name: str, value: npt.ArrayLike) -> Array:
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except (TypeError, ValueError, OverflowError) as error:
         # Lists of unequal lengths, or an object that says it were an array.
         raise invalid(
             f"inputs[{name}]", "an array, or numbers in lists of equal lengths", str(error)[:200]
         ) from None
+    # A masked array's own; ``np.ma`` is a library more to import.
+    masked = np.count_nonzero(getattr(value, "mask", 0)) if isinstance(value, np.ndarray) else 0
+    if masked:
+        raise invalid(
+            f"inputs[{name}]", "an array without a mask, as filled() gives", f"{masked} masked"
+        )
+    return array
 
 
 def _check_finite(name: str, datatype: str, array: Array, sent: Array) -> None:
@@ -234,9 +241,12 @@ def _set_parameter(slot: oip.InferParameter, key: str, value: Parameter) -> None
     if isinstance(value, bool):
         slot.bool_param = value
     elif isinstance(value, int):
-        if not -(2**63) <= value < 2**63:
+        if not -(2**63) <= value < 2**64:
             raise invalid(f"parameters[{key}]", "an integer of 64 bits", shown(value))
-        slot.int64_param = value
+        if value < 2**63:
+            slot.int64_param = value
+        else:
+            slot.uint64_param = value
     elif isinstance(value, float):
         slot.double_param = value
     elif isinstance(value, str):

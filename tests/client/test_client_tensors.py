@@ -127,6 +127,15 @@ def test_lists_that_are_no_array_are_refused(inputs, field) -> None:
     assert caught.value.metadata["field"] == field
 
 
+def test_an_array_that_masks_elements_is_refused() -> None:
+    """What lies under a mask is no value: it is not sent as if it were. One that masks nothing is an array."""
+    masked = np.ma.masked_equal([1.0, -9.0, -9.0], -9.0)
+    with pytest.raises(InvalidArgument, match=r"inputs\[x\]: expected .*filled.*, got 2 masked"):
+        _tensors.infer_request("m", {"x": masked})
+    request = _tensors.infer_request("m", {"x": np.ma.array([1.0, 2.0])})
+    assert request.raw_input_contents[0] == np.array([1.0, 2.0]).tobytes()
+
+
 @pytest.mark.parametrize(
     ("array", "datatype"),
     [
@@ -202,9 +211,17 @@ def test_what_no_datatype_holds_is_refused(inputs, datatypes, field) -> None:
 
 def test_a_parameter_beyond_64_bits_is_refused() -> None:
     """An integer that the wire cannot hold, or what is none of its types, is InvalidArgument."""
-    for value in (2**63, 10**5000, None, b"x", "\ud800", [1]):
+    for value in (-(2**63) - 1, 2**64, 10**5000, None, b"x", "\ud800", [1]):
         with pytest.raises(InvalidArgument, match=r"parameters\[p\]"):
             _tensors.infer_request("m", {}, parameters={"p": value})
+
+
+def test_a_parameter_of_64_bits_without_a_sign_is_sent_as_one() -> None:
+    """An integer that only uint64 holds goes as that, every other one as int64, which existing servers know."""
+    for value, field in ((2**63, "uint64_param"), (2**64 - 1, "uint64_param"), (2**63 - 1, "int64_param")):  # fmt: skip
+        slot = _tensors.infer_request("m", {}, parameters={"p": value}).parameters["p"]
+        assert slot.WhichOneof("parameter_choice") == field
+        assert getattr(slot, field) == value
 
 
 @pytest.mark.parametrize(
