@@ -3,6 +3,8 @@
 import gc
 import logging
 import os
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -233,7 +235,7 @@ def test_an_operator_can_switch_it_off(monkeypatch):
     monkeypatch.setattr(linear, "works", lambda: True)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     found = []
-    for given in ("0", "16", None):
+    for given in ("0", "none", "16", None):
         # First set, so that what is set meanwhile goes with the test.
         for name in (linear.CAPACITY, linear.TORCH_CAPACITY):
             monkeypatch.setenv(name, "")
@@ -241,8 +243,38 @@ def test_an_operator_can_switch_it_off(monkeypatch):
         if given:
             monkeypatch.setenv(linear.CAPACITY, given)
         used = linear.is_of_use.__wrapped__()
-        found.append((used, os.environ[linear.CAPACITY], os.environ[linear.TORCH_CAPACITY]))
-    assert found == [(False, "0", "0"), (True, "16", "16"), (True, "128", "128")]
+        found.append((used, os.environ[linear.CAPACITY], os.environ.get(linear.TORCH_CAPACITY)))
+    assert found == [
+        (False, "0", None),
+        (False, "none", None),
+        (True, "16", "16"),
+        (True, "128", "128"),
+    ]
+
+
+def test_switched_off_products_in_half_precision_go_on(tmp_path):
+    """These are oneDNN's everywhere: torch ended the process at the first of them where it was told to keep no programs."""
+    script = tmp_path / "half.py"
+    script.write_text(
+        "import torch\n"
+        "from modelhostd.worker.backends import linear\n"
+        "linear.mkl_is_slower = lambda cpuinfo, capability: True\n"
+        "assert not linear.is_of_use()\n"
+        "rows = torch.ones(64, 64, dtype=torch.bfloat16)\n"
+        "with torch.inference_mode():\n"
+        "    print(torch.nn.functional.linear(rows, rows)[0, 0].item())\n"
+    )
+    environ = {**os.environ, linear.CAPACITY: "0"}
+    environ.pop(linear.TORCH_CAPACITY, None)
+    ran = subprocess.run(
+        [sys.executable, script],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (0, "64.0\n"), ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,11 @@ def is_of_use() -> bool:
         return False
     # They are read when the first program is made, which is below or later.
     kept = os.environ.setdefault(CAPACITY, PROGRAMS)
+    if not (kept.isdecimal() and int(kept)):
+        # Torch's layer is not told of it: with room for none it ends the process at its first product, be it of BF16.
+        return False
     os.environ.setdefault(TORCH_CAPACITY, kept)
-    return kept != "0" and backends.mkl.is_available() and works()
+    return bool(backends.mkl.is_available()) and works()
 
 
 def mkl_is_slower(cpuinfo: str, capability: str) -> bool:
