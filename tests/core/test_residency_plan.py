@@ -158,13 +158,15 @@ def test_what_is_too_large_is_told_what_would_help() -> None:
 def test_a_load_that_took_too_much_stays_only_where_a_budget_can_hold(
     devices: Mapping[str, DeviceView], size: int
 ) -> None:
-    """Refused exactly where it is held itself, and what is held is more than there is: else others go, or it does."""
+    """Refused exactly where it is held itself, took more than predicted, and what is held is more than there is: else others
+    go, or it does, or it took no more than it was to have.
+    """
     view = devices["d0"]
     for pinned in (True, False):
         own = Holding("new", "d0", size, InstanceState.LOADING, pinned=pinned)
         after = replace(view, holdings=(*view.holdings, own))
         held = [h for h in after.holdings if h.held and h.state is not InstanceState.DRAINING]
-        if pinned and sum(h.bytes for h in held) > view.capacity_bytes:
+        if pinned and size > 1 and sum(h.bytes for h in held) > view.capacity_bytes:
             with pytest.raises(ModelhostError) as caught:
                 check_loaded(after, "new", 1)
             assert caught.value.metadata["predictedBytes"] == "1"

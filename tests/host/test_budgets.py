@@ -82,6 +82,22 @@ async def test_a_pinned_model_that_takes_too_much_is_unloaded_again(world: World
         assert run.host.occupancy.ledger.used("sim-0") == 0
 
 
+async def test_a_pinned_model_stays_where_other_processes_took_the_memory_while_it_loaded(
+    world: World,
+) -> None:
+    """It took what was predicted: that less is there by then is not its doing, as it is not a moment after its load."""
+    async with world.host() as run:
+        await run.have("a", 300)
+        await run.host.models.pin("a", pinned=True)
+        run.workers.load_gate("a").close()
+        operation = await run.host.residency.load("a")
+        await run.workers.load_gate("a").reached()
+        run.host.occupancy.foreign["sim-0"] = 1 << 40
+        run.workers.load_gate("a").open()
+        await run.end(operation)
+        assert set(run.workers.resident) == {"a"}
+
+
 async def test_others_leave_for_a_pinned_model_that_takes_more(world: World) -> None:
     """What is idle goes, as for any budget; the pinned one stays where that is enough."""
     async with world.host() as run:

@@ -74,6 +74,9 @@ def check_loaded(view: DeviceView, model: str, predicted_bytes: int) -> None:
     held = sum(h.bytes for h in holding)
     if own is None or not own.held or held + own.bytes <= view.capacity_bytes:
         return
+    if own.bytes <= predicted_bytes:
+        # Others took the memory meanwhile: what is held stays, as it would a moment later.
+        return
     beside = ", ".join(h.told for h in holding[:NAMED_MAX])
     pinned = sum(h.bytes for h in holding if h.pinned)
     larger = " or raise the budget" if view.total_bytes > view.budget_bytes else ""
