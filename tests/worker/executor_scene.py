@@ -19,6 +19,8 @@ _numbers = itertools.count(1)
 class Channel:
     """Keeps what is answered, in order."""
 
+    max_message_bytes = 2**20
+
     def __init__(self):
         self.answers = []
 

@@ -4,7 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 
-from modelhostd.core.errors import ModelhostError, Reason
+from modelhostd.core.errors import ModelhostError
 from modelhostd.worker import failures
 from modelhostd.worker.oip import Response
 from modelhostd.worker.v1 import worker_pb2
@@ -74,7 +74,8 @@ class DataChannel(Channel):
         self._arena_bytes = arena_bytes
         self._slots = Slots(0)
         self._slots_lock = threading.Lock()
-        self._max_message_bytes = max_message_bytes
+        self.max_message_bytes = max_message_bytes
+        """What a response may have; a longer one is not sent."""
 
     def release(self, offsets: list[int]) -> None:
         """Take slots back that the daemon has read. Raises :class:`ProtocolError` for unknown ones."""
@@ -114,13 +115,8 @@ class DataChannel(Channel):
                 )
             )
             return
-        if size > self._max_message_bytes:
-            raise ModelhostError(
-                Reason.MESSAGE_TOO_LARGE,
-                f"The response has {size} bytes, at most {self._max_message_bytes} are sent; ask "
-                "for fewer outputs or send a smaller batch.",
-                {"limitBytes": str(self._max_message_bytes), "actualBytes": str(size)},
-            )
+        if size > self.max_message_bytes:
+            raise failures.answer_too_large(size, self.max_message_bytes)
         with self._slots_lock:
             offset = self._slots.allocate(size)
         if offset is not None:

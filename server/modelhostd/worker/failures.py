@@ -25,6 +25,16 @@ _ALLOCATION = re.compile(r"allocate (\d{1,20}(?:\.\d+)?) (bytes|[KMGTPE]iB)")
 _UNITS = {"bytes": 1, **{f"{c}iB": 1024**n for n, c in enumerate("KMGTPE", 1)}}
 
 
+def answer_too_large(size: int, limit: int) -> ModelhostError:
+    """Return what a request gets whose answer no message holds; ``size``: in bytes, or the least that it would have."""
+    return ModelhostError(
+        Reason.MESSAGE_TOO_LARGE,
+        f"The response has {size} bytes or more, at most {limit} are sent; ask for fewer outputs or "
+        "send a smaller batch.",
+        {"limitBytes": str(limit), "actualBytes": str(size)},
+    )
+
+
 def cancelled() -> ModelhostError:
     """Return what a request that nobody waits for is answered with."""
     return ModelhostError(Reason.CANCELLED, "The request was cancelled by its caller.")

@@ -50,7 +50,13 @@ class Forms:
         self._by_length: dict[int, _Form] = {}
 
     def parse(
-        self, payload: bytes | memoryview, *, name: str, version: int, signature: Signature
+        self,
+        payload: bytes | memoryview,
+        *,
+        name: str,
+        version: int,
+        signature: Signature,
+        most_bytes: int = oip.MOST_BYTES,
     ) -> oip.ParsedRequest:
         """Return what :func:`modelhostd.worker.oip.parse` does, and raise what it does."""
         form = self._by_length.get(len(payload))
@@ -76,7 +82,9 @@ class Forms:
                     )
                 except UnicodeDecodeError:
                     pass  # is refused below
-        parsed = oip.parse(payload, name=name, version=version, signature=signature)
+        parsed = oip.parse(
+            payload, name=name, version=version, signature=signature, most_bytes=most_bytes
+        )
         self._remember(payload, parsed)
         return parsed
 

@@ -193,6 +193,7 @@ class InferJob:
                     name=self.name,
                     version=hosted.version,
                     signature=hosted.signature,
+                    most_bytes=self.channel.max_message_bytes,
                 )
             except BaseException as error:
                 self.refuse(failures.from_infer(error, hosted.model, hosted.device))

@@ -1,15 +1,17 @@
 """Whether a request fits a model: its tensors against the signature, its outputs, its batch.
 
-Every refusal is INVALID_ARGUMENT with the field, what is expected and what came.
+Every refusal is INVALID_ARGUMENT with the field, what is expected and what came; of an answer that no message holds
+MESSAGE_TOO_LARGE.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from modelhost.oip import open_inference_pb2 as oip
 from modelhostd.core.errors import ModelhostError
+from modelhostd.worker import failures
 from modelhostd.worker.backend import Signature, Tensor, TensorSpec
 from modelhostd.worker.classification import Top
-from modelhostd.worker.tensors import MAX_NAME_CHARACTERS, refuse
+from modelhostd.worker.tensors import MAX_NAME_CHARACTERS, least_bytes, refuse
 
 _NO_TOPS: Mapping[str, Top] = {}
 
@@ -169,6 +171,26 @@ def read_requested(
             tops[name] = Top(count, labels, signature.batched)
         wanted[name] = None
     return tuple(wanted), tops
+
+
+def check_answer(
+    signature: Signature,
+    outputs: Sequence[str],
+    tops: Container[str],
+    items: int,
+    most_bytes: int,
+) -> None:
+    """Refuse what would be computed in vain: its answer has more than ``most_bytes``, as the signature alone tells."""
+    if signature.decoupled:
+        return
+    least = 0
+    for spec in signature.outputs:
+        if spec.name in tops or (outputs and spec.name not in outputs):
+            continue
+        whole = signature.batched and spec.shape[:1] == (-1,)
+        least += least_bytes(spec.datatype, (items, *spec.shape[1:]) if whole else spec.shape)
+    if least > most_bytes:
+        raise failures.answer_too_large(least, most_bytes)
 
 
 def _read_count(name: str, parameter: oip.InferParameter, model: str) -> int:

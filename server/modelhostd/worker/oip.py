@@ -14,7 +14,7 @@ from modelhostd.core.values import dataclass
 from modelhostd.worker.backend import Output, Signature, Tensor
 from modelhostd.worker.classification import Top, classify
 from modelhostd.worker.fields import split
-from modelhostd.worker.matching import check_name, count_items, match, read_requested
+from modelhostd.worker.matching import check_answer, check_name, count_items, match, read_requested
 from modelhostd.worker.tensors import (
     CONTENTS_FIELD,
     MAX_NAME_CHARACTERS,
@@ -36,6 +36,8 @@ _SHORT = [bytes((value,)) for value in range(0x80)]
 Parameter = bool | int | float | str
 Answer = tuple[int, tuple[tuple[str, str, tuple[int, ...]], ...]]
 """A version, and name, datatype and shape of each of its outputs."""
+MOST_BYTES = 2**31 - 1
+"""What a message of protobuf holds."""
 HEADS_MAX = 8
 """Answers to requests of one form whose encoding is kept."""
 
@@ -57,12 +59,17 @@ class ParsedRequest:
 
 
 def parse(
-    payload: bytes | memoryview, *, name: str, version: int, signature: Signature
+    payload: bytes | memoryview,
+    *,
+    name: str,
+    version: int,
+    signature: Signature,
+    most_bytes: int = MOST_BYTES,
 ) -> ParsedRequest:
     """Parse and check one encoded ModelInferRequest for the model called ``name`` by its client.
 
     The tensors are views into ``payload``. Raises INVALID_ARGUMENT naming field, expected and actual, or MODEL_NOT_FOUND for
-    another version.
+    another version, or MESSAGE_TOO_LARGE where the signature tells that the answer has more than ``most_bytes``.
     """
     request, raw = _decode(payload)
     _check_route(request, name, version)
@@ -71,6 +78,7 @@ def parse(
     outputs, tops = read_requested(request, signature, inputs, name)
     parameters = _read_parameters(request, signature, name)
     items = count_items(signature, inputs, name)
+    check_answer(signature, outputs, tops, items, most_bytes)
     return ParsedRequest(request.id, name, inputs, outputs, parameters, items, tops, {})
 
 

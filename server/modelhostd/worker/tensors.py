@@ -222,6 +222,14 @@ def as_tensor(output: Output) -> Tensor:
     return Tensor(datatype, array)
 
 
+def least_bytes(datatype: str, shape: Sequence[int]) -> int:
+    """Return what the raw contents of such a tensor have, of texts their lengths alone; 0 where a size is not known."""
+    if min(shape, default=0) < 0 or datatype not in _NUMPY:
+        return 0
+    element = _LENGTH.size if datatype == "BYTES" else _NUMPY[datatype].itemsize
+    return math.prod(shape) * element
+
+
 def to_raw(tensor: Tensor) -> bytes | memoryview:
     """Return the tensor as raw contents, without a copy where it is large and has that form already.
 
