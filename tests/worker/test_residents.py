@@ -4,6 +4,7 @@ import gc
 import weakref
 
 import pytest
+import torch
 
 from modelhostd.worker.backend import LoadContext
 from modelhostd.worker.executor import Executor
@@ -79,7 +80,8 @@ def test_a_demotion_that_waited_for_an_unload_is_answered(residents, channel):
 
 @pytest.mark.parametrize("cycle", [False, True])
 def test_an_unload_looks_for_cycles_only_where_there_are_some(residents, cycle, monkeypatch):
-    """A look at all objects holds every request of the worker: not for a backend that is gone without it."""
+    """A look at all objects holds every request of the worker: not for a backend that leaves none and is gone without it."""
+    monkeypatch.setattr(TorchBackend, "may_leave_cycles", False)
     looks = []
     real = gc.collect
     monkeypatch.setattr(gc, "collect", lambda *generation: looks.append(1) or real(*generation))
@@ -93,3 +95,15 @@ def test_an_unload_looks_for_cycles_only_where_there_are_some(residents, cycle, 
     residents._unload(Frame(Kind.UNLOAD, 0, 1, 1, header, b""))
     assert gone() is None
     assert len(looks) == cycle
+
+
+def test_what_a_backend_left_in_cycles_is_free_when_its_unload_is_answered(residents):
+    """The backend itself may be gone by then: of what it had beside its module nobody knows, unless it says that there is none."""
+    (resident,) = residents._residents.values()
+    workspace = resident.hosted.backend.workspace = torch.nn.Identity()
+    workspace.itself = [workspace]
+    gone = weakref.ref(workspace)
+    del resident, workspace
+    header = worker_pb2.UnloadHeader(instance="a").SerializeToString()
+    residents._unload(Frame(Kind.UNLOAD, 0, 1, 1, header, b""))
+    assert gone() is None

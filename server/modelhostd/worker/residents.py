@@ -128,13 +128,15 @@ class Residents:
         activity = self._endings[frame.request] = self._activity(frame, loading=False)
         activity.begin(resident.hosted.model)
         backend = weakref.ref(resident.hosted.backend)
+        may_leave_cycles = resident.hosted.backend.may_leave_cycles
         let_go(resident.hosted.backend)
         # Not only from the list: whoever waits for the lock has the resident in its hands.
         image = resident.image
         del resident.hosted, resident.image
         self._imaging.close(image)
-        # What is still there is in a cycle, or in somebody's hands.
-        free_memory(thorough=image is None, looking=backend() is not None)
+        # A backend that is still there is in a cycle, or in somebody's hands.
+        looking = may_leave_cycles or backend() is not None
+        free_memory(thorough=image is None, looking=looking)
         activity.end()
         del self._endings[frame.request]
 

@@ -63,6 +63,7 @@ class TransformersBackend(Backend):
     platform: ClassVar[str] = "pytorch_transformers"
     hands_over = True
     takes_state = True
+    may_leave_cycles = False
 
     def __init__(self) -> None:
         self._model: Any = None

@@ -75,6 +75,7 @@ class TextGenerationBackend(Backend):
     platform: ClassVar[str] = "pytorch_transformers"
     stepwise = True
     takes_state = True
+    may_leave_cycles = False
 
     def __init__(self) -> None:
         self._model: Any = None
