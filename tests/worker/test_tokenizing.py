@@ -25,6 +25,7 @@ from modelhostd.worker.wire import frames
 from modelhostd.worker.wire.blackbox import PAGE_BYTES, BlackBox
 from modelhostd.worker.wire.frames import Frame, Kind
 from tests.support import wait_until
+from tests.worker import generation_models
 from tests.worker.bert import ask, load
 
 MB = 10**6
@@ -130,6 +131,21 @@ def test_how_it_was_called_does_not_show_when_it_comes_back(tiny):
     again = shelf.take(tiny)
     assert again is taken
     assert again.tokenizer(TEXTS)["input_ids"] == expected
+
+
+def test_what_one_task_set_does_not_show_when_it_comes_back_for_another(tmp_path, monkeypatch):
+    """A tokenizer without a token for padding is given one for embeddings; a chat template is told of none, as before."""
+    shelf = Shelf(read_tokenizer, memory_of, 64 * MB)
+    monkeypatch.setattr("modelhostd.worker.backends.transformers.SHELF", shelf)
+    generation_models.save_model(tmp_path)
+    expected = read_tokenizer(tmp_path)
+    backend = load(tmp_path)
+    assert backend.health_check().ok
+    backend.unload()
+    assert shelf.held_bytes
+    tokenizer = shelf.take(tmp_path).tokenizer
+    assert tokenizer.special_tokens_map == expected.special_tokens_map
+    assert tokenizer.get_added_vocab() == expected.get_added_vocab()
 
 
 def test_weights_have_no_part_in_what_a_tokenizer_is(tmp_path):

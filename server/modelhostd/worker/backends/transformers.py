@@ -71,6 +71,8 @@ class TransformersBackend(Backend):
         """The model, or what torch compiled of it."""
         self._tokenizer: Any = None
         self._taken: Taken | None = None
+        self._pads_by_another = False
+        """Whether the tokenizer came without a token for padding."""
         self._well = False
         """Whether the last canary was answered, so that what answered it can be kept."""
         self._task: Task
@@ -102,7 +104,8 @@ class TransformersBackend(Backend):
         config.use_cache = False
         self._taken = SHELF.take(context.model_dir)
         self._tokenizer = self._taken.tokenizer
-        if self._tokenizer.pad_token is None:
+        self._pads_by_another = self._tokenizer.pad_token is None
+        if self._pads_by_another:
             # Generative models come without one; what pads is masked out, so any token will do.
             self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
         recipe = read_recipe(context.model_dir, context.options)
@@ -215,6 +218,9 @@ class TransformersBackend(Backend):
         taken, self._taken = self._taken, None
         self._model = self._call = self._tokenizer = self._canary = None
         if taken is not None and self._well:
+            if self._pads_by_another:
+                # As it was read: who generates with it next tells a chat template of its tokens.
+                taken.tokenizer.pad_token = None
             SHELF.give_back(taken)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
