@@ -80,6 +80,15 @@ def test_infer_refuses_files_and_options_that_are_none(double: Double, run, tmp_
     assert double.calls == []
 
 
+def test_infer_refuses_lists_deeper_than_tensors(double: Double, run) -> None:
+    """Hundreds of lists in one another are no array, and said to be none, by whatever reads them."""
+    double.on("ModelMetadata", oip.ModelMetadataResponse(name="m"))
+    done = run("infer", "m", "-i", f"x={'[' * 600}{']' * 600}")
+    assert done.exit_code == 2
+    assert "inputs[x]" in done.stderr
+    assert double.requests("ModelInfer") == []
+
+
 def test_infer_shortens_long_rows_for_people(double: Double, run) -> None:
     """A table shows the first numbers of a row and how many there are."""
     double.on("ModelInfer", answer_with("embedding", np.ones((1, 384))))

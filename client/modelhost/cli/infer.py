@@ -126,10 +126,16 @@ def _guess(value: Any) -> str:
 
 
 def _kinds(value: Any) -> set[type]:
-    """Return the types of what is in nested lists."""
-    if isinstance(value, list):
-        return {kind for item in value for kind in _kinds(item)}
-    return {type(value)}
+    """Return the types of what is in nested lists, however deep they are."""
+    kinds = set()
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, list):
+            left += item
+        else:
+            kinds.add(type(item))
+    return kinds
 
 
 def _to_array(name: str, value: Any, datatype: str) -> "Array":
