@@ -55,9 +55,10 @@ async def refused(folder: Any, request: Any, field: str, expected: str) -> Failu
         (pb.GenerateRequest(prompt="x"), "text_input", "prompt"),
         (pb.GenerateRequest(prompt="x"), "text_input[0]", "prompt"),
         (pb.GenerateRequest(prompt="x"), "parameters[max_tokens]", "sampling.max_tokens"),
+        (pb.GenerateRequest(prompt="x"), "sampling_parameters", "sampling"),
         (pb.GenerateRequest(prompt="x"), "model_version", "model_version"),
     ],
-    ids=["embed", "classify", "prompt", "one prompt", "sampling", "another"],
+    ids=["embed", "classify", "prompt", "one prompt", "sampling", "all sampling", "another"],
 )
 async def test_the_field_is_the_requests(
     tmp_path: Any, request_: Any, field: str, named: str

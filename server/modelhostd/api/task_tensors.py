@@ -96,6 +96,7 @@ def own_words(error: ModelhostError) -> ModelhostError:
         "text": f"texts{bracket}{rest}",
         "text_input": "prompt",
         "messages": field,
+        "sampling_parameters": "sampling",
         "parameters": f"sampling.{rest.removesuffix(']')}",
     }.get(name)
     if own is None or error.reason is not Reason.INVALID_ARGUMENT:
