@@ -1,6 +1,8 @@
 """How the command line prints and exits: formats, unsafe text, exit codes."""
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import grpc
@@ -8,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from modelhost.cli.app import app
+from modelhost.cli.output import Output
 from modelhost.v1 import (
     model_service_pb2,
     models_pb2,
@@ -204,3 +207,11 @@ def test_a_hint_is_not_said_twice(double: Double, run) -> None:
     message = "no model; `modelhost ls` lists them, `modelhost pull` adds one"
     double.on("GetModel", failure(S.NOT_FOUND, "MODEL_NOT_FOUND", message))
     assert "next:" not in run("show", "m").stderr
+
+
+def test_json_into_what_has_no_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that collects the output in a text of its own gets what a pipe gets."""
+    collected = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", collected)
+    Output("json").document({"text": "東京"})
+    assert collected.getvalue() == '{\n  "text": "東京"\n}\n'

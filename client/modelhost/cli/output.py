@@ -175,7 +175,7 @@ def to_dict(message: "Message") -> dict[str, Any]:
 def dump(value: object, indent: int | None = None) -> str:
     """Return JSON that is safe to show, whatever is in its strings."""
     # Another encoding may lack a character, and what stands for it then is no JSON.
-    ascii_only = sys.stdout.encoding.lower() not in ("utf-8", "utf8")
+    ascii_only = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
     return plain_json(json.dumps(value, indent=indent, ensure_ascii=ascii_only, default=str))
 
 
