@@ -98,6 +98,31 @@ async def test_a_pinned_model_stays_where_other_processes_took_the_memory_while_
         assert set(run.workers.resident) == {"a"}
 
 
+class Once(dict[str, int]):
+    """Bytes of which each is measured once."""
+
+    def get(self, key: str, default: object = None) -> object:  # type: ignore[override]
+        """Return a size that is not there afterwards."""
+        return self.pop(key, default)  # type: ignore[arg-type]
+
+
+async def test_what_served_before_a_reload_that_takes_too_much_serves_again(world: World) -> None:
+    """As where the reload fails for any other reason: a pinned model is not left without an instance."""
+    async with world.host() as run:
+        await run.have("a", 300)
+        await run.load("a")
+        await run.host.models.pin("a", pinned=True)
+        await run.host.models.update("a", _fp16)
+        run.workers.measured_bytes = Once(a=1200)
+        done = await run.failed(await run.host.reloads.reload("a"))
+        assert done.error is not None
+        assert done.error.reason == "OUT_OF_DEVICE_MEMORY"
+        await settle()
+        assert [verb for verb, *_ in run.workers.log] == ["load", "unload"] * 2 + ["load"]
+        assert set(run.workers.resident) == {"a"}
+        assert run.host.occupancy.ledger.used("sim-0") == run.workers.device_bytes("sim-0") < 1000
+
+
 async def test_others_leave_for_a_pinned_model_that_takes_more(world: World) -> None:
     """What is idle goes, as for any budget; the pinned one stays where that is enough."""
     async with world.host() as run:

@@ -105,17 +105,17 @@ class Loading(LoadTasks):
     async def _load(self, wanted: Wanted, route: Route, spec: LoadSpec) -> None:
         left = max(0.0, wanted.deadline - self._registry.clock.monotonic())
         workers = self._occupancy.workers
+        refused: ModelhostError | None = None
         try:
             async with asyncio.timeout(left):
                 loaded = await workers.load(
                     route.device, spec, lambda p: self._occupancy.report(wanted.operations, p)
                 )
-            if wanted.stopped_by is None:
-                wanted.stopped_by = self._measured(wanted, route, spec, loaded)
-            if wanted.stopped_by is not None:
+            refused = wanted.stopped_by or self._measured(wanted, route, spec, loaded)
+            if refused is not None:
                 # It was stopped at the moment of its end, or takes more than it can have.
                 await workers.unload(route.device, route.instance, route.generation)
-                raise wanted.stopped_by
+                raise refused
         except TimeoutError:
             self._unmake(wanted, route, errors.too_late(wanted))
         except asyncio.CancelledError:
@@ -123,7 +123,11 @@ class Loading(LoadTasks):
             if wanted.stopped_by is None:
                 raise
         except ModelhostError as error:
-            self._failed(wanted, route, error)
+            if error is refused:
+                # Not tried again with more memory: it was measured.
+                self._unmake(wanted, route, error)
+            else:
+                self._failed(wanted, route, error)
         except Exception:
             log.exception("load failed unexpectedly", model=wanted.model)
             self._unmake(wanted, route, errors.unexpected(wanted))
