@@ -98,7 +98,7 @@ def encode(name: str, array: Array, datatype: str = "") -> tuple[str, bytes]:
     with np.errstate(over="ignore"):
         sent = array.astype(dtype, copy=False)
     _check_finite(name, datatype, array, sent)
-    if numbers and sent.dtype != array.dtype and not np.array_equal(sent, array):
+    if array.dtype.kind in "iu" and sent.dtype != array.dtype and not np.array_equal(sent, array):
         # A whole number that does not fit would arrive as another one.
         raise invalid(f"inputs[{name}]", f"numbers that {datatype} can hold", _span(array))
     return datatype, sent.tobytes()

@@ -156,11 +156,15 @@ def test_a_number_does_not_become_infinite(array, datatype) -> None:
 
 
 def test_whole_numbers_take_a_datatype_that_holds_them() -> None:
-    """A list of small numbers may be sent as any whole datatype; one that would wrap around is refused with its range."""
+    """A list of small numbers may be sent as any whole datatype; one that would arrive as another is refused with its range."""
     assert _tensors.encode("x", np.array([0, 255]), "UINT8") == ("UINT8", b"\0\xff")
     for datatype in ("INT8", "UINT8"):
         with pytest.raises(InvalidArgument, match="-1 to 300"):
             _tensors.encode("x", np.array([-1, 300]), datatype)
+    # The first one that FP32, of 24 bits, would round to another.
+    assert _tensors.encode("x", np.array([2**24]), "FP32")[0] == "FP32"
+    with pytest.raises(InvalidArgument, match="numbers that FP32 can hold"):
+        _tensors.encode("x", np.array([0, 2**24 + 1]), "FP32")
 
 
 def test_a_request_is_read_by_an_existing_client() -> None:
