@@ -17,6 +17,9 @@ CHUNK_CHARACTERS = 2**20
 """Characters that are made tokens at once, unless one text has more: a tokenizer takes a second or two for so many."""
 HEAD_CHARACTERS = 16
 """For each token that is wanted, of a long text: what is looked at first, several times as long as words are."""
+LEAST_HEAD_CHARACTERS = 4096
+"""Looked at in any case: a quarter of it is longer than the longest word that a tokenizer takes apart (of 100 characters, for BERT). The
+beginning of a longer one, which is unknown as a whole, would else be taken for words."""
 PASS_TOKENS = 24
 """What one pass more through a model costs on a CPU, in tokens of one thread."""
 PASS_THREADS = 8
@@ -143,7 +146,7 @@ def _encode(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Any:
             wanted, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
         )
 
-    head = max_tokens * HEAD_CHARACTERS
+    head = max(max_tokens * HEAD_CHARACTERS, LEAST_HEAD_CHARACTERS)
     long = [place for place, text in enumerate(texts) if len(text) > 2 * head]
     if not (long and tokenizer.is_fast and tokenizer.truncation_side == "right"):
         return encode(texts)
