@@ -1,11 +1,11 @@
 """Linear layers in FP32 on CPUs that MKL was not made for: by oneDNN, with the weights as they lie in memory.
 
 torch gives FP32 products to MKL, and those in half precision to oneDNN. On an AMD CPU (Zen 4, torch 2.13, MiniLM) MKL is the slower one of
-the two from a hundred rows on, and oneDNN adds the bias and applies GELU while it has the product at hand: 1.10x to 1.15x for a pass of
-32 texts (bench/RESULTS.md). Its own layout of weights would give more, and be a second copy of them: not used.
+the two from some twenty rows on, and oneDNN adds the bias and applies GELU while it has the product at hand: 1.05x to 1.1x for a pass of
+one text or of many (bench/RESULTS.md). Its own layout of weights would give more, and be a second copy of them: not used.
 
-oneDNN makes a program for each shape: 0.6 ms and 0.57 MiB for each number of rows with each kind of layer. A pass of few rows would often
-cost more than it saves, so it stays with MKL; and the number of programs that are kept is bounded (torch's is 1,024).
+oneDNN makes a program for each shape: 0.6 ms and 0.57 MiB for each number of rows with each kind of layer. Very few rows would
+cost more than they save, so they stay with MKL; and the number of programs that are kept is bounded (torch's is 1,024).
 
 torch's operator is private. So it is tried once, and where it is absent or answers otherwise MKL goes on.
 """
@@ -21,11 +21,11 @@ from torch.nn import functional
 
 log = logging.getLogger("modelhost.worker")
 
-MIN_ROWS = 128
-"""Of a product (items x tokens). One thread, oneDNN's time beside MKL's: 0.8x to 1.0x below 64 rows, 1.0x to 1.1x at 128, 1.05x to 1.2x
-from 256 on."""
+MIN_ROWS = 16
+"""Of a product (items x tokens). Passes of one text on a quiet machine, with programs made along the way: 1.05x to 1.1x with 16 and with 24,
+no more with 8, where the products of a step of eight texts begin, at 0.7x to 1x."""
 MIN_WEIGHTS = 2 * 2**20
-"""Of all layers of a model that share a shape, and so its programs: with fewer, a program for 128 rows costs more than it saves once."""
+"""Of all layers of a model that share a shape, and so its programs: with fewer, a program costs more than it saves."""
 CAPACITY, TORCH_CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"
 """Variables of oneDNN and of the layer that torch has before it; each of them keeps half of a program. An operator sets the first for both:
 0 leaves all products to MKL."""
