@@ -18,8 +18,9 @@ from modelhostd.core.values import dataclass
 from modelhostd.worker.process import drops_when_short, importing
 
 MAX_TOKENIZERS = 32
+MAX_BYTES = 256 * 2**20
 MEMORY_SHARE = 64
-"""All that are kept take at most one part in so many of the machine's memory."""
+"""All that are kept take at most one part in so many of the machine's memory, and ``MAX_BYTES``: a container has less than its machine."""
 WORD_BYTES = {"WordPiece": 400, "WordLevel": 400, "BPE": 800, "Unigram": 1300}
 """Of memory, for each word: 10 MB for 30,522 of WordPiece, 308 MB for 250,000 of Unigram, 44 MB for 128,000 of BPE, and as
 much again where the library keeps words and merges in Python, too."""
@@ -163,7 +164,7 @@ _JSON = types.SimpleNamespace(**{**vars(json), "load": _load})
 SHELF = Shelf(
     read_tokenizer,
     memory_of,
-    os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MEMORY_SHARE,
+    min(MAX_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MEMORY_SHARE),
 )
 """Of this worker."""
 drops_when_short(SHELF.clear)
