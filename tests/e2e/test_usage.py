@@ -113,7 +113,7 @@ def test_what_models_say_of_themselves_works(served: tuple[Daemon, str]) -> None
         ):
             with pytest.raises(InvalidArgument, match=named):
                 client.generate("writer", "hello", **bad)
-        with pytest.raises(InvalidArgument, match="text_input"):
+        with pytest.raises(InvalidArgument, match="prompt"):
             client.generate("writer", "x" * 500)
         with pytest.raises(InvalidArgument, match="call Embed"):
             client.generate("minilm", "hello")
