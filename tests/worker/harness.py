@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from modelhost.oip import open_inference_pb2 as oip
 from modelhostd.adapters.workers import ProcessWorkers, WorkersConfig
@@ -15,6 +17,7 @@ from modelhostd.core.resources import Isolation, ModelConfig, Progress
 from modelhostd.ports import LoadSpec, WorkerExit
 from modelhostd.worker.backend import Tensor
 from modelhostd.worker.tensors import as_tensor, to_raw
+from tests.fakes.clock import settle
 from tests.support import DEADLINE_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,3 +150,15 @@ def open_descriptors() -> dict[str, str]:
 def started(gate: Path) -> int:
     """Return how many stand (or stood) before a gate of the trouble backend."""
     return len(list(gate.parent.glob(f"{gate.name}.*.started")))
+
+
+async def cancelled_in_vain(task: "asyncio.Task[Any]", pid: int) -> None:
+    """Cancel work of a worker again and again while that stands still: it ends only when the worker has gone on."""
+    for _ in range(3):
+        await settle(2)
+        task.cancel()
+    await settle(1)
+    assert not task.done()
+    os.kill(pid, signal.SIGCONT)
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -13,7 +13,7 @@ from modelhostd.worker.wire import images
 from modelhostd.worker.wire.images import PAGE_BYTES, SPACE_BYTES, Kept, Range
 from tests.support import wait_until_async
 from tests.worker.adoption_scene import DEADLINE_S, REAL, Scene
-from tests.worker.harness import ignore, running
+from tests.worker.harness import cancelled_in_vain, ignore, running
 
 pytestmark = pytest.mark.timeout(900)  # each starts workers that import torch, on a busy machine
 
@@ -100,15 +100,7 @@ async def test_what_outlived_a_worker_is_free_when_a_cancelled_unload_says_so(tm
         await wait_until_async(lambda: len(listener.ready) == 2, DEADLINE_S)
         os.kill(scene.worker.pid, signal.SIGSTOP)
         unload = asyncio.create_task(workers.unload("sim-0", "a-1", ord("a")))
-        for _ in range(3):
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            unload.cancel()
-        await asyncio.sleep(0)
-        assert not unload.done()
-        os.kill(scene.worker.pid, signal.SIGCONT)
-        with pytest.raises(asyncio.CancelledError):
-            await unload
+        await cancelled_in_vain(unload, scene.worker.pid)
         assert scene.memory.held_bytes == 0
 
 
@@ -181,15 +173,7 @@ async def test_an_adoption_that_is_cancelled_twice_has_ended_when_it_says_so(tmp
         for _ in range(2):  # adopted first, then back from host memory
             os.kill(scene.worker.pid, signal.SIGSTOP)
             task = asyncio.create_task(scene.promote("a"))
-            for _ in range(3):
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-                task.cancel()
-            await asyncio.sleep(0)
-            assert not task.done()
-            os.kill(scene.worker.pid, signal.SIGCONT)
-            with pytest.raises(asyncio.CancelledError):
-                await task
+            await cancelled_in_vain(task, scene.worker.pid)
             await scene.promote("a")
             assert await scene.infer("a") == expected[0]
             assert await workers.demote("sim-0", "a-1", ord("a"))

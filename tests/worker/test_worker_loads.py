@@ -12,6 +12,7 @@ from modelhostd.core.resources import Health, Isolation, Phase
 from tests.support import wait_until_async
 from tests.worker.harness import (
     CONFIG,
+    cancelled_in_vain,
     encode,
     ignore,
     numbers,
@@ -295,15 +296,7 @@ async def test_an_unload_that_is_cancelled_has_ended_when_it_says_so():
         (pid,) = workers.pids()
         os.kill(pid, signal.SIGSTOP)
         unload = asyncio.create_task(workers.unload("cpu", "m-1", 1))
-        for _ in range(3):
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            unload.cancel()
-        await asyncio.sleep(0)
-        assert not unload.done()
-        os.kill(pid, signal.SIGCONT)
-        with pytest.raises(asyncio.CancelledError):
-            await unload
+        await cancelled_in_vain(unload, pid)
         assert workers.pids() == {}
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+import structlog
+
 from modelhost.oip import model_config_pb2, open_inference_pb2
 from modelhostd.api import convert_from, oip_answers, oip_config
 from modelhostd.api.calls import Call
@@ -17,6 +19,8 @@ from modelhostd.host import Host
 from modelhostd.host.arrivals import no_version
 from modelhostd.host.routes import Route
 from modelhostd.ports import Loaded
+
+log = structlog.get_logger(__name__)
 
 _oip = open_inference_pb2
 
@@ -124,8 +128,10 @@ class Repository:
 
     def _loaded_with(self, work: "asyncio.Task[None]") -> None:
         self._loads.discard(work)
-        if not work.cancelled():
-            work.exception()  # Looked at: its caller may have gone.
+        # Its caller may have gone: nobody else would tell of what was not foreseen.
+        error = None if work.cancelled() else work.exception()
+        if error is not None and not isinstance(error, ModelhostError):
+            log.error("a load with a config failed unexpectedly", exc_info=error)
 
     async def _reconfigure(
         self, change: oip_config.ConfigChange, model: Model, principal: str
